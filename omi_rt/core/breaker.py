@@ -1,0 +1,73 @@
+"""Process-wide protection of the provider: a breaker for refusals, a bucket for re-dials."""
+
+from __future__ import annotations
+
+import math
+from random import Random
+
+from attrs import define
+
+from omi_rt.core.pacing import TokenBucket
+
+PROBE_SECONDS = 10.0
+"""While open, one session is let through this often, to see whether it has passed."""
+OPENING_STATUSES = frozenset({401, 402, 403, 404})
+"""Refusals that concern every session: the key, the credit, the model, the path."""
+
+
+@define
+class Breaker:
+    """Answers new sessions without dialling once Deepgram refused what all sessions have in common.
+
+    Closed until a refusal opens it; an open connection closes it again.
+    """
+
+    _random: Random
+    opened_by: int | None = None
+    """The HTTP status that opened it, or None while it is closed."""
+    _next_probe: float = 0.0
+
+    def refused(self, status: int, now: float) -> bool:
+        """Note a final refusal; returns whether that opened the breaker."""
+        if status not in OPENING_STATUSES:
+            return False
+        was_closed = self.opened_by is None
+        self.opened_by = status
+        self._next_probe = now + PROBE_SECONDS
+        return was_closed
+
+    def succeeded(self) -> None:
+        """Note an open connection."""
+        self.opened_by = None
+
+    def retry_after(self, now: float) -> int | None:
+        """Decide over a new session: None lets it in, else the seconds for ``Retry-After``.
+
+        The seconds are jittered over two probes' time, so that those sent away do not come back
+        together.
+        """
+        if self.opened_by is None:
+            return None
+        if now >= self._next_probe:
+            self._next_probe = now + PROBE_SECONDS
+            return None
+        wait = self._next_probe - now + self._random.uniform(0.0, 2 * PROBE_SECONDS)
+        return max(1, math.ceil(wait))
+
+
+@define
+class DialGate:
+    """Spreads re-dials over time; a first dial passes, unless dials are failing."""
+
+    _bucket: TokenBucket
+    failing: bool = False
+    """Whether the last dial of the process failed."""
+
+    def delay(self, now: float, *, is_redial: bool) -> float:
+        """Seconds to wait before dialling; what is 0.0 has been counted."""
+        if not is_redial and not self.failing:
+            return 0.0
+        delay = self._bucket.delay(1.0, now)
+        if delay == 0.0:
+            self._bucket.take(1.0, now)
+        return delay

@@ -1,0 +1,254 @@
+"""Deepgram's live protocol without the wire: query, messages, and what its refusals mean.
+
+Sources: Deepgram's AsyncAPI specification of ``/v1/listen`` (2026-07), its pages on live streaming,
+errors and recovery, and issues of its SDKs. The service moves, so unknown message types and fields
+are ignored, and what comes wrong is handled by a stated rule:
+
+===============================================  ===================================================
+what comes                                       what is done
+===============================================  ===================================================
+no JSON, no object, no ``type``                  counted as malformed, skipped
+an unknown ``type``, ``Error``                   counted as ignored, skipped
+Results without ``channel`` or alternatives      counted as malformed, skipped
+``start`` or ``duration`` missing, negative,     the final ends where its last word ends;
+NaN, infinite, no number                         without words it is malformed
+a word's times missing, negative, NaN ...        the word stands at the end of the one before it
+                                                 (the first at the final's start), length 0
+a word that ends before it starts                its end is its start
+``speaker`` no whole number from 0 to 999         as if there were none: the word before's
+no ``punctuated_word``                           ``word``
+a word without text                              skipped
+a transcript without words                       one word that spans the final
+a final beyond what was sent, overlapping,       clamped to what was sent; each word once, by the
+doubled, of an ended epoch                       rules in ``core/epoch.py``
+===============================================  ===================================================
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode, urlsplit, urlunsplit
+
+import cattrs
+from attrs import field, frozen
+from cattrs.errors import BaseValidationError
+
+from omi_rt.core.json import JSONError, loads
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from omi_rt.core.listen import ListenRequest
+
+KEEP_ALIVE = '{"type":"KeepAlive"}'
+FINALIZE = '{"type":"Finalize"}'
+CLOSE_STREAM = '{"type":"CloseStream"}'
+
+DEFAULT_OPTIONS: dict[str, tuple[str, ...]] = {
+    "punctuate": ("true",),
+    "no_delay": ("true",),
+    "endpointing": ("100",),
+    "interim_results": ("false",),
+    "smart_format": ("true",),
+    "profanity_filter": ("false",),
+    "diarize": ("true",),
+    "filler_words": ("false",),
+    "model": ("nova-2-general",),
+}
+"""The fixed rows of the configuration table; the others depend on the request."""
+
+MAX_LABEL = 999
+"""A speaker label or channel over this is no number that a provider means."""
+
+_FINAL_CLOSE_CODES = frozenset({1008})
+_RETRYABLE_STATUSES = frozenset({408, 425, 429, 499})
+
+
+def listen_url(
+    base: str, request: ListenRequest, options: Mapping[str, Sequence[str]] | None = None
+) -> str:
+    """Make the URL of one live connection.
+
+    Args:
+        base: ws(s) or http(s), with or without a path; ``/v1/listen`` is appended.
+        request: the device's; its language, rate and channels go up.
+        options: parameters that replace or join the defaults; a value is a list, repeated in the
+            query; an empty list leaves the parameter out.
+    """
+    multichannel = request.channels > 1
+    query: dict[str, Sequence[str]] = {
+        "language": ("multi" if request.language == "auto" else request.language,),
+        "sample_rate": (str(request.sample_rate),),
+        "encoding": ("linear16",),
+        "channels": (str(request.channels),),
+        "multichannel": ("true" if multichannel else "false",),
+        **DEFAULT_OPTIONS,
+        **(options or {}),
+    }
+    parts = urlsplit(base)
+    scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
+    path = parts.path.rstrip("/").removesuffix("/v1/listen").removesuffix("/v1") + "/v1/listen"
+    return urlunsplit((scheme, parts.netloc, path, urlencode(query, doseq=True), ""))
+
+
+def is_retryable_status(status: int) -> bool:
+    """Tell whether a handshake refused with this HTTP status may succeed later, unchanged."""
+    return status >= 500 or status in _RETRYABLE_STATUSES
+
+
+def is_retryable_close(code: int) -> bool:
+    """Tell whether a connection that ended with this close code is worth another.
+
+    Only 1008 is final: the same bytes would be refused again. An unasked 1000 is abnormal and
+    retried; so are the undocumented 4xxx, on which Deepgram's own examples disagree: the back-off
+    bounds what that costs, and giving up would cost words.
+    """
+    return code not in _FINAL_CLOSE_CODES
+
+
+# Each time may be anything that JSON can say; what is no usable number becomes None here.
+def _seconds(value: Any) -> float | None:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return None
+    return float(value) if math.isfinite(value) and value >= 0 else None
+
+
+def _label(value: Any) -> int | None:
+    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LABEL
+    return value if usable else None
+
+
+def _text(value: Any) -> str:
+    return value.strip() if isinstance(value, str) else ""
+
+
+def _flag(value: Any) -> bool:
+    return value is True
+
+
+def _channel_index(value: Any) -> tuple[int, int]:
+    numbers = value if isinstance(value, list) else []
+    match [_label(number) for number in numbers[:2]]:
+        case [int(channel), int(count)]:
+            return channel, count
+        case [int(channel), *_]:
+            return channel, channel + 1
+        case _:
+            return 0, 1
+
+
+def _words(value: Any) -> tuple[Word, ...]:
+    items = value if isinstance(value, list) else []
+    return tuple(_converter.structure(item, Word) for item in items if isinstance(item, dict))
+
+
+@frozen
+class Word:
+    """One word of a Results message; times in seconds of this connection's audio."""
+
+    word: str = field(default="", repr=False, converter=_text)
+    start: float | None = field(default=None, converter=_seconds)
+    end: float | None = field(default=None, converter=_seconds)
+    punctuated_word: str = field(default="", repr=False, converter=_text)
+    speaker: int | None = field(default=None, converter=_label)
+
+    @property
+    def text(self) -> str:
+        """The word as it is written."""
+        return self.punctuated_word or self.word
+
+
+@frozen
+class Alternative:
+    """One reading of a stretch of audio."""
+
+    transcript: str = field(default="", repr=False, converter=_text)
+    words: tuple[Word, ...] = field(default=(), repr=False, converter=_words)
+
+
+@frozen
+class Channel:
+    """The readings of one channel, the best first."""
+
+    alternatives: list[Alternative]
+
+
+@frozen
+class Results:
+    """A transcript of a stretch of one channel; only ``is_final`` ones count for us."""
+
+    channel: Channel
+    channel_index: tuple[int, int] = field(default=(0, 1), converter=_channel_index)
+    """Which channel, of how many."""
+    start: float | None = field(default=None, converter=_seconds)
+    duration: float | None = field(default=None, converter=_seconds)
+    is_final: bool = field(default=False, converter=_flag)
+    speech_final: bool = field(default=False, converter=_flag)
+    from_finalize: bool = field(default=False, converter=_flag)
+
+    @property
+    def end(self) -> float | None:
+        """End of the stretch in seconds, if the message says so usably."""
+        if self.start is None or self.duration is None:
+            return None
+        return self.start + self.duration
+
+    @property
+    def best(self) -> Alternative:
+        """The first alternative."""
+        return self.channel.alternatives[0]
+
+    @property
+    def words(self) -> tuple[Word, ...]:
+        """The words of the best alternative; a bare transcript is one word that spans the final."""
+        best = self.best
+        if best.words or not best.transcript:
+            return best.words
+        return (Word(word=best.transcript, start=self.start, end=self.end),)
+
+
+@frozen
+class Metadata:
+    """The summary after CloseStream."""
+
+    duration: float | None = field(default=None, converter=_seconds)
+    """Seconds of audio that the provider accepted."""
+    request_id: str = field(default="", converter=_text)
+
+
+@frozen
+class Malformed:
+    """A message that can not be understood."""
+
+
+@frozen
+class Ignored:
+    """A message of a type that does not concern us."""
+
+    type: str
+
+
+Message = Results | Metadata | Malformed | Ignored
+
+# The field converters above do the lenient part, so the hooks hand every value to them as it is.
+_converter = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=True)
+
+
+def parse_message(text: str | bytes) -> Message:
+    """Structure one message. Never raises: what is wrong is a `Malformed`."""
+    try:
+        data = loads(text)
+    except JSONError:
+        return Malformed()
+    kind = data.get("type") if isinstance(data, dict) else None
+    try:
+        if kind == "Results":
+            results = _converter.structure(data, Results)
+            usable = results.channel.alternatives and (results.end is not None or results.words)
+            return results if usable else Malformed()
+        if kind == "Metadata":
+            return _converter.structure(data, Metadata)
+    except (BaseValidationError, KeyError, TypeError, ValueError, AttributeError):
+        return Malformed()
+    return Ignored(kind) if isinstance(kind, str) else Malformed()

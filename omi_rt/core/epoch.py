@@ -1,0 +1,249 @@
+"""One connection to Deepgram, as the session sees it: what was sent, and what its answers mean.
+
+Deepgram's times and speaker labels mean something inside one connection only. An epoch keeps *runs*
+(provider sample, session position, samples), a new one at every discontinuity, and looks times up
+in them: never is one offset added to everything.
+
+The rules that keep a transcript whole over several epochs:
+
+* Only the current epoch's finals are applied. Fixing the next epoch's origin ends this one.
+* A word belongs to the side of its channel's watermark on which its *middle* lies; a start before
+  the watermark is moved to it.
+* Finals of one channel keep their order; a stretch between two of them counts as finalised.
+* A final is clamped to what was sent. A word that reaches beyond its own final takes the watermark
+  with it, so that the next final can not bring it again.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from operator import attrgetter
+from typing import TYPE_CHECKING
+
+from attrs import define, field, frozen
+
+if TYPE_CHECKING:
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.coverage import Coverage
+    from omi_rt.core.deepgram import Results, Word
+
+METADATA_TOLERANCE_SECONDS = 0.5
+"""How far Deepgram's own count of the audio may differ from ours and still mean all of it."""
+
+_provider = attrgetter("provider")
+
+
+@define
+class Run:
+    """A stretch without discontinuity on both clocks."""
+
+    provider: int
+    """First sample on the connection's clock."""
+    position: int | None
+    """Session position of it, or None: audio that is not the session's (lead-in, filler)."""
+    samples: int
+    anchor: int | None = None
+    """Which anchor of the lead-in it is, if it is one."""
+
+    @property
+    def end(self) -> int:
+        """Provider sample just behind it."""
+        return self.provider + self.samples
+
+
+@frozen
+class HeardWord:
+    """A word on the session clock."""
+
+    text: str = field(repr=False)
+    start: int
+    """Session position, in samples."""
+    end: int
+    channel: int
+    label: int
+    """The provider's speaker label; it means something in this epoch and channel only."""
+
+
+@frozen
+class LeadInWord:
+    """A word that was heard in an anchor: a vote on whose label that is."""
+
+    anchor: int
+    channel: int
+    label: int
+    samples: int
+
+
+@frozen
+class Heard:
+    """What one final brought."""
+
+    words: list[HeardWord]
+    moved: bool
+    """Whether a watermark moved."""
+
+
+class Epoch:
+    """The clock and the words of one connection."""
+
+    __slots__ = (
+        "_first_labels",
+        "_format",
+        "_heard_until",
+        "_labels",
+        "_runs",
+        "lead_in_words",
+        "sent_position",
+        "sent_samples",
+    )
+
+    def __init__(self, audio_format: AudioFormat) -> None:
+        self._format = audio_format
+        self._runs: list[Run] = []
+        self._labels: dict[int, int] = {}
+        self._heard_until = [0] * audio_format.channels
+        self.sent_samples = 0
+        """Everything that went up: the connection's own clock."""
+        self.sent_position: int | None = None
+        """Session position just behind the last session sample sent; None before the first."""
+        self.lead_in_words: list[LeadInWord] = []
+
+    @property
+    def sent_seconds(self) -> float:
+        """Everything that went up, in seconds."""
+        return self.sent_samples / self._format.sample_rate
+
+    @property
+    def heard_seconds(self) -> float:
+        """How far on the connection's clock finals have come, on the slowest channel."""
+        return min(self._heard_until) / self._format.sample_rate
+
+    def sent(self, position: int, samples: int) -> None:
+        """Record session audio that goes up."""
+        runs = self._runs
+        if runs and self.sent_position == position and runs[-1].position is not None:
+            runs[-1].samples += samples
+        else:
+            runs.append(Run(self.sent_samples, position, samples))
+        self.sent_samples += samples
+        self.sent_position = position + samples
+
+    def sent_foreign(self, samples: int, anchor: int | None = None) -> None:
+        """Record audio that goes up but is not the session's: an anchor, or silence."""
+        self._runs.append(Run(self.sent_samples, None, samples, anchor))
+        self.sent_samples += samples
+
+    def apply(self, results: Results, coverage: Coverage) -> Heard:
+        """Take one final: move the watermark, return the words that are new.
+
+        A message for a channel that the session does not have brings nothing.
+        """
+        channel, count = results.channel_index
+        # One result for all channels: the provider mixed them down.
+        channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
+        if channel >= self._format.channels:
+            return Heard([], moved=False)
+        watermark = coverage.watermark_of(channel)
+        provider_end = self._provider_end(results)
+        covered = self._position_of_end(provider_end)
+        words = []
+        for heard in self._located(results, channel, self._sample(results.start or 0.0)):
+            if isinstance(heard, LeadInWord):
+                self.lead_in_words.append(heard)
+            elif heard.start + heard.end >= 2 * watermark:
+                start = max(heard.start, watermark)
+                words.append(_moved(heard, start, max(start, heard.end)))
+                covered = max(covered or 0, heard.end)
+        moved = False
+        for each in channels:
+            self._heard_until[each] = max(self._heard_until[each], provider_end)
+            if covered is not None:
+                moved |= coverage.finalise(each, covered)
+        self._forget_runs()
+        return Heard(words, moved)
+
+    def covers_all(self, metadata_duration: float | None) -> bool:
+        """Tell whether the provider's count of seconds is all that was sent."""
+        return (
+            metadata_duration is not None
+            and abs(metadata_duration - self.sent_seconds) <= METADATA_TOLERANCE_SECONDS
+        )
+
+    def _sample(self, seconds: float) -> int:
+        # Also where a provider says 1e300: nothing beyond what was sent can be meant.
+        return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
+
+    def _provider_end(self, results: Results) -> int:
+        ends = [results.end] if results.end is not None else [word.end for word in results.words]
+        return self._sample(max((end for end in ends if end is not None), default=0.0))
+
+    def _located(
+        self, results: Results, channel: int, previous_end: int
+    ) -> list[HeardWord | LeadInWord]:
+        located: list[HeardWord | LeadInWord] = []
+        words = results.words
+        label = self._labels.get(channel)
+        if label is None:
+            label = next((word.speaker for word in words if word.speaker is not None), 0)
+        for word in words:
+            if not word.text:
+                continue
+            label = word.speaker if word.speaker is not None else label
+            start = previous_end if word.start is None else self._sample(word.start)
+            end = start if word.end is None else max(start, self._sample(word.end))
+            previous_end = end
+            found = self._locate(word, start, end, channel, label)
+            if found is not None:
+                located.append(found)
+        if words:
+            self._labels[channel] = label
+        return located
+
+    def _locate(
+        self, word: Word, start: int, end: int, channel: int, label: int
+    ) -> HeardWord | LeadInWord | None:
+        middle = self._run_at((start + end) // 2)
+        if middle is None:
+            return None
+        if middle.position is None:
+            if middle.anchor is None:
+                return None
+            return LeadInWord(middle.anchor, channel, label, end - start)
+        first = self._run_at(start) or middle
+        # A start before the run of the middle's is in audio that is not the session's.
+        begin = (
+            middle.position
+            if first.position is None
+            else first.position + max(0, start - first.provider)
+        )
+        finish = self._position_of_end(end)
+        return HeardWord(word.text, begin, max(begin, finish or begin), channel, label)
+
+    def _run_at(self, sample: int) -> Run | None:
+        """The run that holds a provider sample; the last one for what lies behind all."""
+        index = bisect_right(self._runs, sample, key=_provider) - 1
+        return self._runs[index] if index >= 0 else None
+
+    def _position_of_end(self, sample: int) -> int | None:
+        """Session position of the end of a stretch: in a foreign run, where the session's stopped."""
+        index = bisect_right(self._runs, sample - 1, key=_provider) - 1
+        while index >= 0:
+            run = self._runs[index]
+            if run.position is not None:
+                return run.position + min(sample - run.provider, run.samples)
+            index -= 1
+        return None
+
+    def _forget_runs(self) -> None:
+        until = min(self._heard_until)
+        while len(self._runs) > 1 and self._runs[1].provider <= until:
+            # The one before stays: an end that falls on the border is looked up in it.
+            if self._runs[1].end > until:
+                break
+            del self._runs[0]
+
+
+def _moved(word: HeardWord, start: int, end: int) -> HeardWord:
+    if start == word.start and end == word.end:
+        return word
+    return HeardWord(word.text, start, end, word.channel, word.label)

@@ -1,0 +1,60 @@
+"""What the server tells a device besides segments: JSON objects with a ``type``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.coverage import Gap
+    from omi_rt.core.ledger import Balance, Cost
+
+PING: dict[str, Any] = {"type": "ping"}
+
+
+def service_status(status: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
+    """``initiating``, ``ready``, ``stt_degraded``, ``stt_recovered`` or ``stt_failed``."""
+    event: dict[str, Any] = {"type": "service_status", "status": status}
+    if reason is not None:
+        event["reason"] = reason
+    return event | more
+
+
+def ready(session_id: str, started_at: datetime) -> dict[str, Any]:
+    """The first connection to Deepgram is open; ``started_at`` is the session clock's zero."""
+    return service_status("ready", session_id=session_id, started_at=started_at.isoformat())
+
+
+def audio_lost(gap: Gap, audio_format: AudioFormat) -> dict[str, Any]:
+    """A stretch of audio was given up; times in seconds on the session clock."""
+    return {
+        "type": "audio_lost",
+        "start": audio_format.seconds(gap.start),
+        "end": audio_format.seconds(gap.end),
+    }
+
+
+def undecodable_audio(codec: str, in_a_row: int) -> dict[str, Any]:
+    """So many packets in a row could not be decoded: the codec is probably another one."""
+    return {"type": "undecodable_audio", "codec": codec, "in_a_row": in_a_row}
+
+
+def session_ended(
+    balance: Balance,
+    cost: Cost,
+    audio_format: AudioFormat,
+    reason: str,
+    identities_known_from: int | None,
+) -> dict[str, Any]:
+    """The account of the whole session, in seconds."""
+    return {
+        "type": "session_ended",
+        **balance.in_seconds(audio_format),
+        "reason": reason,
+        "sent": cost.in_seconds(audio_format),
+        "identities_known_from": (
+            None if identities_known_from is None else audio_format.seconds(identities_known_from)
+        ),
+    }

@@ -1,0 +1,38 @@
+"""JSON through orjson: the one file that imports it.
+
+orjson writes a float always with a decimal point, which old Omi apps need in a segment's times
+(they read ``12`` as an int and throw the batch away), and turns NaN into null.
+"""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import orjson
+
+
+class JSONError(ValueError):
+    """The text is no JSON."""
+
+
+def dumps(value: Any) -> str:
+    """Write ``value`` as compact JSON text."""
+    return orjson.dumps(value).decode()
+
+
+def loads(text: str | bytes) -> Any:
+    """Read JSON, and also the ``NaN`` and ``Infinity`` that some writers put into it.
+
+    Raises:
+        JSONError: it is none.
+    """
+    try:
+        return orjson.loads(text)
+    except orjson.JSONDecodeError:
+        pass
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):
+        # Without the cause: its message quotes the text, which may be a transcript.
+        raise JSONError("not JSON") from None

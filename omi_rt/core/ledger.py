@@ -1,0 +1,99 @@
+"""The account of every sample that a session received.
+
+``received = finalised + gated + pending + lost``, at any instant. The four that are kept here are
+counted where they happen, and ``pending`` is the sum over the backlog's chunks, so the equation can
+fail: if it does, there is a bug, and it shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+if TYPE_CHECKING:
+    from omi_rt.core.audio import AudioFormat
+
+
+@frozen
+class Balance:
+    """The ledger at one instant, in samples per channel."""
+
+    received: int
+    finalised: int
+    gated: int
+    pending: int
+    lost: int
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every sample is accounted for, once."""
+        return self.received == self.finalised + self.gated + self.pending + self.lost
+
+    def in_seconds(self, audio_format: AudioFormat) -> dict[str, float]:
+        """The same in seconds, as clients get it."""
+        return {
+            "received": audio_format.seconds(self.received),
+            "finalised": audio_format.seconds(self.finalised),
+            "gated": audio_format.seconds(self.gated),
+            "pending": audio_format.seconds(self.pending),
+            "lost": audio_format.seconds(self.lost),
+        }
+
+
+@define
+class Ledger:
+    """Counters in samples per channel; see `Balance` for the equation."""
+
+    received: int = 0
+    finalised: int = 0
+    gated: int = 0
+    """Withheld as silence."""
+    lost: int = 0
+
+    def balance(self, pending: int) -> Balance:
+        """The account, with ``pending`` as the backlog counts it."""
+        return Balance(self.received, self.finalised, self.gated, pending, self.lost)
+
+
+@define
+class Cost:
+    """Samples per channel sent to the provider, by purpose. Their sum is all that was sent."""
+
+    live: int = 0
+    """The first time that a sample goes up."""
+    replay: int = 0
+    """Again, after a drop."""
+    overlap: int = 0
+    """Again, at a planned switch."""
+    lead_in: int = 0
+    """Anchors and the silence between them."""
+    filler: int = 0
+    """Silence that keeps a connection alive before there is audio."""
+    _sent_before: int = 0
+    """Session position up to which every sample has gone up, or was given up."""
+
+    def sent(self, start: int, end: int, *, planned: bool) -> None:
+        """Count session audio; ``planned`` is after a switch, else what comes again is a replay."""
+        again = max(0, min(end, self._sent_before) - start)
+        self.live += end - start - again
+        if planned:
+            self.overlap += again
+        else:
+            self.replay += again
+        self._sent_before = max(self._sent_before, end)
+
+    @property
+    def total(self) -> int:
+        """All that was sent."""
+        return self.live + self.replay + self.overlap + self.lead_in + self.filler
+
+    def in_seconds(self, audio_format: AudioFormat) -> dict[str, float]:
+        """The same in seconds."""
+        return {
+            "live": audio_format.seconds(self.live),
+            "replay": audio_format.seconds(self.replay),
+            "overlap": audio_format.seconds(self.overlap),
+            "lead_in": audio_format.seconds(self.lead_in),
+            "filler": audio_format.seconds(self.filler),
+        }

@@ -1,0 +1,101 @@
+"""The ``/listen`` request: its parameters, checked.
+
+The names, defaults and meanings are those of the Omi app (2024-08 and later). Booleans come as
+text, unknown parameters are ignored. ``pcm8`` is signed 16 bit: the "8" is the kHz of the first
+device that sent it, not a depth.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import TYPE_CHECKING
+from urllib.parse import parse_qsl, urlsplit
+
+from attrs import frozen
+
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.errors import BadRequest
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+OPUS_CODECS = frozenset({"opus", "opus_fs320"})
+PCM_CODECS = frozenset({"pcm8", "pcm16", "linear16"})
+OPUS_SAMPLE_RATES = (8000, 12000, 16000, 24000, 48000)
+"""The rates that libopus decodes to (opus_decoder_create)."""
+PCM_SAMPLE_RATES = range(8000, 48001)
+MAX_CHANNELS = 8
+MAX_OPUS_CHANNELS = 2
+"""A bare packet carries at most two (RFC 6716); more needs a container."""
+MAX_UID_CHARACTERS = 128
+
+_BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
+_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
+_UID_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\]")
+
+
+@frozen
+class ListenRequest:
+    """What a device asks for."""
+
+    uid: str
+    language: str = "en"
+    """A BCP 47 tag, ``multi`` or ``auto``."""
+    sample_rate: int = 8000
+    codec: str = "pcm8"
+    channels: int = 1
+    include_speech_profile: bool = True
+
+    @property
+    def audio_format(self) -> AudioFormat:
+        """The format of the decoded audio."""
+        return AudioFormat(self.sample_rate, self.channels)
+
+
+def split_target(target: str) -> tuple[str, dict[str, str]]:
+    """Split a request line's target into its path and its parameters; of a repeated one the last."""
+    parts = urlsplit(target)
+    return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
+
+
+def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
+    """Check the parameters of ``/listen``.
+
+    Raises:
+        BadRequest: one is missing or out of range; the message names it.
+    """
+    uid = parameters.get("uid", "")
+    if not uid:
+        raise BadRequest("uid: required")
+    if len(uid) > MAX_UID_CHARACTERS or _UID_FORBIDDEN.search(uid) or ".." in uid:
+        raise BadRequest(f"uid: at most {MAX_UID_CHARACTERS} characters, no separators, no '..'")
+    language = parameters.get("language", "en")
+    if not _LANGUAGE.fullmatch(language):
+        raise BadRequest("language: a tag such as en, pt-BR, multi or auto")
+    codec = parameters.get("codec", "pcm8")
+    if codec not in OPUS_CODECS | PCM_CODECS:
+        raise BadRequest("codec: one of opus, opus_fs320, pcm8, pcm16, linear16")
+    sample_rate = _integer(parameters, "sample_rate", 8000)
+    channels = _integer(parameters, "channels", 1)
+    if codec in OPUS_CODECS:
+        if sample_rate not in OPUS_SAMPLE_RATES:
+            raise BadRequest(f"sample_rate: {codec} has 8000, 12000, 16000, 24000 or 48000")
+        if not 1 <= channels <= MAX_OPUS_CHANNELS:
+            raise BadRequest(f"channels: {codec} has 1 or 2")
+    if sample_rate not in PCM_SAMPLE_RATES:
+        raise BadRequest("sample_rate: 8000 to 48000")
+    if not 1 <= channels <= MAX_CHANNELS:
+        raise BadRequest(f"channels: 1 to {MAX_CHANNELS}")
+    include = _BOOLEANS.get(parameters.get("include_speech_profile", "true").lower())
+    if include is None:
+        raise BadRequest("include_speech_profile: true or false")
+    return ListenRequest(uid, language, sample_rate, codec, channels, include)
+
+
+def _integer(parameters: Mapping[str, str], name: str, default: int) -> int:
+    text = parameters.get(name)
+    if text is None:
+        return default
+    if not re.fullmatch(r"[0-9]{1,9}", text):
+        raise BadRequest(f"{name}: a whole number")
+    return int(text)

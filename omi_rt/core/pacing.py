@@ -1,0 +1,40 @@
+"""Token buckets: how fast audio goes up, and how often the process dials."""
+
+from __future__ import annotations
+
+from attrs import define
+
+UPSTREAM_RATE = 1.25
+"""Deepgram takes audio at no more than 1.25 times real time (its on-prem release notes 220831)."""
+UPSTREAM_DEPTH_SECONDS = 2.0
+
+
+@define
+class TokenBucket:
+    """Allows ``rate`` tokens a second, and ``depth`` at once. Time is passed in, in seconds."""
+
+    rate: float
+    depth: float
+    _level: float
+    _filled_at: float
+
+    @classmethod
+    def full(cls, rate: float, depth: float, now: float) -> TokenBucket:
+        """A bucket that starts full."""
+        return cls(rate, depth, depth, now)
+
+    def delay(self, tokens: float, now: float) -> float:
+        """Seconds until ``tokens`` (at most ``depth``) can be taken; 0.0 is now."""
+        self._fill(now)
+        missing = min(tokens, self.depth) - self._level
+        return missing / self.rate if missing > 0 else 0.0
+
+    def take(self, tokens: float, now: float) -> None:
+        """Take ``tokens``. After a ``delay`` of 0.0 this never overdraws by more than rounding."""
+        self._fill(now)
+        self._level -= tokens
+
+    def _fill(self, now: float) -> None:
+        if now > self._filled_at:
+            self._level = min(self.depth, self._level + (now - self._filled_at) * self.rate)
+            self._filled_at = now

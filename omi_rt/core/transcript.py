@@ -1,0 +1,84 @@
+"""Segments: the words of one final, grouped by speaker, as the device gets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.epoch import HeardWord
+    from omi_rt.core.speakers import EpochLabels, Speakers
+
+
+@define
+class Segment:
+    """Consecutive words of one speaker."""
+
+    id: str
+    speaker: int
+    start: int
+    """Session position, in samples."""
+    end: int
+    channel: int
+    words: list[str] = field(repr=False)
+    is_user: bool = False
+    person_id: str | None = None
+
+    def as_json(self, audio_format: AudioFormat) -> dict[str, Any]:
+        """The segment dictionary of the documented system, with ``id`` and ``speaker_id``.
+
+        Times are seconds on the session clock. ``channel`` is there where there are several.
+        """
+        fields = {
+            "id": self.id,
+            "speaker": speaker_name(self.speaker),
+            "speaker_id": self.speaker,
+            "start": audio_format.seconds(self.start),
+            "end": audio_format.seconds(self.end),
+            "text": " ".join(self.words),
+            "is_user": self.is_user,
+            "person_id": self.person_id,
+        }
+        if audio_format.channels > 1:
+            fields["channel"] = self.channel
+        return fields
+
+
+def speaker_name(number: int) -> str:
+    """The label that the Omi app parses: ``SPEAKER_00``."""
+    return f"SPEAKER_{number:02d}"
+
+
+def make_segments(
+    words: Iterable[HeardWord],
+    speakers: Speakers,
+    labels: EpochLabels,
+    new_id: Callable[[], str],
+) -> list[Segment]:
+    """Group consecutive words of one speaker into segments."""
+    segments: list[Segment] = []
+    for word in words:
+        number = speakers.number_of(labels, word.channel, word.label)
+        last = segments[-1] if segments else None
+        if last is not None and last.speaker == number:
+            last.words.append(word.text)
+            last.end = max(last.end, word.end)
+        else:
+            identity = speakers.identity_of(number)
+            segments.append(
+                Segment(
+                    id=new_id(),
+                    speaker=number,
+                    start=word.start,
+                    end=word.end,
+                    channel=word.channel,
+                    words=[word.text],
+                    is_user=identity is not None and identity.is_user,
+                    person_id=identity.person_id if identity is not None else None,
+                )
+            )
+    return segments

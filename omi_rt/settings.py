@@ -1,0 +1,267 @@
+"""Settings: read from the environment once, checked as a whole, then frozen."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import attrs
+from attrs import field, frozen
+
+from omi_rt.core.errors import SettingsError
+
+DEEPGRAM_API = "https://api.deepgram.com"
+PROFILE_MODES = ("switch", "first", "off")
+_PROFILE_DIR = Path("profiles")
+_FIXED_OPTIONS = frozenset({"encoding", "sample_rate", "channels"})
+
+
+def _env(
+    name: str, parse: Callable[[str], Any], default: Any, doc: str, *, secret: bool = False
+) -> Any:
+    return field(
+        default=default, repr=not secret, metadata={"env": name, "parse": parse, "doc": doc}
+    )
+
+
+def _seconds(low: float, high: float) -> Callable[[str], float]:
+    def parse(text: str) -> float:
+        value = float(text)
+        if not (math.isfinite(value) and low <= value <= high):
+            raise ValueError
+        return value
+
+    parse.__doc__ = f"a number from {low:g} to {high:g}"
+    return parse
+
+
+def _integer(low: int, high: int) -> Callable[[str], int]:
+    def parse(text: str) -> int:
+        value = int(text)
+        if not low <= value <= high:
+            raise ValueError
+        return value
+
+    parse.__doc__ = f"a whole number from {low} to {high}"
+    return parse
+
+
+def _one_of(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text.lower() not in choices:
+            raise ValueError
+        return text.lower()
+
+    parse.__doc__ = "one of " + ", ".join(choices)
+    return parse
+
+
+def _flag(text: str) -> bool:
+    """1 or 0"""
+    return {"1": True, "true": True, "0": False, "false": False}[text.lower()]
+
+
+def _text(text: str) -> str:
+    """text in printable ASCII without spaces"""
+    if not text.isascii() or not text.isprintable() or " " in text:
+        raise ValueError
+    return text
+
+
+def _url(text: str) -> str:
+    """a ws, wss, http or https address"""
+    parts = urlsplit(text)
+    if parts.scheme not in {"ws", "wss", "http", "https"} or not parts.hostname or parts.username:
+        raise ValueError
+    _ = parts.port
+    return text
+
+
+def _options(text: str) -> Mapping[str, tuple[str, ...]]:
+    """query parameters for Deepgram, as in model=nova-3&keyterm=a&keyterm=b (not encoding, sample_rate, channels)"""
+    parsed = parse_qs(text, keep_blank_values=True, strict_parsing=True)
+    if _FIXED_OPTIONS & parsed.keys():
+        raise ValueError
+    return {name: tuple(value for value in values if value) for name, values in parsed.items()}
+
+
+@frozen
+class Settings:
+    """Everything that can be set. Each field names its environment variable and its meaning."""
+
+    deepgram_api_key: str = _env(
+        "DEEPGRAM_API_KEY",
+        _text,
+        "",
+        "Deepgram's API key; without it and without DEEPGRAM_URL the embedded recogniser is used",
+        secret=True,
+    )
+    deepgram_url: str = _env(
+        "DEEPGRAM_URL",
+        _url,
+        "",
+        "Deepgram's address: regional, dedicated or self-hosted"
+        f" (default {DEEPGRAM_API} with a key)",
+    )
+    deepgram_grant: bool = _env(
+        "OMI_RT_DEEPGRAM_GRANT",
+        _flag,
+        False,
+        "1: dial with a fresh short-lived token from /v1/auth/grant instead of the key",
+    )
+    deepgram_options: Mapping[str, tuple[str, ...]] = _env(
+        "OMI_RT_DEEPGRAM_OPTIONS",
+        _options,
+        MappingProxyType({}),
+        "query parameters that replace or join the defaults, as a query string; "
+        "a name without a value leaves that parameter out",
+    )
+    connect_timeout: float = _env(
+        "OMI_RT_CONNECT_TIMEOUT",
+        _seconds(0.1, 60),
+        5.0,
+        "seconds for a connection to Deepgram, handshake included",
+    )
+    backlog_seconds: float = _env(
+        "OMI_RT_BACKLOG_SECONDS",
+        _seconds(5, 600),
+        60.0,
+        "seconds of audio that are kept until a final covers them",
+    )
+    send_timeout: float = _env(
+        "OMI_RT_SEND_TIMEOUT",
+        _seconds(0.5, 300),
+        10.0,
+        "seconds that one send may take, to a device or to Deepgram",
+    )
+    drain_seconds: float = _env(
+        "OMI_RT_DRAIN_SECONDS",
+        _seconds(0, 600),
+        30.0,
+        "seconds in which running sessions are ended after SIGTERM",
+    )
+    heartbeat_seconds: float = _env(
+        "OMI_RT_HEARTBEAT_SECONDS",
+        _seconds(1, 3600),
+        30.0,
+        "seconds between heartbeats",
+    )
+    max_sessions: int = _env(
+        "OMI_RT_MAX_SESSIONS",
+        _integer(1, 1_000_000),
+        2000,
+        "sessions at once; further upgrades get 503",
+    )
+    redial_rate: float = _env(
+        "OMI_RT_REDIAL_RATE",
+        _seconds(0.1, 10_000),
+        10.0,
+        "re-dials to Deepgram a second, over all sessions",
+    )
+    redial_burst: float = _env(
+        "OMI_RT_REDIAL_BURST",
+        _seconds(1, 10_000),
+        20.0,
+        "re-dials to Deepgram at once",
+    )
+    message_cap_ms: float = _env(
+        "OMI_RT_MESSAGE_CAP_MS",
+        _seconds(0, 250),
+        100.0,
+        "a busy server collects at most so many ms of audio for one message to Deepgram",
+    )
+    profile_bucket: str = _env(
+        "BUCKET_SPEECH_PROFILES",
+        _text,
+        "",
+        "Google Cloud Storage bucket with speech profiles",
+    )
+    profile_dir: Path = _env(
+        "OMI_RT_PROFILE_DIR",
+        Path,
+        _PROFILE_DIR,
+        "directory with speech profiles, where no bucket is set",
+    )
+    profile_mode: str = _env(
+        "OMI_RT_PROFILE_MODE",
+        _one_of(*PROFILE_MODES),
+        "switch",
+        "switch: start at once, change to a primed connection; first: profile first; off",
+    )
+    profile_seconds: float = _env(
+        "OMI_RT_PROFILE_SECONDS",
+        _seconds(2, 20),
+        10.0,
+        "seconds of the user's profile that are sent",
+    )
+    log_level: str = _env(
+        "OMI_RT_LOG_LEVEL",
+        _one_of("debug", "info", "warning", "error"),
+        "info",
+        "least level that is logged",
+    )
+    log_format: str = _env(
+        "OMI_RT_LOG_FORMAT",
+        _one_of("text", "json"),
+        "text",
+        "form of the log lines on stderr",
+    )
+
+    @property
+    def uses_embedded_recogniser(self) -> bool:
+        """Whether neither a key nor an address names a Deepgram."""
+        return not self.deepgram_api_key and not self.deepgram_url
+
+
+def load_settings(environment: Mapping[str, str]) -> Settings:
+    """Read the settings from environment variables. An empty variable counts as not set.
+
+    Raises:
+        SettingsError: with one line for every key that is wrong, unknown ``OMI_RT_*`` included.
+    """
+    values: dict[str, Any] = {}
+    problems: list[str] = []
+    known = set()
+    for attribute in attrs.fields(Settings):
+        name, parse = attribute.metadata["env"], attribute.metadata["parse"]
+        known.add(name)
+        text = environment.get(name, "").strip()
+        if not text:
+            continue
+        try:
+            values[attribute.name] = parse(text)
+        except (ValueError, KeyError):
+            # Without the value: it may be a key that went into the wrong variable.
+            problems.append(f"{name}: must be {parse.__doc__}")
+    problems += [
+        f"{name}: no such setting"
+        for name in sorted(environment)
+        if name.startswith("OMI_RT_") and name not in known
+    ]
+    if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
+        problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
+    if problems:
+        raise SettingsError(problems)
+    if values.get("deepgram_api_key"):
+        values.setdefault("deepgram_url", DEEPGRAM_API)
+    return Settings(**values)
+
+
+def settings_table() -> list[tuple[str, str, str]]:
+    """Name, default and meaning of every setting, in the order of their definition."""
+    return [
+        (attribute.metadata["env"], _shown(attribute.default), attribute.metadata["doc"])
+        for attribute in attrs.fields(Settings)
+    ]
+
+
+def _shown(default: object) -> str:
+    if isinstance(default, bool):
+        return "1" if default else "0"
+    if isinstance(default, float):
+        return f"{default:g}"
+    return str(default) if default else ""
