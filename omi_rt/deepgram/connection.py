@@ -1,0 +1,272 @@
+"""One live connection to Deepgram: the one file that imports trio-websocket.
+
+``open_connection`` owns everything that the library runs in the background, in a nursery of its
+own, and turns its exceptions into ours. Sending is for one task only, receiving for one other.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+import trio
+import trio_websocket
+
+from omi_rt.core.deepgram import (
+    Message,
+    is_retryable_close,
+    is_retryable_status,
+    parse_message,
+)
+from omi_rt.core.errors import (
+    ProviderClosed,
+    ProviderError,
+    ProviderRefused,
+    ProviderUnreachable,
+)
+from omi_rt.net.stream import open_tcp_stream
+
+if TYPE_CHECKING:
+    from omi_rt.deepgram.credentials import Credentials
+
+Dial = Callable[[str], Awaitable[trio.abc.Stream]]
+"""Opens a stream to the host of a ws(s) URL, TLS included."""
+
+MAX_RESULT_BYTES = 1_048_576
+"""Of one message; a final with 1,000 words takes 150 KB."""
+RECEIVED_QUEUE_MESSAGES = 16
+CLOSE_SECONDS = 1.0
+EMBEDDED_MODEL = "omi-rt-local"
+"""``dg-model-name`` of the embedded recogniser, which does not tell speakers apart."""
+_MAX_REASON_CHARACTERS = 200
+_NO_FRAME = 1006
+_NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+
+
+class Connection:
+    """An open connection. Made by `open_connection`."""
+
+    def __init__(self, socket: trio_websocket.WebSocketConnection, stream: _WatchedStream) -> None:
+        headers = {name.lower(): value for name, value in socket.handshake_headers}
+        self._socket = socket
+        self._stream = stream
+        self.request_id = headers.get(b"dg-request-id", b"").decode("ascii", "replace")
+        self.tells_speakers_apart = headers.get(b"dg-model-name") != EMBEDDED_MODEL.encode()
+        self.sending_since: float | None = None
+        """When the send that is under way began (`trio.current_time`), if one is."""
+        self.last_sent = trio.current_time()
+
+    @property
+    def has_failed_to_send(self) -> bool:
+        """Whether a send met a broken connection. What had arrived can still be received."""
+        return self._stream.send_failed
+
+    async def send(self, message: bytes | str) -> None:
+        """Send audio (bytes) or a control message (text).
+
+        A broken connection does not raise here: it shows in ``has_failed_to_send``, so that what
+        the provider said before is still read. Cancelling this may leave half a frame on the wire:
+        the connection must then be left. There is no deadline here: whoever supervises the
+        connection looks at ``sending_since``.
+        """
+        # An empty binary frame is Deepgram's old way to end a stream.
+        assert message, "never send an empty frame"
+        self.sending_since = trio.current_time()
+        try:
+            await self._socket.send_message(message)
+        except trio_websocket.ConnectionClosed:
+            self._stream.send_failed = True
+        self.last_sent = trio.current_time()
+        self.sending_since = None
+
+    async def receive(self) -> Message:
+        """Wait for the provider's next message. Cancelling is safe: none is lost.
+
+        Raises:
+            ProviderClosed: the connection ended; what arrived before was returned before.
+        """
+        try:
+            return parse_message(await self._socket.get_message())
+        except trio_websocket.ConnectionClosed as closed:
+            code = closed.reason.code if closed.reason is not None else _NO_FRAME
+            reason = (closed.reason.reason or "") if closed.reason is not None else ""
+            raise ProviderClosed(
+                code, reason[:_MAX_REASON_CHARACTERS], retryable=is_retryable_close(code)
+            ) from None
+
+
+@asynccontextmanager
+async def open_connection(
+    url: str, credentials: Credentials, dial: Dial, within: float
+) -> AsyncIterator[Connection]:
+    """Dial ``url`` and hold the connection for the body.
+
+    Leaving the body normally closes with a closing handshake, `CLOSE_SECONDS` at most; leaving it
+    with an error or by cancellation drops the connection.
+
+    Raises:
+        ProviderRefused: the upgrade was answered with an HTTP status.
+        ProviderUnreachable: no connection within ``within`` seconds, or none at all.
+        ProviderClosed: the library's own reader failed while the body ran.
+    """
+    body_error: Exception | None = None
+    library_error: Exception | None = None
+    stream: _WatchedStream | None = None
+    try:
+        async with trio.open_nursery() as nursery:
+            with trio.move_on_after(within) as limit:
+                authorization = await credentials.authorization()
+                stream = watched = _WatchedStream(await _dialled(dial, url))
+                socket = await _handshake(nursery, stream, url, authorization)
+            if limit.cancelled_caught:
+                raise ProviderUnreachable(f"no connection within {within:g} s")
+            try:
+                yield Connection(socket, watched)
+            except Exception as error:  # noqa: BLE001 - raised again below, out of the nursery
+                body_error = error
+            else:
+                with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                    await socket.aclose()
+            nursery.cancel_scope.cancel()
+    except* Exception as group:  # noqa: BLE001 - the seam: the library's background task ends here
+        library_error = _first(group)
+    finally:
+        if stream is not None:
+            with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
+                await trio.aclose_forcefully(stream)
+    if body_error is not None:
+        raise body_error
+    if library_error is not None:
+        raise _as_provider_error(library_error)
+
+
+async def dial_tcp(url: str) -> trio.abc.Stream:
+    """Open TCP, and TLS for wss, to the host of ``url``. Raises ``OSError`` or a Trio stream error."""
+    parts = urlsplit(url)
+    assert parts.hostname is not None
+    secure = parts.scheme == "wss"
+    stream = await open_tcp_stream(parts.hostname, parts.port or (443 if secure else 80))
+    if not secure:
+        return stream
+    context = ssl.create_default_context()
+    tls = trio.SSLStream(stream, context, server_hostname=parts.hostname, https_compatible=True)
+    try:
+        await tls.do_handshake()
+    except BaseException:
+        await trio.aclose_forcefully(stream)
+        raise
+    return tls
+
+
+async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:
+    host = urlsplit(url).netloc
+    try:
+        return await dial(url)
+    except (OSError, *_NETWORK_ERRORS) as error:
+        cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
+        raise ProviderUnreachable(f"can not connect to {host}: {cause or error}") from None
+
+
+async def _handshake(
+    nursery: trio.Nursery, stream: _WatchedStream, url: str, authorization: str
+) -> trio_websocket.WebSocketConnection:
+    parts = urlsplit(url)
+    headers = [(b"Authorization", authorization.encode())] if authorization else []
+    socket: trio_websocket.WebSocketConnection | None = None
+    # The library waits for ever where the server drops the connection before its answer.
+    async with trio.open_nursery() as waiting:
+        waiting.start_soon(_cancel_when, stream.ended, waiting.cancel_scope)
+        socket = await trio_websocket.wrap_client_stream(
+            nursery,
+            stream,  # type: ignore[arg-type]  # it takes any stream
+            parts.netloc,
+            f"{parts.path}?{parts.query}",
+            extra_headers=headers,
+            message_queue_size=RECEIVED_QUEUE_MESSAGES,
+            max_message_size=MAX_RESULT_BYTES,
+            receive_buffer_size=None,
+        )
+        waiting.cancel_scope.cancel()
+    if socket is None:
+        raise ProviderUnreachable("connection lost during the handshake")
+    return socket
+
+
+async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    # A refusal and the end of the stream come together: the refusal is to be seen first.
+    await trio.lowlevel.checkpoint()
+    scope.cancel()
+
+
+class _WatchedStream(trio.abc.Stream):
+    """The stream below the library: remembers a failed send, and tells when the peer has ended."""
+
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self._stream = stream
+        self.send_failed = False
+        self.ended = trio.Event()
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if self.send_failed:
+            return
+        try:
+            await self._stream.send_all(data)
+        except _NETWORK_ERRORS:
+            # The library would throw away what has arrived if it knew.
+            self.send_failed = True
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
+        try:
+            data = await self._stream.receive_some(max_bytes)
+        except _NETWORK_ERRORS:
+            self.ended.set()
+            raise
+        if not data:
+            self.ended.set()
+        return data
+
+    async def aclose(self) -> None:
+        self.ended.set()
+        await self._stream.aclose()
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> Exception:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    assert isinstance(error, Exception)
+    return error
+
+
+def _as_provider_error(error: Exception) -> ProviderError:
+    if isinstance(error, ProviderError):
+        return error
+    if isinstance(error, trio_websocket.ConnectionRejected):
+        headers = {name.lower(): value for name, value in error.headers or ()}
+        return ProviderRefused(
+            error.status_code,
+            retryable=is_retryable_status(error.status_code),
+            error=_shown(headers.get(b"dg-error", b"")),
+            request_id=_shown(headers.get(b"dg-request-id", b"")),
+            retry_after=_retry_after(headers.get(b"retry-after", b"")),
+        )
+    return ProviderClosed(_NO_FRAME, f"{type(error).__name__} in the protocol", retryable=True)
+
+
+def _shown(value: bytes) -> str:
+    return value.decode("ascii", "replace")[:_MAX_REASON_CHARACTERS]
+
+
+def _retry_after(value: bytes) -> float | None:
+    """Seconds; the date form of RFC 9110 is not used for 429 by anyone we know, and is ignored."""
+    with contextlib.suppress(ValueError):
+        return max(0.0, float(value))
+    return None

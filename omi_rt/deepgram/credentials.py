@@ -1,0 +1,95 @@
+"""Deepgram's credentials: the key itself, or a short-lived token for each dial.
+
+The one file that imports httpx.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+from urllib.parse import urlsplit, urlunsplit
+
+import httpx
+
+from omi_rt.core.deepgram import is_retryable_status
+from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
+
+GRANT_PATH = "/v1/auth/grant"
+GRANT_TIMEOUT_SECONDS = 5.0
+
+
+class Credentials(Protocol):
+    """Where the ``Authorization`` header of a dial comes from."""
+
+    is_renewable: bool
+    """Whether a 401 may pass with the next header."""
+
+    async def authorization(self) -> str:
+        """Return the header's value; "" for none. Cancelling is safe."""
+
+
+class APIKey:
+    """A key that goes into every dial as it is."""
+
+    is_renewable = False
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+
+    def __repr__(self) -> str:
+        return "APIKey(...)"
+
+    async def authorization(self) -> str:
+        """``Token KEY``, or "" for a self-hosted Deepgram that asks for none."""
+        return f"Token {self._key}" if self._key else ""
+
+
+class GrantedToken:
+    """A fresh token from ``/v1/auth/grant`` for each dial; Deepgram checks it there only."""
+
+    is_renewable = True
+
+    def __init__(self, key: str, base: str, client: httpx.AsyncClient) -> None:
+        parts = urlsplit(base)
+        scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+        self._url = urlunsplit((scheme, parts.netloc, GRANT_PATH, "", ""))
+        self._key = key
+        self._client = client
+
+    def __repr__(self) -> str:
+        return "GrantedToken(...)"
+
+    async def authorization(self) -> str:
+        """Fetch a token, within `GRANT_TIMEOUT_SECONDS`.
+
+        Raises:
+            ProviderRefused: the grant was refused.
+            ProviderUnreachable: no usable answer came.
+        """
+        try:
+            response = await self._client.post(
+                self._url, headers={"Authorization": f"Token {self._key}"}, json={}
+            )
+        except httpx.HTTPError as error:
+            raise ProviderUnreachable(f"no token: {type(error).__name__}") from None
+        if response.status_code != httpx.codes.OK:
+            raise ProviderRefused(
+                response.status_code,
+                retryable=is_retryable_status(response.status_code),
+                error=response.headers.get("dg-error", "grant refused"),
+                request_id=response.headers.get("dg-request-id", ""),
+            )
+        try:
+            token = response.json()["access_token"]
+        except (ValueError, KeyError, TypeError):
+            token = None
+        if not isinstance(token, str) or not token.isascii():
+            raise ProviderUnreachable("no token: the grant's answer holds none")
+        return f"Bearer {token}"
+
+
+def open_http_client() -> httpx.AsyncClient:
+    """Return the process's HTTP client; close it with ``async with``."""
+    return httpx.AsyncClient(
+        timeout=httpx.Timeout(GRANT_TIMEOUT_SECONDS),
+        limits=httpx.Limits(max_connections=20, max_keepalive_connections=5),
+    )

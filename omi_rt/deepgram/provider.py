@@ -1,0 +1,96 @@
+"""What all sessions share on the way to Deepgram."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from random import Random
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define
+
+from omi_rt.core.breaker import Breaker, DialGate
+from omi_rt.core.deepgram import listen_url
+from omi_rt.core.pacing import TokenBucket
+from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
+from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken
+from omi_rt.deepgram.link import LinkOptions
+from omi_rt.metrics import Metrics
+
+if TYPE_CHECKING:
+    from contextlib import AbstractAsyncContextManager
+
+    import httpx
+
+    from omi_rt.core.coalescing import LoadMeter
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.settings import Settings
+
+
+@define
+class Provider:
+    """Address, credentials and the process-wide protections of one Deepgram."""
+
+    base_url: str
+    options: Mapping[str, Sequence[str]]
+    credentials: Credentials
+    dial: Dial
+    connect_timeout: float
+    link_options: LinkOptions
+    breaker: Breaker
+    gate: DialGate
+    random: Random
+    metrics: Metrics
+
+    def connect(self, request: ListenRequest) -> AbstractAsyncContextManager[Connection]:
+        """Open a connection for ``request``; see `open_connection`."""
+        url = listen_url(self.base_url, request, self.options)
+        return open_connection(url, self.credentials, self.dial, self.connect_timeout)
+
+    async def wait_for_turn(self, *, is_redial: bool) -> None:
+        """Wait until this process may dial again. Cancelling gives up the place."""
+        while True:
+            delay = self.gate.delay(trio.current_time(), is_redial=is_redial)
+            if delay == 0.0:
+                return
+            # Jittered, or all that wait would wake together for one token.
+            await trio.sleep(delay * self.random.uniform(1.0, 2.0))
+
+
+def make_provider(
+    settings: Settings,
+    *,
+    base_url: str,
+    metrics: Metrics,
+    load: LoadMeter,
+    client: httpx.AsyncClient | None = None,
+    dial: Dial = dial_tcp,
+    random: Random | None = None,
+) -> Provider:
+    """Build a provider from the settings. Must run inside Trio, for the clock.
+
+    ``client`` is needed where tokens are granted.
+    """
+    random = random or Random()
+    credentials: Credentials
+    if settings.deepgram_grant and client is not None:
+        credentials = GrantedToken(settings.deepgram_api_key, base_url, client)
+    else:
+        credentials = APIKey(settings.deepgram_api_key)
+    bucket = TokenBucket.full(settings.redial_rate, settings.redial_burst, trio.current_time())
+    return Provider(
+        base_url=base_url,
+        options=settings.deepgram_options,
+        credentials=credentials,
+        dial=dial,
+        connect_timeout=settings.connect_timeout,
+        link_options=LinkOptions(
+            send_timeout=settings.send_timeout,
+            message_cap=settings.message_cap_ms / 1000,
+            load=load,
+        ),
+        breaker=Breaker(random),
+        gate=DialGate(bucket),
+        random=random,
+        metrics=metrics,
+    )

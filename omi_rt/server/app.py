@@ -1,0 +1,185 @@
+"""The running server: accepts, admits, drains."""
+
+from __future__ import annotations
+
+import resource
+import signal
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from omi_rt.core.errors import BadRequest, HandshakeFailed
+from omi_rt.core.listen import parse_listen, split_target
+from omi_rt.log import get_logger
+from omi_rt.net.stream import TCPStream
+from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.server.http import HTTPAnswer, answer, unavailable
+from omi_rt.server.session import Session
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.deepgram.provider import Provider
+    from omi_rt.metrics import Metrics
+    from omi_rt.settings import Settings
+
+LISTEN_BACKLOG = 1024
+FULL_RETRY_SECONDS = 30
+_SPREAD_SHARE = 0.5
+"""Of the drain time: sessions begin to end over it, and the last still has the rest to finish."""
+_LEAVE_SECONDS = 1.0
+"""Of the drain time: kept for saying goodbye."""
+
+
+class Server:
+    """Every connection to the port, and the sessions behind them."""
+
+    def __init__(self, settings: Settings, provider: Provider, metrics: Metrics) -> None:
+        self.sessions: set[Session] = set()
+        self._settings = settings
+        self._provider = provider
+        self._metrics = metrics
+        self._draining = trio.Event()
+        self._session_left = trio.Event()
+        self._log = get_logger()
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether new sessions are taken."""
+        return not self._draining.is_set()
+
+    async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
+        """Serve until `drain` is called and the sessions have ended.
+
+        Cancelling this ends all sessions at once.
+        """
+        async with trio.open_nursery() as connections:
+            async with trio.open_nursery() as accepting:
+                accepting.start_soon(
+                    partial(
+                        trio.serve_listeners,
+                        self._accept,
+                        list(listeners),
+                        handler_nursery=connections,
+                    )
+                )
+                await self._draining.wait()
+                accepting.cancel_scope.cancel()
+            await self._drain_sessions()
+            connections.cancel_scope.cancel()
+
+    def drain(self) -> None:
+        """Take no new sessions and end the running ones; `serve` then returns."""
+        self._draining.set()
+
+    async def handle(self, stream: trio.abc.Stream) -> None:
+        """Serve one connection. Never raises: whatever happens in it stays in it."""
+        try:
+            await self._handle(ServerHandshake(stream))
+        except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
+            self._metrics.faults.inc()
+            self._log.exception("connection_fault", exc_info=group)
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _accept(self, stream: trio.SocketStream) -> None:
+        await self.handle(TCPStream(stream.socket))
+
+    async def _handle(self, handshake: ServerHandshake) -> None:
+        try:
+            request = await handshake.receive_request()
+        except HandshakeFailed:
+            self._metrics.connections_dropped.inc()
+            return
+        path, parameters = split_target(request.target)
+        if path != "/listen" or not request.is_upgrade:
+            await _respond(
+                handshake,
+                answer(request.method, path, is_ready=self.is_ready, metrics=self._metrics),
+            )
+            return
+        refusal = self._refusal()
+        if refusal is not None:
+            await _respond(handshake, refusal)
+            return
+        try:
+            websocket = handshake.accept()
+        except HandshakeFailed as failure:
+            await _respond(handshake, HTTPAnswer(failure.status or 400, f"{failure}\n"))
+            return
+        # Accepted first, refused after: a client can read a close reason, but no HTTP error.
+        try:
+            listen = parse_listen(parameters)
+        except BadRequest as error:
+            await self._close(websocket, error)
+            return
+        await self._run_session(websocket, listen)
+
+    def _refusal(self) -> HTTPAnswer | None:
+        if not self.is_ready:
+            self._metrics.upgrades_refused.labels("draining").inc()
+            return unavailable("going away", FULL_RETRY_SECONDS)
+        if len(self.sessions) >= self._settings.max_sessions:
+            self._metrics.upgrades_refused.labels("full").inc()
+            return unavailable("too many sessions", FULL_RETRY_SECONDS)
+        wait = self._provider.breaker.retry_after(trio.current_time())
+        if wait is not None:
+            self._metrics.upgrades_refused.labels("breaker").inc()
+            return unavailable("the speech provider refuses", wait)
+        return None
+
+    async def _run_session(self, websocket: WebSocket, listen: ListenRequest) -> None:
+        session = Session(websocket, listen, self._provider, self._settings, self._metrics)
+        self.sessions.add(session)
+        try:
+            await session.run()
+        finally:
+            self.sessions.discard(session)
+            self._session_left.set()
+
+    async def _close(self, websocket: WebSocket, error: BadRequest) -> None:
+        self._log.info("request_refused", reason=str(error))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(websocket.run_writer, self._settings.send_timeout)
+            await websocket.aclose(error.close_code, str(error))
+
+    async def _drain_sessions(self) -> None:
+        total = self._settings.drain_seconds
+        ends_at = trio.current_time() + total
+        sessions = list(self.sessions)
+        self._log.info("draining", sessions=len(sessions), seconds=total)
+        pause = total * _SPREAD_SHARE / max(1, len(sessions))
+        with trio.move_on_at(ends_at):
+            for session in sessions:
+                if session in self.sessions:
+                    session.drain(max(0.0, ends_at - trio.current_time() - _LEAVE_SECONDS))
+                    await trio.sleep(pause)
+            while self.sessions:
+                self._session_left = trio.Event()
+                await self._session_left.wait()
+
+
+async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
+    await handshake.respond(
+        reply.status, reply.body, content_type=reply.content_type, headers=reply.headers
+    )
+
+
+async def drain_on_signal(server: Server, scope: trio.CancelScope) -> None:
+    """On the first SIGTERM or SIGINT drain; on the second end everything at once."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for _ in signals:
+            if server.is_ready:
+                server.drain()
+            else:
+                scope.cancel("second signal")
+                return
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: two sockets a session."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

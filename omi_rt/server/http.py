@@ -1,0 +1,47 @@
+"""The plain HTTP side of the port: health, readiness, metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from attrs import field, frozen
+
+from omi_rt.metrics import CONTENT_TYPE
+
+if TYPE_CHECKING:
+    from omi_rt.metrics import Metrics
+
+TEXT = "text/plain; charset=utf-8"
+
+
+@frozen
+class HTTPAnswer:
+    """What a plain request gets."""
+
+    status: int
+    body: str | bytes = ""
+    content_type: str = TEXT
+    headers: Mapping[str, str] = field(factory=dict)
+
+
+def answer(method: str, path: str, *, is_ready: bool, metrics: Metrics) -> HTTPAnswer:
+    """Decide what a request that is no upgrade to ``/listen`` gets."""
+    if path == "/listen":
+        return HTTPAnswer(
+            426, "/listen is a WebSocket endpoint\n", headers={"Upgrade": "websocket"}
+        )
+    if path not in {"/healthz", "/readyz", "/metrics"}:
+        return HTTPAnswer(404, "not found\n")
+    if method not in {"GET", "HEAD"}:
+        return HTTPAnswer(405, "only GET\n", headers={"Allow": "GET, HEAD"})
+    if path == "/metrics":
+        return HTTPAnswer(200, metrics.exposition(), CONTENT_TYPE)
+    if path == "/readyz" and not is_ready:
+        return HTTPAnswer(503, "draining\n")
+    return HTTPAnswer(200, "ok\n")
+
+
+def unavailable(reason: str, retry_after: int) -> HTTPAnswer:
+    """A 503 with ``Retry-After`` in seconds."""
+    return HTTPAnswer(503, f"{reason}\n", headers={"Retry-After": str(retry_after)})

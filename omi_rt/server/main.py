@@ -1,0 +1,82 @@
+"""The composition root: everything that one server process is made of, put together."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from omi_rt.core.coalescing import LoadMeter
+from omi_rt.deepgram.credentials import open_http_client
+from omi_rt.deepgram.provider import make_provider
+from omi_rt.local.process import run_local_recogniser
+from omi_rt.metrics import Metrics
+from omi_rt.server.app import LISTEN_BACKLOG, Server, drain_on_signal, raise_file_limit
+from omi_rt.server.load import LoadInstrument
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+    from omi_rt.settings import Settings
+
+
+async def serve(
+    settings: Settings,
+    host: str,
+    port: int,
+    *,
+    announce: Callable[[str], None],
+    task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Run a server until SIGTERM has drained it. The started value is its ``ws://`` address.
+
+    Cancelling this ends all sessions at once.
+
+    Args:
+        settings: of this server.
+        host: to bind.
+        port: to bind; 0 picks a free one.
+        announce: gets the lines for whoever started it: what is used, and when it is ready.
+        task_status: told the address when connections are accepted.
+
+    Raises:
+        OSError: the address can not be bound.
+        RecogniserError: the embedded recogniser is needed, and does not run.
+    """
+    raise_file_limit()
+    metrics, load = Metrics(), LoadMeter()
+    metrics.load.set_function(lambda: load.load)
+    listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
+    bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
+    address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+    async with (
+        open_http_client() as client,
+        _provider_url(settings, announce) as base_url,
+        trio.open_nursery() as nursery,
+    ):
+        provider = make_provider(
+            settings, base_url=base_url, metrics=metrics, load=load, client=client
+        )
+        server = Server(settings, provider, metrics)
+        trio.lowlevel.add_instrument(LoadInstrument(load))
+        nursery.start_soon(drain_on_signal, server, nursery.cancel_scope)
+        announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
+        task_status.started(f"ws://{address}")
+        await server.serve(listeners)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _provider_url(settings: Settings, announce: Callable[[str], None]) -> AsyncIterator[str]:
+    if not settings.uses_embedded_recogniser:
+        yield settings.deepgram_url
+        return
+    announce(
+        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)"
+    )
+    async with trio.open_nursery() as nursery:
+        url = await nursery.start(partial(run_local_recogniser))
+        yield url
+        nursery.cancel_scope.cancel()

@@ -1,0 +1,282 @@
+"""One ``/listen`` connection: a nursery around the device's side and the transcription."""
+
+from __future__ import annotations
+
+import math
+import uuid
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from omi_rt.codecs import is_fake_pong, open_decoder
+from omi_rt.core import events
+from omi_rt.core.coverage import Coverage
+from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
+from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.deepgram.transcriber import Transcriber
+from omi_rt.log import get_logger
+
+if TYPE_CHECKING:
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.transcript import Segment
+    from omi_rt.deepgram.provider import Provider
+    from omi_rt.metrics import Metrics
+    from omi_rt.net.websocket import WebSocket
+    from omi_rt.settings import Settings
+
+UNDECODABLE_IN_A_ROW = 50
+"""Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
+MESSAGES_PER_STEP = 25
+"""Decoded before other sessions get a turn: 0.4 ms of Opus."""
+ABORT_SECONDS = 2.0
+MISSED_HEARTBEATS = 2
+"""Without a byte from the device, not even a pong: then it has vanished."""
+
+
+class Session:
+    """A device's connection from its upgrade to its last word.
+
+    The device's side and the transcription end apart: a device that goes leaves audio that is still
+    to be finalised, and a provider that goes leaves a device that is told so and stays.
+    """
+
+    def __init__(
+        self,
+        websocket: WebSocket,
+        request: ListenRequest,
+        provider: Provider,
+        settings: Settings,
+        metrics: Metrics,
+    ) -> None:
+        self.id = uuid.uuid4().hex
+        self.coverage = Coverage(request.audio_format, settings.backlog_seconds)
+        self._websocket = websocket
+        self._request = request
+        self._settings = settings
+        self._metrics = metrics
+        self._log = get_logger(session=self.id)
+        self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
+        self._transcriber = Transcriber(
+            request,
+            provider,
+            self.coverage,
+            session_id=self.id,
+            started_at=datetime.now(UTC),
+            on_segments=self._send_segments,
+            on_event=self._send_event,
+            new_id=_new_id,
+            log=self._log,
+        )
+        self._incoming = trio.CancelScope()
+        self._takes_audio = True
+        self._device_is_there = True
+        self._is_reading = True
+        self._has_told_undecodable = False
+        self._reason = "cancelled"
+        # 1000 is for a client that asked for the end, and for nobody else: Omi apps do not come back
+        # after it.
+        self._close_code = 1001
+
+    async def run(self) -> None:
+        """Serve the device until it has all its words, or is gone and all is finalised.
+
+        Cancelling this drops everything; what has no final is then counted as lost.
+        """
+        self._log.info(
+            "session_started",
+            codec=self._request.codec,
+            sample_rate=self._request.sample_rate,
+            channels=self._request.channels,
+            language=self._request.language,
+        )
+        self._metrics.sessions.inc()
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._deliver)
+                nursery.start_soon(self._serve_device)
+                await self._transcribe()
+                await self._take_leave()
+                nursery.cancel_scope.cancel()
+        except* Exception as group:  # noqa: BLE001 - the seam: one session's fault touches no other
+            self._reason, self._close_code = "internal_error", 1011
+            self._metrics.faults.inc()
+            self._log.exception("session_fault", exc_info=group)
+        finally:
+            if trio.current_effective_deadline() == -math.inf:
+                self._reason, self._close_code = "cancelled", 1001
+            self._decoder.close()
+            self.coverage.lose_pending()
+            self._report()
+            with trio.move_on_after(ABORT_SECONDS, shield=True):
+                await self._websocket.abort(self._close_code, self._reason)
+
+    def drain(self, within: float) -> None:
+        """End the session because the server goes: finalise, tell the device, close with 1001.
+
+        Args:
+            within: seconds that finalising may take.
+        """
+        self._end("server_going_away", 1001, within)
+
+    # The device's side.
+
+    async def _serve_device(self) -> None:
+        with self._incoming:
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._send_heartbeat)
+                    await self._receive_audio()
+            except* PeerClosed as group:
+                closed = group.exceptions[0]
+                assert isinstance(closed, PeerClosed)
+                self._lose_device(f"device_closed_{closed.code}", closed.code)
+
+    async def _receive_audio(self) -> None:
+        """Take every message that is there, decode it, put it into the backlog; nothing else."""
+        websocket = self._websocket
+        while True:
+            messages = await websocket.receive()
+            for start in range(0, len(messages), MESSAGES_PER_STEP):
+                if start:
+                    await trio.lowlevel.checkpoint()
+                self._take(messages[start : start + MESSAGES_PER_STEP])
+                if self.coverage.is_full and self._takes_audio:
+                    self._is_reading = False
+                    await self._transcriber.make_room()
+                    self._is_reading = True
+
+    def _take(self, messages: list[bytes | str]) -> None:
+        decode = self._decoder.decode
+        parts: list[bytes] = []
+        for message in messages:
+            if isinstance(message, str):
+                if parts:
+                    self._transcriber.receive(b"".join(parts))
+                    parts = []
+                self._take_text(message)
+            elif self._takes_audio and not is_fake_pong(message):
+                parts.append(decode(message))
+                if self._decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
+                    self._tell_undecodable()
+        if parts:
+            self._transcriber.receive(parts[0] if len(parts) == 1 else b"".join(parts))
+
+    def _take_text(self, text: str) -> None:
+        try:
+            message = loads(text)
+        except JSONError:
+            return
+        if isinstance(message, dict) and message.get("type") == "CloseStream":
+            self._end("client_closed_stream", 1000)
+
+    def _tell_undecodable(self) -> None:
+        if self._has_told_undecodable:
+            return
+        self._has_told_undecodable = True
+        self._log.warning("undecodable_audio", codec=self._request.codec)
+        self._send_event(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
+
+    async def _send_heartbeat(self) -> None:
+        interval = self._settings.heartbeat_seconds
+        beat = trio.current_time()
+        while True:
+            beat += interval
+            await trio.sleep_until(beat)
+            silent = trio.current_time() - self._websocket.received_at
+            if self._is_reading and silent > MISSED_HEARTBEATS * interval:
+                raise PeerClosed(1006, "the device has vanished")
+            self._send_event(events.PING)
+            self._websocket.ping_nowait()
+
+    async def _deliver(self) -> None:
+        """The only writer to the device: segments, events and heartbeats, in order."""
+        try:
+            await self._websocket.run_writer(self._settings.send_timeout)
+        except PeerTooSlow as error:
+            self._lose_device(str(error), error.close_code)
+
+    # The provider's side.
+
+    async def _transcribe(self) -> None:
+        try:
+            await self._transcriber.run()
+        except ProviderError as error:
+            self._log.error("provider_failed", reason=str(error))
+            self._send_event(events.service_status("stt_failed", str(error)))
+            self._reason, self._close_code = "stt_failed", 1011
+
+    async def _take_leave(self) -> None:
+        self._incoming.cancel()
+        if self._device_is_there:
+            self._send_event(
+                events.session_ended(
+                    self.coverage.balance(),
+                    self._transcriber.cost,
+                    self.coverage.audio_format,
+                    self._reason,
+                    None,
+                )
+            )
+        await self._websocket.aclose(self._close_code, self._reason)
+
+    # Ends.
+
+    def _end(self, reason: str, close_code: int, within: float | None = None) -> None:
+        if self._takes_audio:
+            self._takes_audio = False
+            self._reason, self._close_code = reason, close_code
+        self._transcriber.end_audio(within)
+
+    def _lose_device(self, reason: str, close_code: int) -> None:
+        self._device_is_there = False
+        self._incoming.cancel()
+        self._end(reason, close_code if close_code in {1008, 1009, 1011} else 1001)
+
+    # What goes to the device.
+
+    def _send_segments(self, segments: list[Segment]) -> None:
+        audio_format = self.coverage.audio_format
+        self._send([segment.as_json(audio_format) for segment in segments])
+
+    def _send_event(self, event: dict[str, Any]) -> None:
+        self._send(event)
+
+    def _send(self, message: object) -> None:
+        if not self._device_is_there:
+            return
+        try:
+            self._websocket.send_nowait(dumps(message))
+        except DeviceError as error:
+            self._lose_device(str(error), error.close_code)
+
+    def _report(self) -> None:
+        audio_format = self.coverage.audio_format
+        balance = self.coverage.balance()
+        account, cost = balance.in_seconds(audio_format), self._transcriber.cost
+        metrics = self._metrics
+        metrics.sessions.dec()
+        metrics.sessions_ended.labels(self._reason_class()).inc()
+        metrics.concealed_packets.inc(self._decoder.concealed_packets)
+        for state in ("finalised", "gated", "lost"):
+            metrics.audio_seconds.labels(state).inc(account[state])
+        for purpose, seconds in cost.in_seconds(audio_format).items():
+            metrics.provider_seconds.labels(purpose).inc(seconds)
+        self._log.info(
+            "session_ended",
+            reason=self._reason,
+            close_code=self._close_code,
+            **account,
+            **{f"sent_{name}": value for name, value in cost.in_seconds(audio_format).items()},
+            concealed_packets=self._decoder.concealed_packets,
+        )
+        if not balance.is_exact:
+            self._log.error("ledger_unbalanced", balance=str(balance))
+
+    def _reason_class(self) -> str:
+        known = ("client_closed_stream", "server_going_away", "stt_failed", "internal_error")
+        return self._reason if self._reason in known else "device_gone"
+
+
+def _new_id() -> str:
+    return uuid.uuid4().hex
