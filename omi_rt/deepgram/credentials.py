@@ -13,6 +13,7 @@ import httpx
 from omi_rt.core.deepgram import is_retryable_status
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
 
+HTTPClient = httpx.AsyncClient
 GRANT_PATH = "/v1/auth/grant"
 GRANT_TIMEOUT_SECONDS = 5.0
 
@@ -48,7 +49,7 @@ class GrantedToken:
 
     is_renewable = True
 
-    def __init__(self, key: str, base: str, client: httpx.AsyncClient) -> None:
+    def __init__(self, key: str, base: str, client: HTTPClient) -> None:
         parts = urlsplit(base)
         scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
         self._url = urlunsplit((scheme, parts.netloc, GRANT_PATH, "", ""))
@@ -87,9 +88,9 @@ class GrantedToken:
         return f"Bearer {token}"
 
 
-def open_http_client() -> httpx.AsyncClient:
+def open_http_client() -> HTTPClient:
     """Return the process's HTTP client; close it with ``async with``."""
-    return httpx.AsyncClient(
+    return HTTPClient(
         timeout=httpx.Timeout(GRANT_TIMEOUT_SECONDS),
         limits=httpx.Limits(max_connections=20, max_keepalive_connections=5),
     )

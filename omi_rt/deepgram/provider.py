@@ -13,14 +13,12 @@ from omi_rt.core.breaker import Breaker, DialGate
 from omi_rt.core.deepgram import listen_url
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
-from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken
+from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
 from omi_rt.deepgram.link import LinkOptions
 from omi_rt.metrics import Metrics
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
-
-    import httpx
 
     from omi_rt.core.coalescing import LoadMeter
     from omi_rt.core.listen import ListenRequest
@@ -63,7 +61,7 @@ def make_provider(
     base_url: str,
     metrics: Metrics,
     load: LoadMeter,
-    client: httpx.AsyncClient | None = None,
+    client: HTTPClient | None = None,
     dial: Dial = dial_tcp,
     random: Random | None = None,
 ) -> Provider:

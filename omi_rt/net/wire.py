@@ -1,0 +1,225 @@
+"""The WebSocket protocol without the wire: the one file that imports ``websockets``.
+
+Bytes in, messages out, and the other way round; its sans-I/O classes do the work. Both sides are
+here: the server's, which devices meet (and, in ``fake`` and ``local``, Deepgram's clients), and the
+client's, for ``omi-rt stream``.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from http import HTTPStatus
+
+from attrs import frozen
+from websockets.client import ClientProtocol
+from websockets.datastructures import Headers
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.frames import CloseCode, Frame, Opcode
+from websockets.http11 import Request, Response
+from websockets.protocol import CLOSED, OPEN, SEND_EOF, Protocol
+from websockets.server import ServerProtocol
+from websockets.uri import parse_uri
+
+from omi_rt.core.errors import HandshakeFailed, PeerClosed
+
+# The library logs every connection at INFO; ours are logged by the session, once.
+_silent = logging.getLogger("omi_rt.websocket")
+_silent.setLevel(logging.CRITICAL + 1)
+_BINARY, _TEXT, _CONT = Opcode.BINARY, Opcode.TEXT, Opcode.CONT
+
+
+class Wire:
+    """One open WebSocket connection."""
+
+    __slots__ = ("_fragments", "_fragments_are_text", "_protocol")
+
+    def __init__(self, protocol: Protocol) -> None:
+        self._protocol = protocol
+        self._fragments: list[bytes] | None = None
+        self._fragments_are_text = False
+
+    @property
+    def is_open(self) -> bool:
+        """Whether neither side has begun to close."""
+        return self._protocol.state is OPEN
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the peer's end of the stream was seen."""
+        return self._protocol.state is CLOSED
+
+    def receive(self, data: bytes | bytearray) -> None:
+        """Take bytes from the stream; ``b""`` is its end."""
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+
+    def take_messages(self) -> list[bytes | str]:
+        """Return the whole messages that have arrived."""
+        messages: list[bytes | str] = []
+        for event in self._protocol.events_received():
+            if not isinstance(event, Frame):
+                continue
+            opcode = event.opcode
+            if opcode is _BINARY and event.fin:
+                messages.append(bytes(event.data))
+            elif opcode is _TEXT and event.fin:
+                messages.append(bytes(event.data).decode("utf-8", "replace"))
+            elif opcode is _BINARY or opcode is _TEXT:
+                self._fragments = [bytes(event.data)]
+                self._fragments_are_text = opcode is _TEXT
+            elif opcode is _CONT and self._fragments is not None:
+                self._fragments.append(bytes(event.data))
+                if event.fin:
+                    whole = b"".join(self._fragments)
+                    self._fragments = None
+                    is_text = self._fragments_are_text
+                    messages.append(whole.decode("utf-8", "replace") if is_text else whole)
+        return messages
+
+    def take_writes(self) -> list[bytes]:
+        """Return what is to be sent; an empty element means that the sending side ends there."""
+        return self._protocol.data_to_send() if self._protocol.writes else []
+
+    def send(self, message: str | bytes) -> None:
+        """Frame a message. After the close this does nothing."""
+        if self.is_open:
+            if isinstance(message, str):
+                self._protocol.send_text(message.encode())
+            else:
+                self._protocol.send_binary(message)
+
+    def ping(self) -> None:
+        """Frame a ping, which every peer must answer (RFC 6455, 5.5.3)."""
+        if self.is_open:
+            self._protocol.send_ping(b"")
+
+    def close(self, code: int, reason: str) -> None:
+        """Frame the close; a second one does nothing. The reason is cut to what a frame holds."""
+        if self.is_open:
+            # 123 bytes: RFC 6455, 5.5.
+            self._protocol.send_close(code, reason.encode()[:123].decode("utf-8", "ignore"))
+
+    def closed(self) -> PeerClosed:
+        """Tell how the connection ended."""
+        protocol = self._protocol
+        if protocol.close_rcvd is not None:
+            return PeerClosed(protocol.close_rcvd.code, protocol.close_rcvd.reason)
+        if protocol.close_sent is not None:
+            return PeerClosed(protocol.close_sent.code, protocol.close_sent.reason)
+        return PeerClosed(CloseCode.ABNORMAL_CLOSURE, "connection lost")
+
+
+@frozen
+class HTTPRequest:
+    """The head of a request, before it is known to be an upgrade."""
+
+    method: str
+    target: str
+    """Path and query, as they stand in the request line."""
+    headers: Mapping[str, str]
+    """Names in lower case; of a repeated field the last value."""
+    is_upgrade: bool
+
+
+class ServerWire:
+    """The server's handshake."""
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self._protocol = ServerProtocol(max_size=max_message_bytes, logger=_silent)
+        self._request: Request | None = None
+
+    def receive_head(self, head: bytes) -> HTTPRequest:
+        """Read a whole request head, its empty line included.
+
+        Raises:
+            HandshakeFailed: it is none.
+        """
+        self._protocol.receive_data(head)
+        events = self._protocol.events_received()
+        if not events or not isinstance(events[0], Request):
+            raise HandshakeFailed("not an HTTP request")
+        request = self._request = events[0]
+        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        return HTTPRequest(
+            method=request.method,
+            target=request.path,
+            headers=headers,
+            is_upgrade="upgrade" in headers.get("connection", "").lower(),
+        )
+
+    def accept(self, headers: Mapping[str, str], rest: bytes) -> Wire:
+        """Answer 101 with extra ``headers``, then take the bytes that came behind the head.
+
+        Raises:
+            HandshakeFailed: it is no proper upgrade; ``status`` is what to answer (426, 400, ...).
+        """
+        assert self._request is not None
+        response = self._protocol.accept(self._request)
+        if response.status_code != HTTPStatus.SWITCHING_PROTOCOLS:
+            raise HandshakeFailed("no proper WebSocket upgrade", response.status_code)
+        for name, value in headers.items():
+            response.headers[name] = value
+        self._protocol.send_response(response)
+        if rest:
+            self._protocol.receive_data(rest)
+        return Wire(self._protocol)
+
+    def plain_response(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
+        """Make a plain HTTP response that ends the connection; to HEAD without the body."""
+        fields = Headers({"Content-Length": str(len(body)), "Connection": "close"})
+        for name, value in headers.items():
+            fields[name] = value
+        is_head = self._request is not None and self._request.method == "HEAD"
+        response = Response(status, HTTPStatus(status).phrase, fields, b"" if is_head else body)
+        return response.serialize()
+
+
+class ClientWire:
+    """The client's handshake."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], max_message_bytes: int) -> None:
+        protocol = ClientProtocol(parse_uri(url), max_size=max_message_bytes, logger=_silent)
+        request = protocol.connect()
+        for name, value in headers.items():
+            request.headers[name] = value
+        protocol.send_request(request)
+        self._protocol = protocol
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the answer is not complete yet."""
+        return self._protocol.state is not OPEN and self._protocol.handshake_exc is None
+
+    def take_request(self) -> bytes:
+        """Return the request to send."""
+        return b"".join(self._protocol.data_to_send())
+
+    def receive(self, data: bytes | bytearray) -> None:
+        """Take bytes of the answer; ``b""`` is the end of the stream."""
+        if data:
+            self._protocol.receive_data(data)
+        else:
+            self._protocol.receive_eof()
+
+    def opened(self) -> Wire:
+        """Return the open connection.
+
+        Raises:
+            HandshakeFailed: it was refused, with ``status``, or the answer was no WebSocket's.
+        """
+        error = self._protocol.handshake_exc
+        if isinstance(error, InvalidStatus):
+            status = error.response.status_code
+            raise HandshakeFailed(f"refused with HTTP {status}", status)
+        if error is not None:
+            reason = str(error) if isinstance(error, InvalidHandshake) else type(error).__name__
+            raise HandshakeFailed(f"no WebSocket server: {reason}")
+        return Wire(self._protocol)
+
+
+def ends_stream(writes: list[bytes]) -> bool:
+    """Whether the sending side ends after ``writes``."""
+    return SEND_EOF in writes

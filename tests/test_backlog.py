@@ -1,0 +1,115 @@
+"""Backlog, watermarks and ledger, as a model-based property and in single cases."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.core.audio import AudioChunk, AudioFormat
+from omi_rt.core.backlog import Backlog
+from omi_rt.core.coverage import Coverage, Gap
+
+MONO = AudioFormat(8000, 1)
+STEREO = AudioFormat(8000, 2)
+
+
+def pcm(first: int, samples: int) -> bytes:
+    """Audio in which every sample tells its own position."""
+    return b"".join((n % 65536).to_bytes(2, "little") for n in range(first, first + samples))
+
+
+@given(
+    appended=st.lists(st.integers(0, 40), max_size=20),
+    reads=st.lists(st.tuples(st.integers(0, 900), st.integers(1, 60)), max_size=20),
+    trimmed=st.integers(0, 900),
+)
+def test_what_is_read_is_what_was_put_there(
+    appended: list[int], reads: list[tuple[int, int]], trimmed: int
+) -> None:
+    backlog = Backlog(MONO, 10_000)
+    for samples in appended:
+        backlog.append(pcm(backlog.end, samples))
+    assert backlog.end == sum(appended)
+    taken = backlog.trim(trimmed)
+    assert taken == min(trimmed, backlog.end)
+    assert backlog.pending == backlog.end - backlog.start
+    for position, limit in reads:
+        chunk = backlog.read(position, limit)
+        start = max(position, backlog.start)
+        if start >= backlog.end:
+            assert chunk is None
+        else:
+            assert chunk is not None
+            assert chunk.position == start
+            assert chunk.samples == min(limit, backlog.end - start)
+            assert chunk.payload == pcm(start, chunk.samples)
+
+
+def test_a_live_read_returns_the_very_chunk_that_came_last() -> None:
+    backlog = Backlog(MONO, 1000)
+    backlog.append(pcm(0, 10))
+    payload = pcm(10, 10)
+    backlog.append(payload)
+    chunk = backlog.read(10, 100)
+    assert chunk is not None
+    assert chunk.payload is payload
+
+
+def test_the_repr_of_a_chunk_holds_no_audio() -> None:
+    assert repr(AudioChunk(0, 2, b"abcd")) == "AudioChunk(0..2)"
+
+
+steps = st.one_of(
+    st.tuples(st.just("receive"), st.integers(0, 300), st.just(0)),
+    st.tuples(st.just("finalise"), st.integers(0, 3000), st.integers(0, 1)),
+    st.tuples(st.just("drop"), st.just(0), st.just(0)),
+    st.tuples(st.just("end"), st.just(0), st.just(0)),
+)
+
+
+@given(st.lists(steps, max_size=40))
+def test_the_ledger_balances_after_every_step(actions: list[tuple[str, int, int]]) -> None:
+    coverage = Coverage(STEREO, 0.05)
+    for action, amount, channel in actions:
+        before = [coverage.watermark_of(c) for c in range(2)]
+        if action == "receive":
+            coverage.receive(bytes(amount * 4))
+        elif action == "finalise":
+            coverage.finalise(channel, amount)
+        elif action == "drop":
+            coverage.drop_excess()
+            assert coverage.backlog.excess <= 0
+        else:
+            coverage.lose_pending()
+            assert coverage.balance().pending == 0
+        balance = coverage.balance()
+        assert balance.is_exact
+        assert min(balance.received, balance.finalised, balance.pending, balance.lost) >= 0
+        assert all(coverage.watermark_of(c) >= before[c] for c in range(2))
+        assert coverage.backlog.start == coverage.watermark
+        assert all(coverage.watermark_of(c) <= coverage.backlog.end for c in range(2))
+
+
+def test_audio_is_final_when_the_slowest_channel_has_covered_it() -> None:
+    coverage = Coverage(STEREO, 10)
+    coverage.receive(bytes(4 * 100))
+    assert coverage.finalise(0, 80)
+    assert coverage.balance().finalised == 0
+    assert coverage.finalise(1, 50)
+    assert coverage.balance().finalised == 50
+
+
+def test_a_watermark_never_goes_back() -> None:
+    coverage = Coverage(MONO, 10)
+    coverage.receive(bytes(200))
+    assert coverage.finalise(0, 60)
+    assert not coverage.finalise(0, 40)
+    assert coverage.watermark == 60
+
+
+def test_what_is_dropped_is_the_oldest_and_is_told() -> None:
+    coverage = Coverage(MONO, 0.01)
+    coverage.receive(bytes(2 * 100))
+    assert coverage.drop_excess() == Gap(0, 20)
+    assert coverage.watermark == 20
+    assert coverage.balance().lost == 20

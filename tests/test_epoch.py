@@ -1,0 +1,276 @@
+"""An epoch translates a connection's times, and keeps every word exactly once."""
+
+from __future__ import annotations
+
+from json import dumps
+from typing import Any
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.coverage import Coverage
+from omi_rt.core.deepgram import Results, parse_message
+from omi_rt.core.epoch import Epoch, LeadInWord
+
+MONO = AudioFormat(1000, 1)
+STEREO = AudioFormat(1000, 2)
+
+
+def word(text: str, start: float | None, end: float | None, **more: Any) -> dict[str, Any]:
+    return {"word": text, "start": start, "end": end, **more}
+
+
+def final(
+    start: float, end: float, *words: dict[str, Any], channel: int = 0, of: int = 1
+) -> Results:
+    message = parse_message(
+        dumps(
+            {
+                "type": "Results",
+                "is_final": True,
+                "channel_index": [channel, of],
+                "start": start,
+                "duration": end - start,
+                "channel": {"alternatives": [{"transcript": "", "words": list(words)}]},
+            }
+        )
+    )
+    assert isinstance(message, Results)
+    return message
+
+
+def received(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
+    coverage = Coverage(audio_format, 100)
+    coverage.receive(bytes(int(seconds * 1000) * audio_format.frame_bytes))
+    return coverage
+
+
+def texts(epoch: Epoch, coverage: Coverage, results: Results) -> list[str]:
+    return [heard.text for heard in epoch.apply(results, coverage).words]
+
+
+def test_times_are_moved_to_the_session_clock() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    coverage.finalise(0, 4000)
+    epoch.sent(4000, 3000)
+    heard = epoch.apply(final(0, 2, word("a", 0.5, 0.75)), coverage)
+    assert [(w.start, w.end) for w in heard.words] == [(4500, 4750)]
+    assert coverage.watermark == 6000
+
+
+def test_a_doubled_final_brings_nothing() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    results = final(0, 2, word("a", 0.5, 0.75))
+    assert texts(epoch, coverage, results) == ["a"]
+    assert texts(epoch, coverage, results) == []
+    assert coverage.balance().is_exact
+
+
+def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    coverage.finalise(0, 2000)
+    epoch.sent(2000, 5000)
+    heard = epoch.apply(final(0, 3, word("after", 0.0, 0.1)), coverage)
+    assert [w.text for w in heard.words] == ["after"]
+    again, overlapping = received(10), Epoch(MONO)
+    overlapping.sent(0, 5000)
+    again.finalise(0, 2000)
+    heard = overlapping.apply(final(0, 3, word("before", 1.5, 2.4), word("after", 1.7, 2.4)), again)
+    assert [(w.text, w.start) for w in heard.words] == [("after", 2000)]
+
+
+def test_a_word_beyond_its_final_takes_the_watermark_with_it() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    assert texts(epoch, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
+    assert coverage.watermark == 1600
+    assert texts(epoch, coverage, final(1, 3, word("a", 0.9, 1.6), word("b", 2, 2.5))) == ["b"]
+
+
+def test_a_final_beyond_what_was_sent_is_clamped() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 1000)
+    assert texts(epoch, coverage, final(0, 1e300, word("a", 0.2, 9e99))) == ["a"]
+    assert coverage.watermark == 1000
+    assert coverage.balance().is_exact
+
+
+def test_audio_dropped_between_two_sends_leaves_later_times_exact() -> None:
+    coverage, epoch = received(20), Epoch(MONO)
+    epoch.sent(0, 2000)
+    epoch.sent(7000, 3000)
+    heard = epoch.apply(final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
+    assert [(w.start, w.end) for w in heard.words] == [(500, 1000), (7500, 8000)]
+    assert coverage.watermark == 9000
+
+
+def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent_foreign(100)
+    epoch.sent(0, 2000)
+    heard = epoch.apply(final(0, 1.1, word("a", 0.1, 0.6)), coverage)
+    assert [(w.start, w.end) for w in heard.words] == [(0, 500)]
+    assert coverage.watermark == 1000
+
+
+def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent_foreign(3000, anchor=0)
+    epoch.sent_foreign(1000)
+    epoch.sent(500, 2000)
+    heard = epoch.apply(
+        final(0, 5, word("profile", 1, 2, speaker=4), word("live", 4.5, 5, speaker=4)), coverage
+    )
+    assert [(w.text, w.start, w.label) for w in heard.words] == [("live", 1000, 4)]
+    assert epoch.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
+
+
+def test_a_final_inside_the_lead_in_moves_no_watermark() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent_foreign(3000, anchor=0)
+    assert not epoch.apply(final(0, 3), coverage).moved
+    assert coverage.watermark == 0
+
+
+def test_channels_have_watermarks_of_their_own() -> None:
+    coverage, epoch = received(10, STEREO), Epoch(STEREO)
+    epoch.sent(0, 5000)
+    epoch.apply(final(0, 4, channel=0, of=2), coverage)
+    assert (coverage.watermark_of(0), coverage.watermark_of(1)) == (4000, 0)
+    assert texts(epoch, coverage, final(0, 2, word("b", 1, 1.5), channel=1, of=2)) == ["b"]
+    assert coverage.watermark == 2000
+
+
+def test_one_result_for_all_channels_moves_all_watermarks() -> None:
+    coverage, epoch = received(10, STEREO), Epoch(STEREO)
+    epoch.sent(0, 5000)
+    epoch.apply(final(0, 4), coverage)
+    assert coverage.watermark == 4000
+
+
+def test_a_channel_that_the_session_does_not_have_brings_nothing() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    heard = epoch.apply(final(0, 4, word("a", 1, 2), channel=3, of=4), coverage)
+    assert (heard.words, heard.moved) == ([], False)
+
+
+def test_a_word_without_speaker_takes_the_one_before_or_the_first_of_its_channel() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 9000)
+    heard = epoch.apply(
+        final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)), coverage
+    )
+    assert [w.label for w in heard.words] == [3, 3, 3]
+    heard = epoch.apply(final(4, 8, word("d", 5, 6), word("e", 6, 7, speaker=1)), coverage)
+    assert [w.label for w in heard.words] == [3, 1]
+
+
+def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    heard = epoch.apply(
+        final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)), coverage
+    )
+    assert [(w.text, w.start, w.end) for w in heard.words] == [
+        ("a", 1000, 1000),
+        ("b", 2000, 2500),
+        ("c", 2500, 2500),
+    ]
+
+
+def test_metadata_within_half_a_second_covers_all_that_was_sent() -> None:
+    epoch = Epoch(MONO)
+    epoch.sent(0, 5000)
+    assert epoch.covers_all(5.5)
+    assert epoch.covers_all(4.5)
+    assert not epoch.covers_all(5.501)
+    assert not epoch.covers_all(None)
+
+
+# What a lying provider may say: any times at all, in any order.
+any_time = st.one_of(
+    st.none(),
+    st.floats(-10, 60),
+    st.floats(allow_nan=True, allow_infinity=True),
+    st.text(max_size=3),
+    st.booleans(),
+)
+any_word = st.fixed_dictionaries(
+    {"word": st.one_of(st.text(max_size=4), st.integers())},
+    optional={"start": any_time, "end": any_time, "speaker": st.one_of(any_time, st.integers())},
+)
+
+
+@settings(max_examples=200)
+@given(
+    sends=st.lists(st.tuples(st.integers(0, 2000), st.integers(1, 2000)), max_size=6),
+    finals=st.lists(
+        st.tuples(any_time, any_time, st.lists(any_word, max_size=4), st.integers(-1, 3)),
+        max_size=8,
+    ),
+)
+def test_nothing_that_a_provider_says_breaks_the_ledger_or_the_clock(
+    sends: list[tuple[int, int]], finals: list[tuple[Any, Any, list[Any], int]]
+) -> None:
+    coverage, epoch = received(40, STEREO), Epoch(STEREO)
+    position = 0
+    for gap, samples in sends:
+        position += gap
+        epoch.sent(position, samples)
+        position += samples
+    sent = epoch.sent_position or 0
+    for start, duration, words, channel in finals:
+        message = parse_message(
+            dumps(
+                {
+                    "type": "Results",
+                    "is_final": True,
+                    "channel_index": [channel, 2],
+                    "start": start,
+                    "duration": duration,
+                    "channel": {"alternatives": [{"transcript": "x", "words": words}]},
+                }
+            )
+        )
+        if not isinstance(message, Results):
+            continue
+        before = [coverage.watermark_of(c) for c in range(2)]
+        heard = epoch.apply(message, coverage)
+        assert coverage.balance().is_exact
+        assert all(coverage.watermark_of(c) >= before[c] for c in range(2))
+        assert all(coverage.watermark_of(c) <= sent for c in range(2))
+        for each in heard.words:
+            assert before[each.channel] <= each.start <= each.end <= max(sent, each.start)
+
+
+@given(
+    cuts=st.lists(st.integers(0, 20_000), min_size=1, max_size=6, unique=True),
+    words=st.lists(st.integers(0, 199), min_size=1, max_size=40, unique=True),
+)
+def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
+    cuts: list[int], words: list[int]
+) -> None:
+    """Words of 60 ms on a grid of 100 ms; each connection ends after finals up to one cut."""
+    coverage = received(20)
+    spoken = [(n, n * 0.1, n * 0.1 + 0.06) for n in sorted(words)]
+    heard: list[tuple[str, int]] = []
+    for cut in [*sorted(cuts), 20_000]:
+        origin = coverage.watermark
+        epoch = Epoch(MONO)
+        epoch.sent(origin, 20_000 - origin)
+        if cut <= origin:
+            continue
+        offset = origin / 1000
+        # The provider hears what begins behind the origin, and gives a word on the side of its middle.
+        inside = [
+            word(str(n), max(0.0, start - offset), end - offset)
+            for n, start, end in spoken
+            if offset <= (start + end) / 2 < cut / 1000
+        ]
+        brought = epoch.apply(final(0, cut / 1000 - offset, *inside), coverage).words
+        heard += [(each.text, each.start) for each in brought]
+    assert [text for text, _ in heard] == [str(n) for n, _, _ in spoken]
+    assert coverage.balance().finalised == 20_000
