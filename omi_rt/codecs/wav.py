@@ -1,0 +1,184 @@
+"""WAV files in memory: read, convert, write. The one file that imports ``soxr``.
+
+Everything is interleaved signed 16 bit little-endian ("s16le") once it is read, the format that the
+rest of the package speaks.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import Final, TypeAlias
+
+import numpy as np
+import soxr
+from attrs import field, frozen
+
+from omi_rt.core.errors import OmiRtError
+
+FloatSamples: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
+
+SAMPLE_RATES: Final = range(1_000, 384_001)
+"""What is taken for a real sample rate, in Hz: a header of 1 Hz would turn a small file into hours."""
+
+BYTES_PER_SAMPLE: Final = 2
+_HEADER_BYTES: Final = 44
+_PCM: Final = 0x0001
+_EXTENSIBLE: Final = 0xFFFE
+# The tail that every sub-format GUID has when its first two bytes are an old format tag
+# (Microsoft, "Multiple channel audio data and WAVE files", 2001).
+_SUBFORMAT_TAIL: Final = bytes.fromhex("000000001000800000aa00389b71")
+_TAG_NAMES: Final = {
+    0x0002: "ADPCM",
+    0x0003: "floating point",
+    0x0006: "A-law",
+    0x0007: "mu-law",
+    0x0055: "MP3",
+}
+
+
+class WavError(OmiRtError):
+    """The bytes are no WAV file that can be read; the message is one clear line."""
+
+
+@frozen
+class WavAudio:
+    """Audio in memory."""
+
+    sample_rate: int
+    """In Hz."""
+    channels: int
+    """At least 1."""
+    pcm: bytes = field(repr=False)
+    """Interleaved s16le, whole sample frames only."""
+
+    @property
+    def samples(self) -> int:
+        """Samples in each channel."""
+        return len(self.pcm) // (BYTES_PER_SAMPLE * self.channels)
+
+    @property
+    def seconds(self) -> float:
+        """How long it plays."""
+        return self.samples / self.sample_rate
+
+
+@frozen
+class _Format:
+    channels: int
+    sample_rate: int
+    bits: int
+
+    @property
+    def frame_bytes(self) -> int:
+        return self.channels * self.bits // 8
+
+
+def read_wav(data: bytes) -> WavAudio:
+    """Read a RIFF WAV file of linear PCM with 8, 16, 24 or 32 bits, any channel count.
+
+    More than 16 bits are cut to the upper 16. Of a file that ends early the whole sample frames
+    that are there are taken.
+
+    Raises:
+        WavError: it is something else; the message says what.
+    """
+    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
+        raise WavError("not a WAV file (no RIFF WAVE header)")
+    wav_format: _Format | None = None
+    position = 12
+    while position + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        body = position + 8
+        if name == b"fmt ":
+            wav_format = _read_format(data[body : body + size])
+        elif name == b"data":
+            if wav_format is None:
+                raise WavError("the WAV file has audio before its format")
+            # A writer that could not seek back leaves a size that is too large: take what is there.
+            size = min(size, len(data) - body)
+            whole = data[body : body + size - size % wav_format.frame_bytes]
+            pcm = _to_s16le(whole, wav_format.bits)
+            return WavAudio(wav_format.sample_rate, wav_format.channels, pcm)
+        position = body + size + size % 2
+    raise WavError("the WAV file has no audio (no data chunk)")
+
+
+def convert(audio: WavAudio, sample_rate: int, channels: int) -> WavAudio:
+    """Return ``audio`` at another rate (soxr, high quality) or channel count.
+
+    Mono is duplicated into every channel; several channels are averaged into one, and from there
+    into as many as asked for. What already fits is returned as it is, sample for sample.
+    """
+    if (sample_rate, channels) == (audio.sample_rate, audio.channels):
+        return audio
+    integers = np.frombuffer(audio.pcm, "<i2").reshape(-1, audio.channels)
+    samples: FloatSamples = integers.astype(np.float32)
+    if channels != audio.channels:
+        samples = samples.mean(axis=1, keepdims=True, dtype=np.float32)
+    if sample_rate != audio.sample_rate and len(samples):
+        samples = soxr.resample(samples, audio.sample_rate, sample_rate, quality="HQ")
+    if channels != samples.shape[1]:
+        samples = samples.repeat(channels, axis=1)
+    # Resampling overshoots at full scale.
+    rounded = np.clip(np.rint(samples), -32_768, 32_767).astype("<i2")
+    return WavAudio(sample_rate, channels, rounded.tobytes())
+
+
+def write_wav(audio: WavAudio) -> bytes:
+    """Return ``audio`` as a 16 bit PCM WAV file.
+
+    Raises:
+        WavError: it is over the 4 GiB that the format can name.
+    """
+    if len(audio.pcm) > 0xFFFF_FFFF - _HEADER_BYTES:
+        raise WavError("a WAV file can not hold over 4 GiB")
+    frame_bytes = BYTES_PER_SAMPLE * audio.channels
+    header = struct.pack(
+        "<4sI4s4sIHHIIHH4sI",
+        b"RIFF",
+        _HEADER_BYTES - 8 + len(audio.pcm),
+        b"WAVE",
+        b"fmt ",
+        16,
+        _PCM,
+        audio.channels,
+        audio.sample_rate,
+        audio.sample_rate * frame_bytes,
+        frame_bytes,
+        16,
+        b"data",
+        len(audio.pcm),
+    )
+    return header + audio.pcm
+
+
+def _read_format(body: bytes) -> _Format:
+    if len(body) < 16:
+        raise WavError("the WAV file has a broken format chunk")
+    tag, channels, sample_rate, _, frame_bytes, bits = struct.unpack_from("<HHIIHH", body)
+    if tag == _EXTENSIBLE and len(body) >= 40 and body[26:40] == _SUBFORMAT_TAIL:
+        (tag,) = struct.unpack_from("<H", body, 24)
+    if tag != _PCM:
+        name = _TAG_NAMES.get(tag, f"format {tag:#06x}")
+        raise WavError(f"the WAV file holds {name}, not linear PCM")
+    if bits not in {8, 16, 24, 32}:
+        raise WavError(f"the WAV file has {bits} bits per sample, not 8, 16, 24 or 32")
+    if channels < 1:
+        raise WavError("the WAV file has no channels")
+    if sample_rate not in SAMPLE_RATES:
+        raise WavError(f"the WAV file has a sample rate of {sample_rate} Hz")
+    wav_format = _Format(channels, sample_rate, bits)
+    if frame_bytes != wav_format.frame_bytes:
+        raise WavError("the WAV file contradicts itself about the size of a sample frame")
+    return wav_format
+
+
+def _to_s16le(data: bytes, bits: int) -> bytes:
+    if bits == 16:
+        return data
+    if bits == 8:
+        # The one width that WAV stores unsigned.
+        centred = np.frombuffer(data, np.uint8).astype(np.int16) - 128
+        return (centred * 256).astype("<i2").tobytes()
+    octets = np.frombuffer(data, np.uint8).reshape(-1, bits // 8)
+    return octets[:, -BYTES_PER_SAMPLE:].tobytes()
