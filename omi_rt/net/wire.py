@@ -17,7 +17,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.frames import CloseCode, Frame, Opcode
 from websockets.http11 import Request, Response
-from websockets.protocol import CLOSED, OPEN, SEND_EOF, Protocol
+from websockets.protocol import CLOSED, CONNECTING, OPEN, SEND_EOF, Protocol
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
@@ -191,7 +191,7 @@ class ClientWire:
     @property
     def is_waiting(self) -> bool:
         """Whether the answer is not complete yet."""
-        return self._protocol.state is not OPEN and self._protocol.handshake_exc is None
+        return self._protocol.state is CONNECTING and self._protocol.handshake_exc is None
 
     def take_request(self) -> bytes:
         """Return the request to send."""

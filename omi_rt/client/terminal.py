@@ -1,0 +1,154 @@
+"""What the client shows. The one file that imports ``rich``.
+
+The transcript goes to standard output; progress and errors go to standard error. A progress line is
+drawn only where standard error is a terminal, by the caller's own calls: no thread refreshes it.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import sys
+from typing import TYPE_CHECKING, Any, Final, TextIO
+
+from rich.console import Console
+from rich.control import Control
+from rich.segment import ControlType
+from rich.table import Table
+from rich.text import Text
+
+from omi_rt.core.errors import OmiRtError
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_BAR_CELLS: Final = 30
+_SPEAKER_STYLES: Final = ("cyan", "magenta", "yellow", "green", "blue", "red")
+_ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
+
+
+class OutputClosed(OmiRtError):
+    """Nobody reads standard output any more."""
+
+
+class Terminal:
+    """Prints a transcript as it grows, with a progress line below it."""
+
+    def __init__(self, output: TextIO | None = None, errors: TextIO | None = None) -> None:
+        """Write to ``output`` and ``errors``, by default standard output and standard error."""
+        self._output = sys.stdout if output is None else output
+        if isinstance(self._output, io.TextIOWrapper):
+            # A transcript has letters that not every locale can write.
+            self._output.reconfigure(errors="replace")
+        self._console = _console(self._output)
+        self._errors = _console(sys.stderr if errors is None else errors)
+        self._progress: Text | None = None
+
+    def print_segment(self, segment: Mapping[str, Any]) -> None:
+        """Print a segment in one line: its time in seconds, its speaker, its text.
+
+        Raises:
+            OutputClosed: nobody reads standard output any more.
+        """
+        speaker = _printable(segment.get("speaker"))
+        if segment.get("is_user") is True:
+            speaker += " (user)"
+        if "channel" in segment:
+            speaker += f" channel {_printable(segment['channel'])}"
+        line = Text.assemble(
+            (f"{_seconds(segment.get('start'))} - {_seconds(segment.get('end'))}", "dim"),
+            "  ",
+            (speaker, _speaker_style(segment)),
+            "  ",
+            _printable(segment.get("text")),
+        )
+        self._print(line)
+
+    def print_json_line(self, value: Mapping[str, Any]) -> None:
+        """Print a value as one line of JSON.
+
+        Raises:
+            OutputClosed: nobody reads standard output any more.
+        """
+        self._write(json.dumps(value) + "\n")
+
+    def print_summary(self, rows: Mapping[str, str]) -> None:
+        """Print names and values in two columns, after an empty line.
+
+        Raises:
+            OutputClosed: nobody reads standard output any more.
+        """
+        table = Table.grid(padding=(0, 2))
+        for name, value in rows.items():
+            table.add_row(Text(name, "bold"), Text(value))
+        self._print(Text())
+        self._print(table)
+
+    def show_progress(self, seconds: float, total_seconds: float) -> None:
+        """Draw how much of the audio has gone out; nothing where there is no terminal."""
+        if not self._errors.is_terminal:
+            return
+        full, empty = ("=", "-") if self._errors.options.ascii_only else ("━", "─")
+        share = min(1.0, seconds / total_seconds) if total_seconds else 1.0
+        filled = round(share * _BAR_CELLS)
+        self._progress = Text.assemble(
+            (full * filled, "green"),
+            (empty * (_BAR_CELLS - filled), "dim"),
+            f"  {seconds:.1f} of {total_seconds:.1f} s sent",
+        )
+        self._draw_progress()
+
+    def clear_progress(self) -> None:
+        """Take the progress line away."""
+        if self._progress is not None:
+            self._errors.control(_ERASE_LINE)
+            self._progress = None
+
+    def print_error(self, message: str) -> None:
+        """Print one line to standard error."""
+        self.clear_progress()
+        self._errors.print(Text(_printable(message)), soft_wrap=True)
+
+    def _print(self, renderable: Text | Table) -> None:
+        # Rendered first and written by ourselves: rich answers a closed pipe with SystemExit.
+        with self._console.capture() as capture:
+            self._console.print(renderable, soft_wrap=True)
+        self._write(capture.get())
+
+    def _write(self, text: str) -> None:
+        # The two streams may be one terminal: the line makes room and comes back below.
+        if self._progress is not None:
+            self._errors.control(_ERASE_LINE)
+        try:
+            self._output.write(text)
+            self._output.flush()
+        except BrokenPipeError as error:
+            raise OutputClosed("standard output was closed") from error
+        if self._progress is not None:
+            self._draw_progress()
+
+    def _draw_progress(self) -> None:
+        assert self._progress is not None
+        self._errors.control(_ERASE_LINE)
+        self._errors.print(self._progress, end="", overflow="crop", no_wrap=True)
+        self._errors.file.flush()
+
+
+def _console(file: TextIO) -> Console:
+    return Console(file=file, highlight=False, markup=False, emoji=False)
+
+
+def _speaker_style(segment: Mapping[str, Any]) -> str:
+    speaker_id = segment.get("speaker_id")
+    number = speaker_id if isinstance(speaker_id, int) else 0
+    return _SPEAKER_STYLES[number % len(_SPEAKER_STYLES)]
+
+
+def _seconds(value: object) -> str:
+    return f"{value:8.2f}" if isinstance(value, int | float) else f"{'?':>8}"
+
+
+def _printable(value: object) -> str:
+    """Return text that can not steer the terminal."""
+    text = value if isinstance(value, str) else "?" if value is None else str(value)
+    return "".join(character if character.isprintable() else " " for character in text)
