@@ -1,0 +1,238 @@
+"""The small deciders: pacing, back-off, breaker, coalescing, and the watch over a silent provider."""
+
+from __future__ import annotations
+
+from random import Random
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.backoff import Backoff
+from omi_rt.core.breaker import PROBE_SECONDS, Breaker, DialGate
+from omi_rt.core.coalescing import LoadMeter, message_interval
+from omi_rt.core.coverage import Coverage
+from omi_rt.core.ledger import Cost
+from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
+from omi_rt.core.watchdog import AnswerWatch, Presence, Verdict
+
+SECOND = 1000
+MONO = AudioFormat(SECOND, 1)
+STEREO = AudioFormat(SECOND, 2)
+
+
+# Pacing
+
+
+def test_live_audio_in_bursts_of_250_ms_is_never_held_back() -> None:
+    bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, 0.0)
+    for burst in range(10_000):
+        now = burst * 0.25
+        assert bucket.delay(0.25, now) == 0.0
+        bucket.take(0.25, now)
+
+
+@given(st.lists(st.floats(0.001, 0.25), min_size=50, max_size=200))
+def test_what_goes_up_never_exceeds_the_rate_by_more_than_the_depth(pieces: list[float]) -> None:
+    bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, 0.0)
+    now = sent = 0.0
+    for seconds in pieces:
+        now += bucket.delay(seconds, now)
+        bucket.take(seconds, now)
+        sent += seconds
+        assert sent <= UPSTREAM_DEPTH_SECONDS + now * UPSTREAM_RATE + 1e-6
+
+
+# Back-off
+
+
+def test_the_first_try_is_at_once_and_none_waits_over_ten_seconds() -> None:
+    backoff = Backoff(Random(1))
+    assert backoff.after_failure() == 0.0
+    delays = [backoff.after_failure() for _ in range(200)]
+    assert max(delays) <= 10.0
+    assert max(delays) > 8.0
+    assert min(delays[4:]) < 2.0
+
+
+def test_retry_after_is_the_least_wait_within_reason() -> None:
+    backoff = Backoff(Random(1))
+    assert backoff.after_failure(7.0) >= 7.0
+    assert backoff.after_failure(1e9) <= 130.0
+
+
+def test_results_reset_the_back_off() -> None:
+    backoff = Backoff(Random(1))
+    for _ in range(5):
+        backoff.after_failure()
+    backoff.reset()
+    assert backoff.after_failure() == 0.0
+
+
+# Breaker and gate
+
+
+def test_the_breaker_opens_for_what_concerns_every_session_only() -> None:
+    for status in (400, 405, 413, 414):
+        breaker = Breaker(Random(1))
+        assert not breaker.refused(status, 0.0)
+        assert breaker.retry_after(0.0) is None
+    for status in (401, 402, 403, 404):
+        breaker = Breaker(Random(1))
+        assert breaker.refused(status, 0.0)
+        assert breaker.retry_after(0.0) is not None
+
+
+def test_an_open_breaker_lets_one_probe_through_at_intervals() -> None:
+    breaker = Breaker(Random(1))
+    breaker.refused(402, 0.0)
+    let_in = [now for now in range(100) if breaker.retry_after(float(now)) is None]
+    assert let_in == [10, 20, 30, 40, 50, 60, 70, 80, 90]
+
+
+def test_retry_after_is_jittered_and_not_before_the_next_probe() -> None:
+    breaker = Breaker(Random(1))
+    breaker.refused(402, 0.0)
+    waits = {breaker.retry_after(1.0) for _ in range(100)}
+    assert all(wait is not None and wait >= PROBE_SECONDS - 1 for wait in waits)
+    assert len(waits) > 10
+
+
+def test_an_open_connection_closes_the_breaker() -> None:
+    breaker = Breaker(Random(1))
+    breaker.refused(401, 0.0)
+    breaker.succeeded()
+    assert breaker.retry_after(1.0) is None
+
+
+def test_first_dials_pass_the_gate_and_redials_share_its_rate() -> None:
+    gate = DialGate(TokenBucket.full(10.0, 20.0, 0.0))
+    assert all(gate.delay(0.0, is_redial=False) == 0.0 for _ in range(1000))
+    passed = [gate.delay(0.0, is_redial=True) == 0.0 for _ in range(100)]
+    assert sum(passed) == 20
+
+
+def test_first_dials_wait_too_while_dials_are_failing() -> None:
+    gate = DialGate(TokenBucket.full(10.0, 20.0, 0.0))
+    gate.failing = True
+    assert sum(gate.delay(0.0, is_redial=False) == 0.0 for _ in range(100)) == 20
+
+
+# Coalescing
+
+
+def test_with_slack_audio_goes_up_at_once() -> None:
+    assert message_interval(0.0, 0.1) == 0.0
+    assert message_interval(0.5, 0.1) == 0.0
+
+
+@given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.25))
+def test_messages_grow_with_the_load_up_to_the_cap(low: float, high: float, cap: float) -> None:
+    low, high = sorted((low, high))
+    assert 0.0 <= message_interval(low, cap) <= message_interval(high, cap) <= cap
+    assert message_interval(0.95, cap) == cap
+
+
+def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:
+    meter = LoadMeter()
+    now = 0.0
+    for _ in range(3000):
+        meter.waited(now + 0.0075, now + 0.010)
+        now += 0.010
+    assert abs(meter.load - 0.75) < 0.01
+
+
+# A provider that says nothing
+
+
+def covered(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
+    coverage = Coverage(audio_format, 1000)
+    coverage.receive(bytes(int(seconds * SECOND) * audio_format.frame_bytes))
+    return coverage
+
+
+def test_ten_seconds_without_a_final_ask_for_one_once() -> None:
+    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
+    assert watch.verdict(9_999, coverage, 0.0) is Verdict.WAIT
+    assert watch.verdict(10_000, coverage, 1.0) is Verdict.FINALIZE
+    assert watch.verdict(11_000, coverage, 2.0) is Verdict.WAIT
+
+
+def test_no_answer_within_ten_seconds_ends_the_epoch() -> None:
+    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
+    assert watch.verdict(10_000, coverage, 1.0) is Verdict.FINALIZE
+    assert watch.verdict(20_000, coverage, 10.9) is Verdict.WAIT
+    assert watch.verdict(20_000, coverage, 11.0) is Verdict.RECONNECT
+
+
+def test_an_answer_ends_the_waiting() -> None:
+    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
+    watch.verdict(10_000, coverage, 1.0)
+    coverage.finalise(0, 10_000)
+    watch.answered(0, 2.0)
+    assert watch.verdict(12_000, coverage, 30.0) is Verdict.WAIT
+
+
+def test_silent_channels_follow_the_one_that_answers_after_five_seconds() -> None:
+    coverage, watch = covered(60, STEREO), AnswerWatch(10 * SECOND)
+    watch.verdict(10_000, coverage, 0.0)
+    coverage.finalise(1, 9_000)
+    watch.answered(1, 2.0)
+    assert watch.verdict(12_000, coverage, 6.9) is Verdict.WAIT
+    assert watch.verdict(12_000, coverage, 7.0) is Verdict.ADVANCE
+    watch.advance(coverage)
+    assert coverage.watermark == 9_000
+    assert coverage.balance().is_exact
+
+
+def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
+    presence = Presence()
+    presence.received(100.0)
+    assert not presence.is_away(129.9)
+    assert presence.is_away(130.0)
+    presence.progressed(131.0, pending=True)
+    assert not presence.is_away(160.9)
+
+
+def test_time_in_which_nothing_waited_does_not_count() -> None:
+    presence = Presence()
+    presence.received(0.0)
+    presence.progressed(1.0, pending=False)
+    presence.received(500.0)
+    assert not presence.is_away(529.0)
+
+
+def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
+    presence = Presence()
+    for _ in range(2):
+        presence.ended(progressed=False)
+    assert not presence.is_away(0.0)
+    presence.ended(progressed=False)
+    assert presence.is_away(0.0)
+    presence.ended(progressed=True)
+    assert not presence.is_away(0.0)
+
+
+def test_deepgram_is_away_from_a_failed_dial_to_the_next_open_connection() -> None:
+    presence = Presence()
+    presence.dial_failed()
+    assert presence.is_away(0.0)
+    presence.opened()
+    assert not presence.is_away(0.0)
+
+
+# Cost
+
+
+@given(st.lists(st.tuples(st.integers(0, 500), st.integers(1, 200), st.booleans()), max_size=20))
+def test_every_sample_is_live_once_and_the_sum_is_all_that_was_sent(
+    sends: list[tuple[int, int, bool]],
+) -> None:
+    cost, total, seen = Cost(), 0, 0
+    for start, samples, planned in sends:
+        start = min(start, seen)
+        cost.sent(start, start + samples, planned=planned)
+        total += samples
+        seen = max(seen, start + samples)
+    assert cost.live == seen
+    assert cost.total == total
