@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
-from omi_rt.core.epoch import Epoch, LeadInWord
+from omi_rt.core.epoch import Epoch, HeardWord, LeadInWord
 
 MONO = AudioFormat(1000, 1)
 STEREO = AudioFormat(1000, 2)
@@ -46,16 +46,21 @@ def received(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
     return coverage
 
 
+def apply(epoch: Epoch, results: Results, coverage: Coverage) -> tuple[list[HeardWord], bool]:
+    heard = epoch.hear(results, coverage)
+    return heard.words, heard.finalise(coverage)
+
+
 def texts(epoch: Epoch, coverage: Coverage, results: Results) -> list[str]:
-    return [heard.text for heard in epoch.apply(results, coverage).words]
+    return [heard.text for heard in apply(epoch, results, coverage)[0]]
 
 
 def test_times_are_moved_to_the_session_clock() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     coverage.finalise(0, 4000)
     epoch.sent(4000, 3000)
-    heard = epoch.apply(final(0, 2, word("a", 0.5, 0.75)), coverage)
-    assert [(w.start, w.end) for w in heard.words] == [(4500, 4750)]
+    heard, _ = apply(epoch, final(0, 2, word("a", 0.5, 0.75)), coverage)
+    assert [(w.start, w.end) for w in heard] == [(4500, 4750)]
     assert coverage.watermark == 6000
 
 
@@ -72,13 +77,15 @@ def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     coverage.finalise(0, 2000)
     epoch.sent(2000, 5000)
-    heard = epoch.apply(final(0, 3, word("after", 0.0, 0.1)), coverage)
-    assert [w.text for w in heard.words] == ["after"]
+    heard, _ = apply(epoch, final(0, 3, word("after", 0.0, 0.1)), coverage)
+    assert [w.text for w in heard] == ["after"]
     again, overlapping = received(10), Epoch(MONO)
     overlapping.sent(0, 5000)
     again.finalise(0, 2000)
-    heard = overlapping.apply(final(0, 3, word("before", 1.5, 2.4), word("after", 1.7, 2.4)), again)
-    assert [(w.text, w.start) for w in heard.words] == [("after", 2000)]
+    heard, _ = apply(
+        overlapping, final(0, 3, word("before", 1.5, 2.4), word("after", 1.7, 2.4)), again
+    )
+    assert [(w.text, w.start) for w in heard] == [("after", 2000)]
 
 
 def test_a_word_beyond_its_final_takes_the_watermark_with_it() -> None:
@@ -101,8 +108,8 @@ def test_audio_dropped_between_two_sends_leaves_later_times_exact() -> None:
     coverage, epoch = received(20), Epoch(MONO)
     epoch.sent(0, 2000)
     epoch.sent(7000, 3000)
-    heard = epoch.apply(final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
-    assert [(w.start, w.end) for w in heard.words] == [(500, 1000), (7500, 8000)]
+    heard, _ = apply(epoch, final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
+    assert [(w.start, w.end) for w in heard] == [(500, 1000), (7500, 8000)]
     assert coverage.watermark == 9000
 
 
@@ -110,8 +117,8 @@ def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent_foreign(100)
     epoch.sent(0, 2000)
-    heard = epoch.apply(final(0, 1.1, word("a", 0.1, 0.6)), coverage)
-    assert [(w.start, w.end) for w in heard.words] == [(0, 500)]
+    heard, _ = apply(epoch, final(0, 1.1, word("a", 0.1, 0.6)), coverage)
+    assert [(w.start, w.end) for w in heard] == [(0, 500)]
     assert coverage.watermark == 1000
 
 
@@ -120,24 +127,26 @@ def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
     epoch.sent_foreign(3000, anchor=0)
     epoch.sent_foreign(1000)
     epoch.sent(500, 2000)
-    heard = epoch.apply(
-        final(0, 5, word("profile", 1, 2, speaker=4), word("live", 4.5, 5, speaker=4)), coverage
+    heard, _ = apply(
+        epoch,
+        final(0, 5, word("profile", 1, 2, speaker=4), word("live", 4.5, 5, speaker=4)),
+        coverage,
     )
-    assert [(w.text, w.start, w.label) for w in heard.words] == [("live", 1000, 4)]
+    assert [(w.text, w.start, w.label) for w in heard] == [("live", 1000, 4)]
     assert epoch.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
 
 
 def test_a_final_inside_the_lead_in_moves_no_watermark() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent_foreign(3000, anchor=0)
-    assert not epoch.apply(final(0, 3), coverage).moved
+    assert not apply(epoch, final(0, 3), coverage)[1]
     assert coverage.watermark == 0
 
 
 def test_channels_have_watermarks_of_their_own() -> None:
     coverage, epoch = received(10, STEREO), Epoch(STEREO)
     epoch.sent(0, 5000)
-    epoch.apply(final(0, 4, channel=0, of=2), coverage)
+    apply(epoch, final(0, 4, channel=0, of=2), coverage)
     assert (coverage.watermark_of(0), coverage.watermark_of(1)) == (4000, 0)
     assert texts(epoch, coverage, final(0, 2, word("b", 1, 1.5), channel=1, of=2)) == ["b"]
     assert coverage.watermark == 2000
@@ -146,35 +155,34 @@ def test_channels_have_watermarks_of_their_own() -> None:
 def test_one_result_for_all_channels_moves_all_watermarks() -> None:
     coverage, epoch = received(10, STEREO), Epoch(STEREO)
     epoch.sent(0, 5000)
-    epoch.apply(final(0, 4), coverage)
+    apply(epoch, final(0, 4), coverage)
     assert coverage.watermark == 4000
 
 
 def test_a_channel_that_the_session_does_not_have_brings_nothing() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent(0, 5000)
-    heard = epoch.apply(final(0, 4, word("a", 1, 2), channel=3, of=4), coverage)
-    assert (heard.words, heard.moved) == ([], False)
+    assert apply(epoch, final(0, 4, word("a", 1, 2), channel=3, of=4), coverage) == ([], False)
 
 
 def test_a_word_without_speaker_takes_the_one_before_or_the_first_of_its_channel() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent(0, 9000)
-    heard = epoch.apply(
-        final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)), coverage
+    heard, _ = apply(
+        epoch, final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)), coverage
     )
-    assert [w.label for w in heard.words] == [3, 3, 3]
-    heard = epoch.apply(final(4, 8, word("d", 5, 6), word("e", 6, 7, speaker=1)), coverage)
-    assert [w.label for w in heard.words] == [3, 1]
+    assert [w.label for w in heard] == [3, 3, 3]
+    heard, _ = apply(epoch, final(4, 8, word("d", 5, 6), word("e", 6, 7, speaker=1)), coverage)
+    assert [w.label for w in heard] == [3, 1]
 
 
 def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent(0, 5000)
-    heard = epoch.apply(
-        final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)), coverage
+    heard, _ = apply(
+        epoch, final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)), coverage
     )
-    assert [(w.text, w.start, w.end) for w in heard.words] == [
+    assert [(w.text, w.start, w.end) for w in heard] == [
         ("a", 1000, 1000),
         ("b", 2000, 2500),
         ("c", 2500, 2500),
@@ -238,11 +246,11 @@ def test_nothing_that_a_provider_says_breaks_the_ledger_or_the_clock(
         if not isinstance(message, Results):
             continue
         before = [coverage.watermark_of(c) for c in range(2)]
-        heard = epoch.apply(message, coverage)
+        heard, _ = apply(epoch, message, coverage)
         assert coverage.balance().is_exact
         assert all(coverage.watermark_of(c) >= before[c] for c in range(2))
         assert all(coverage.watermark_of(c) <= sent for c in range(2))
-        for each in heard.words:
+        for each in heard:
             assert before[each.channel] <= each.start <= each.end <= max(sent, each.start)
 
 
@@ -270,7 +278,7 @@ def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
             for n, start, end in spoken
             if offset <= (start + end) / 2 < cut / 1000
         ]
-        brought = epoch.apply(final(0, cut / 1000 - offset, *inside), coverage).words
+        brought, _ = apply(epoch, final(0, cut / 1000 - offset, *inside), coverage)
         heard += [(each.text, each.start) for each in brought]
     assert [text for text, _ in heard] == [str(n) for n, _, _ in spoken]
     assert coverage.balance().finalised == 20_000

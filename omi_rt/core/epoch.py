@@ -76,11 +76,20 @@ class LeadInWord:
 
 @frozen
 class Heard:
-    """What one final brought."""
+    """What one final brought; the audio that it covers is still in the backlog."""
 
     words: list[HeardWord]
-    moved: bool
-    """Whether a watermark moved."""
+    channels: range
+    """The channels that it speaks for."""
+    covered: int | None
+    """Session position up to which it covers them, or None: it covers none of the session's."""
+
+    def finalise(self, coverage: Coverage) -> bool:
+        """Move the watermarks; returns whether one moved."""
+        if self.covered is None:
+            return False
+        moved = [coverage.finalise(channel, self.covered) for channel in self.channels]
+        return any(moved)
 
 
 class Epoch:
@@ -133,8 +142,8 @@ class Epoch:
         self._runs.append(Run(self.sent_samples, None, samples, anchor))
         self.sent_samples += samples
 
-    def apply(self, results: Results, coverage: Coverage) -> Heard:
-        """Take one final: move the watermark, return the words that are new.
+    def hear(self, results: Results, coverage: Coverage) -> Heard:
+        """Take one final: return the words that are new, and what it covers.
 
         A message for a channel that the session does not have brings nothing.
         """
@@ -142,7 +151,7 @@ class Epoch:
         # One result for all channels: the provider mixed them down.
         channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
         if channel >= self._format.channels:
-            return Heard([], moved=False)
+            return Heard([], range(0), None)
         watermark = coverage.watermark_of(channel)
         provider_end = self._provider_end(results)
         covered = self._position_of_end(provider_end)
@@ -154,13 +163,10 @@ class Epoch:
                 start = max(heard.start, watermark)
                 words.append(_moved(heard, start, max(start, heard.end)))
                 covered = max(covered or 0, heard.end)
-        moved = False
         for each in channels:
             self._heard_until[each] = max(self._heard_until[each], provider_end)
-            if covered is not None:
-                moved |= coverage.finalise(each, covered)
         self._forget_runs()
-        return Heard(words, moved)
+        return Heard(words, channels, covered)
 
     def covers_all(self, metadata_duration: float | None) -> bool:
         """Tell whether the provider's count of seconds is all that was sent."""

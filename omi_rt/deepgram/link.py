@@ -230,10 +230,11 @@ class Link:
                 self._on_ignored(message)
 
     def _apply(self, results: Results) -> None:
-        heard = self.epoch.apply(results, self._coverage)
+        heard = self.epoch.hear(results, self._coverage)
         self._watch.answered(results.channel_index[0], trio.current_time())
+        # While the audio of the words is still there.
         self._on_heard(self, results, heard)
-        if heard.moved:
+        if heard.finalise(self._coverage):
             self._progress()
 
     def _apply_metadata(self, metadata: Metadata) -> None:

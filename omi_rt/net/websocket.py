@@ -37,6 +37,7 @@ class WebSocket:
     __slots__ = (
         "_outgoing",
         "_queued_bytes",
+        "_sent",
         "_stream",
         "_wake_writer",
         "_wire",
@@ -52,6 +53,7 @@ class WebSocket:
         self._queued_bytes = 0
         self._wake_writer = trio.Event()
         self._writer_done = trio.Event()
+        self._sent = trio.Event()
         self.is_sending = False
         """Whether a send is under way: a frame may be half on the wire."""
         self.received_at = trio.current_time()
@@ -87,6 +89,14 @@ class WebSocket:
         self._wire.send(message)
         self._take_outgoing()
 
+    async def drained(self, below: int = 1) -> None:
+        """Wait until fewer than ``below`` bytes are queued or under way, or nothing is sent any more.
+
+        The peer decides how long that takes: the bound is the caller's. Cancelling is safe.
+        """
+        while self._queued_bytes >= below and not self._writer_done.is_set():
+            await self._sent.wait()
+
     def ping_nowait(self) -> None:
         """Queue a protocol ping; the answer shows in ``received_at``."""
         self._wire.ping()
@@ -120,6 +130,8 @@ class WebSocket:
                         raise PeerTooSlow(f"took no data for {send_timeout:g} s")
                     self.is_sending = False
                     self._queued_bytes -= len(data)
+                    self._sent.set()
+                    self._sent = trio.Event()
                 if ends_stream(writes):
                     if isinstance(self._stream, trio.abc.HalfCloseableStream):
                         await self._stream.send_eof()
@@ -129,6 +141,7 @@ class WebSocket:
             return
         finally:
             self._writer_done.set()
+            self._sent.set()
 
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with ``code`` and wait for the peer's answer, `CLOSE_SECONDS` at most.

@@ -42,7 +42,8 @@ class Server:
         self._provider = provider
         self._metrics = metrics
         self._draining = trio.Event()
-        self._session_left = trio.Event()
+        self.session_left = trio.Event()
+        """Set when a session has ended; a new one is made for the next."""
         self._log = get_logger()
 
     @property
@@ -137,7 +138,8 @@ class Server:
             await session.run()
         finally:
             self.sessions.discard(session)
-            self._session_left.set()
+            self.session_left.set()
+            self.session_left = trio.Event()
 
     async def _close(self, websocket: WebSocket, error: BadRequest) -> None:
         self._log.info("request_refused", reason=str(error))
@@ -157,8 +159,7 @@ class Server:
                     session.drain(max(0.0, ends_at - trio.current_time() - _LEAVE_SECONDS))
                     await trio.sleep(pause)
             while self.sessions:
-                self._session_left = trio.Event()
-                await self._session_left.wait()
+                await self.session_left.wait()
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:

@@ -1,0 +1,222 @@
+"""A whole server in memory: devices on bounded streams, a provider behind a dial of one's own."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from random import Random
+from typing import Any, TYPE_CHECKING
+from urllib.parse import urlencode
+
+import trio
+from attrs import define, field
+
+from omi_rt.core.coalescing import LoadMeter
+from omi_rt.core.errors import PeerClosed
+from omi_rt.deepgram.provider import Provider, make_provider
+from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
+from omi_rt.metrics import Metrics
+from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.server.app import Server
+from omi_rt.server.session import Session
+from omi_rt.settings import Settings
+
+if TYPE_CHECKING:
+    from omi_rt.deepgram.connection import Dial
+    from collections.abc import AsyncIterator, Callable
+
+CLOSE_STREAM = '{"type":"CloseStream"}'
+
+
+class BalancedServer(Server):
+    """A server that keeps every session it had, so that each ledger can be looked at."""
+
+    def __init__(self, settings: Settings, provider: Provider, metrics: Metrics) -> None:
+        super().__init__(settings, provider, metrics)
+        self.all_sessions: list[Session] = []
+
+    def assert_balanced(self) -> None:
+        """Every session's ledger is exact at this instant."""
+        for session in self.all_sessions:
+            balance = session.coverage.balance()
+            assert balance.is_exact, str(balance)
+
+
+@define
+class World:
+    """One server, its provider, and the nursery that all of it runs in."""
+
+    server: BalancedServer
+    provider: Provider
+    nursery: trio.Nursery
+    metrics: Metrics
+    streams: list[BoundedStream] = field(factory=list)
+
+    def open_stream(self, capacity_bytes: int = 65_536) -> BoundedStream:
+        """Connect to the server."""
+        here, there = bounded_stream_pair(capacity_bytes)
+        self.nursery.start_soon(self.server.handle, there)
+        self.streams.append(here)
+        return here
+
+    async def get(self, target: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
+        """Make a plain HTTP request; returns status, headers and body."""
+        stream = self.open_stream()
+        await stream.send_all(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+        return split_response(await read_all(stream))
+
+    @asynccontextmanager
+    async def device(self, **parameters: Any) -> AsyncIterator[Device]:
+        """Connect a device to /listen."""
+        before = set(self.server.sessions)
+        stream = self.open_stream(parameters.pop("capacity_bytes", 65_536))
+        target = "/listen?" + urlencode({"uid": "u1"} | parameters)
+        websocket = await open_websocket(stream, f"ws://server{target}")
+        device = Device(websocket, stream)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(websocket.run_writer, 1e6)
+            nursery.start_soon(device.read)
+            await trio.testing.wait_all_tasks_blocked()
+            device.session = next(iter(set(self.server.sessions) - before), None)
+            if device.session is not None:
+                self.server.all_sessions.append(device.session)
+            yield device
+            nursery.cancel_scope.cancel()
+        self.server.assert_balanced()
+
+    async def sessions_ended(self, within: float = 200.0) -> None:
+        """Wait until no session is left."""
+        with trio.fail_after(within):
+            while self.server.sessions:
+                await self.server.session_left.wait()
+
+
+@define
+class Device:
+    """The device's end, reading all the time."""
+
+    websocket: WebSocket
+    stream: BoundedStream
+    messages: list[Any] = field(factory=list)
+    closed: PeerClosed | None = None
+    session: Session | None = None
+    _ended: trio.Event = field(factory=trio.Event)
+    _news: trio.Event = field(factory=trio.Event)
+
+    async def read(self) -> None:
+        """Collect what the server says until it closes."""
+        try:
+            while True:
+                for message in await self.websocket.receive():
+                    self.messages.append(json.loads(message))
+                self._tell()
+        except PeerClosed as closed:
+            self.closed = closed
+            self._ended.set()
+            self._tell()
+
+    def _tell(self) -> None:
+        self._news.set()
+        self._news = trio.Event()
+
+    def send(self, message: bytes | str) -> None:
+        """Queue a message to the server."""
+        self.websocket.send_nowait(message)
+
+    async def stream_audio(
+        self, pcm: bytes, bytes_per_second: int, *, message_seconds: float = 0.1, speed: float = 1.0
+    ) -> None:
+        """Send PCM in messages, each when it would have been recorded."""
+        size = int(bytes_per_second * message_seconds)
+        started = trio.current_time()
+        for number, offset in enumerate(range(0, len(pcm), size)):
+            await trio.sleep_until(started + (number + 1) * message_seconds / speed)
+            # A device has no more than its socket's buffer.
+            await self.websocket.drained(60_000)
+            self.send(pcm[offset : offset + size])
+
+    async def finish(self, within: float = 200.0) -> dict[str, Any]:
+        """Send CloseStream, wait for the end; returns ``session_ended``."""
+        self.send(CLOSE_STREAM)
+        await self.ended(within)
+        return self.event("session_ended")
+
+    async def ended(self, within: float = 200.0) -> None:
+        """Wait until the server has closed."""
+        with trio.fail_after(within):
+            await self._ended.wait()
+
+    async def until(self, condition: Callable[[], object], within: float = 200.0) -> None:
+        """Wait until ``condition`` holds, looking whenever something has come."""
+        with trio.fail_after(within):
+            while not condition():
+                await self._news.wait()
+
+    def events(self, kind: str) -> list[dict[str, Any]]:
+        """The events of one type, in order."""
+        return [m for m in self.messages if isinstance(m, dict) and m["type"] == kind]
+
+    def event(self, kind: str) -> dict[str, Any]:
+        """The only event of one type."""
+        (event,) = self.events(kind)
+        return event
+
+    def statuses(self) -> list[str]:
+        """The service statuses, in order."""
+        return [event["status"] for event in self.events("service_status")]
+
+    @property
+    def segments(self) -> list[dict[str, Any]]:
+        """All segments, in order."""
+        return [segment for m in self.messages if isinstance(m, list) for segment in m]
+
+
+@asynccontextmanager
+async def running_server(
+    dial: Dial, *, settings: Settings | None = None, seed: int = 1, **more: Any
+) -> AsyncIterator[World]:
+    """Run a server whose provider is reached through ``dial``; every ledger is checked at the end."""
+    settings = settings or Settings(deepgram_api_key="secret", **more)
+    metrics = Metrics()
+    provider = make_provider(
+        settings,
+        base_url="ws://deepgram",
+        metrics=metrics,
+        load=LoadMeter(),
+        dial=dial,
+        random=Random(seed),
+    )
+    server = BalancedServer(settings, provider, metrics)
+    async with trio.open_nursery() as nursery:
+        world = World(server, provider, nursery, metrics)
+        yield world
+        await world.sessions_ended()
+        server.assert_balanced()
+        nursery.cancel_scope.cancel()
+
+
+async def unreachable(url: str) -> trio.abc.Stream:
+    """A dial that fails as a closed port does."""
+    await trio.lowlevel.checkpoint()
+    raise ConnectionRefusedError(111, "Connection refused")
+
+
+async def read_all(stream: trio.abc.Stream) -> bytes:
+    """Everything until the peer's end."""
+    data = b""
+    while True:
+        try:
+            more = await stream.receive_some()
+        except trio.BrokenResourceError:
+            return data
+        if not more:
+            return data
+        data += more
+
+
+def split_response(data: bytes) -> tuple[int, dict[str, str], str]:
+    """Take an HTTP response apart."""
+    head, _, body = data.partition(b"\r\n\r\n")
+    lines = head.decode().split("\r\n")
+    headers = {k.lower(): v for k, _, v in (line.partition(": ") for line in lines[1:])}
+    return int(lines[0].split()[1]), headers, body.decode()
