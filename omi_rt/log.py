@@ -12,12 +12,20 @@ from typing import Any
 import structlog
 
 
+_traceback = structlog.processors.format_exc_info
+
+
 def configure_logging(level: str = "info", form: str = "text") -> None:
     """Set up the process's logging. ``form`` is ``text`` or ``json``."""
     renderer: Any = (
         structlog.processors.JSONRenderer()
         if form == "json"
-        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)
+        else structlog.dev.ConsoleRenderer(
+            colors=sys.stderr.isatty(),
+            pad_event_to=0,
+            # The default shows the local variables of every frame: audio, transcripts and keys.
+            exception_formatter=structlog.dev.plain_traceback,
+        )
     )
     shared: list[Any] = [
         structlog.processors.add_log_level,
@@ -25,7 +33,7 @@ def configure_logging(level: str = "info", form: str = "text") -> None:
     ]
     threshold = getattr(logging, level.upper())
     structlog.configure(
-        processors=[*shared, structlog.processors.format_exc_info, renderer],
+        processors=[*shared, *([] if form == "text" else [_traceback]), renderer],
         wrapper_class=structlog.make_filtering_bound_logger(threshold),
         logger_factory=structlog.WriteLoggerFactory(file=sys.stderr),
         cache_logger_on_first_use=False,

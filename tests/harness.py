@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from contextlib import asynccontextmanager
 from random import Random
-from typing import Any, TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
 
 import trio
@@ -14,6 +14,7 @@ from attrs import define, field
 from omi_rt.core.coalescing import LoadMeter
 from omi_rt.core.errors import PeerClosed
 from omi_rt.deepgram.provider import Provider, make_provider
+from omi_rt.fake import FakeDeepgram, FaultScript, Options, plain_words
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
@@ -22,8 +23,10 @@ from omi_rt.server.session import Session
 from omi_rt.settings import Settings
 
 if TYPE_CHECKING:
-    from omi_rt.deepgram.connection import Dial
     from collections.abc import AsyncIterator, Callable
+
+    from omi_rt.deepgram.connection import Dial
+    from omi_rt.profiles.service import Profiles
 
 CLOSE_STREAM = '{"type":"CloseStream"}'
 
@@ -31,8 +34,14 @@ CLOSE_STREAM = '{"type":"CloseStream"}'
 class BalancedServer(Server):
     """A server that keeps every session it had, so that each ledger can be looked at."""
 
-    def __init__(self, settings: Settings, provider: Provider, metrics: Metrics) -> None:
-        super().__init__(settings, provider, metrics)
+    def __init__(
+        self,
+        settings: Settings,
+        provider: Provider,
+        metrics: Metrics,
+        profiles: Profiles | None = None,
+    ) -> None:
+        super().__init__(settings, provider, metrics, profiles)
         self.all_sessions: list[Session] = []
 
     def assert_balanced(self) -> None:
@@ -173,7 +182,12 @@ class Device:
 
 @asynccontextmanager
 async def running_server(
-    dial: Dial, *, settings: Settings | None = None, seed: int = 1, **more: Any
+    dial: Dial,
+    *,
+    settings: Settings | None = None,
+    profiles: Profiles | None = None,
+    seed: int = 1,
+    **more: Any,
 ) -> AsyncIterator[World]:
     """Run a server whose provider is reached through ``dial``; every ledger is checked at the end."""
     settings = settings or Settings(deepgram_api_key="secret", **more)
@@ -186,13 +200,37 @@ async def running_server(
         dial=dial,
         random=Random(seed),
     )
-    server = BalancedServer(settings, provider, metrics)
+    server = BalancedServer(settings, provider, metrics, profiles)
     async with trio.open_nursery() as nursery:
         world = World(server, provider, nursery, metrics)
         yield world
         await world.sessions_ended()
         server.assert_balanced()
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def listening_server(
+    *, options: Options | None = None, faults: FaultScript | None = None, **more: Any
+) -> AsyncIterator[tuple[World, FakeDeepgram]]:
+    """Run a server whose provider is a fake Deepgram that listens; it notes every broken rule."""
+    fake = FakeDeepgram(options or Options(), faults or FaultScript())
+    async with trio.open_nursery() as nursery:
+        connect = fake.dialler(nursery)
+
+        async def dial(_url: str) -> trio.abc.Stream:
+            return await connect()
+
+        async with running_server(dial, **more) as world:
+            yield world, fake
+        nursery.cancel_scope.cancel()
+    assert fake.violations == []
+
+
+def words_of(segments: list[dict[str, Any]], channel: int | None = None) -> list[str]:
+    """The plain words of segments, of one channel or of all."""
+    texts = [s["text"] for s in segments if channel is None or s["channel"] == channel]
+    return plain_words(" ".join(texts))
 
 
 async def unreachable(url: str) -> trio.abc.Stream:

@@ -108,7 +108,7 @@ def is_retryable_close(code: int) -> bool:
 
 
 # Each time may be anything that JSON can say; what is no usable number becomes None here.
-def _seconds(value: Any) -> float | None:
+def _number(value: Any) -> float | None:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and value >= 0 else None
@@ -148,10 +148,11 @@ class Word:
     """One word of a Results message; times in seconds of this connection's audio."""
 
     word: str = field(default="", repr=False, converter=_text)
-    start: float | None = field(default=None, converter=_seconds)
-    end: float | None = field(default=None, converter=_seconds)
+    start: float | None = field(default=None, converter=_number)
+    end: float | None = field(default=None, converter=_number)
     punctuated_word: str = field(default="", repr=False, converter=_text)
     speaker: int | None = field(default=None, converter=_label)
+    confidence: float | None = field(default=None, converter=_number)
 
     @property
     def text(self) -> str:
@@ -181,8 +182,8 @@ class Results:
     channel: Channel
     channel_index: tuple[int, int] = field(default=(0, 1), converter=_channel_index)
     """Which channel, of how many."""
-    start: float | None = field(default=None, converter=_seconds)
-    duration: float | None = field(default=None, converter=_seconds)
+    start: float | None = field(default=None, converter=_number)
+    duration: float | None = field(default=None, converter=_number)
     is_final: bool = field(default=False, converter=_flag)
     speech_final: bool = field(default=False, converter=_flag)
     from_finalize: bool = field(default=False, converter=_flag)
@@ -212,7 +213,7 @@ class Results:
 class Metadata:
     """The summary after CloseStream."""
 
-    duration: float | None = field(default=None, converter=_seconds)
+    duration: float | None = field(default=None, converter=_number)
     """Seconds of audio that the provider accepted."""
     request_id: str = field(default="", converter=_text)
 

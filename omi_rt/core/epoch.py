@@ -20,7 +20,7 @@ from bisect import bisect_right
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
@@ -62,6 +62,7 @@ class HeardWord:
     channel: int
     label: int
     """The provider's speaker label; it means something in this epoch and channel only."""
+    confidence: float = 1.0
 
 
 @frozen
@@ -122,10 +123,9 @@ class Epoch:
         """Everything that went up, in seconds."""
         return self.sent_samples / self._format.sample_rate
 
-    @property
-    def heard_seconds(self) -> float:
-        """How far on the connection's clock finals have come, on the slowest channel."""
-        return min(self._heard_until) / self._format.sample_rate
+    def heard_until(self, channel: int) -> int:
+        """How far on the connection's clock finals have come, in samples."""
+        return self._heard_until[channel]
 
     def sent(self, position: int, samples: int) -> None:
         """Record session audio that goes up."""
@@ -223,7 +223,8 @@ class Epoch:
             else first.position + max(0, start - first.provider)
         )
         finish = self._position_of_end(end)
-        return HeardWord(word.text, begin, max(begin, finish or begin), channel, label)
+        confidence = 1.0 if word.confidence is None else word.confidence
+        return HeardWord(word.text, begin, max(begin, finish or begin), channel, label, confidence)
 
     def _run_at(self, sample: int) -> Run | None:
         """The run that holds a provider sample; the last one for what lies behind all."""
@@ -252,4 +253,4 @@ class Epoch:
 def _moved(word: HeardWord, start: int, end: int) -> HeardWord:
     if start == word.start and end == word.end:
         return word
-    return HeardWord(word.text, start, end, word.channel, word.label)
+    return evolve(word, start=start, end=end)

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from omi_rt.core.transcript import speaker_name
+
 if TYPE_CHECKING:
     from datetime import datetime
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.ledger import Balance, Cost
+    from omi_rt.core.speakers import Identified, Merged
 
 PING: dict[str, Any] = {"type": "ping"}
 
@@ -39,6 +42,28 @@ def audio_lost(gap: Gap, audio_format: AudioFormat) -> dict[str, Any]:
 def undecodable_audio(codec: str, in_a_row: int) -> dict[str, Any]:
     """So many packets in a row could not be decoded: the codec is probably another one."""
     return {"type": "undecodable_audio", "codec": codec, "in_a_row": in_a_row}
+
+
+def speakers_merged(merged: Merged) -> dict[str, Any]:
+    """Two speaker numbers turned out to be one voice."""
+    return {
+        "type": "speakers_merged",
+        "from": merged.source,
+        "into": merged.into,
+        "segment_ids": list(merged.segment_ids),
+    }
+
+
+def speaker_identified(identified: Identified) -> dict[str, Any]:
+    """A speaker turned out to be the user, or a known person."""
+    return {
+        "type": "speaker_identified",
+        "speaker": speaker_name(identified.speaker),
+        "speaker_id": identified.speaker,
+        "is_user": identified.identity.is_user,
+        "person_id": identified.identity.person_id,
+        "segment_ids": list(identified.segment_ids),
+    }
 
 
 def session_ended(

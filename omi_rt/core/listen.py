@@ -15,6 +15,7 @@ from attrs import frozen
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.errors import BadRequest
+from omi_rt.core.ids import ID_RULE, is_valid_id
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -27,11 +28,9 @@ PCM_SAMPLE_RATES = range(8000, 48001)
 MAX_CHANNELS = 8
 MAX_OPUS_CHANNELS = 2
 """A bare packet carries at most two (RFC 6716); more needs a container."""
-MAX_UID_CHARACTERS = 128
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 _LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
-_UID_FORBIDDEN = re.compile(r"[\x00-\x1f\x7f/\\]")
 
 
 @frozen
@@ -67,8 +66,8 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
     uid = parameters.get("uid", "")
     if not uid:
         raise BadRequest("uid: required")
-    if len(uid) > MAX_UID_CHARACTERS or _UID_FORBIDDEN.search(uid) or ".." in uid:
-        raise BadRequest(f"uid: at most {MAX_UID_CHARACTERS} characters, no separators, no '..'")
+    if not is_valid_id(uid):
+        raise BadRequest(f"uid: {ID_RULE}")
     language = parameters.get("language", "en")
     if not _LANGUAGE.fullmatch(language):
         raise BadRequest("language: a tag such as en, pt-BR, multi or auto")

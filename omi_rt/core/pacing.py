@@ -7,6 +7,8 @@ from attrs import define
 UPSTREAM_RATE = 1.25
 """Deepgram takes audio at no more than 1.25 times real time (its on-prem release notes 220831)."""
 UPSTREAM_DEPTH_SECONDS = 2.0
+_ROUNDING = 1e-6
+"""Tokens that are not waited for: adding so short a delay to the time may not change it at all."""
 
 
 @define
@@ -27,7 +29,7 @@ class TokenBucket:
         """Seconds until ``tokens`` (at most ``depth``) can be taken; 0.0 is now."""
         self._fill(now)
         missing = min(tokens, self.depth) - self._level
-        return missing / self.rate if missing > 0 else 0.0
+        return missing / self.rate if missing > _ROUNDING else 0.0
 
     def take(self, tokens: float, now: float) -> None:
         """Take ``tokens``. After a ``delay`` of 0.0 this never overdraws by more than rounding."""

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.epoch import HeardWord
-    from omi_rt.core.speakers import EpochLabels, Speakers
+    from omi_rt.core.speakers import Speakers
 
 
 @define
@@ -54,15 +54,11 @@ def speaker_name(number: int) -> str:
 
 
 def make_segments(
-    words: Iterable[HeardWord],
-    speakers: Speakers,
-    labels: EpochLabels,
-    new_id: Callable[[], str],
+    words: Iterable[tuple[int, HeardWord]], speakers: Speakers, new_id: Callable[[], str]
 ) -> list[Segment]:
-    """Group consecutive words of one speaker into segments."""
+    """Group consecutive words of one speaker, each with the speaker's number, into segments."""
     segments: list[Segment] = []
-    for word in words:
-        number = speakers.number_of(labels, word.channel, word.label)
+    for number, word in words:
         last = segments[-1] if segments else None
         if last is not None and last.speaker == number:
             last.words.append(word.text)

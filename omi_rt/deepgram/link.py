@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Message
+    from omi_rt.core.lead_in import LeadInPart
     from omi_rt.core.ledger import Cost
     from omi_rt.deepgram.connection import Connection
 
@@ -33,15 +34,6 @@ CLOSING_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 """For what had arrived before a send failed."""
 _WATCH_SECONDS = 1.0
-
-
-@frozen
-class LeadInPart:
-    """Audio to send before the session's own."""
-
-    payload: bytes
-    anchor: int | None
-    """Number of the anchor that it is, or None for silence."""
 
 
 @frozen
@@ -78,14 +70,20 @@ class Link:
         self.metadata: Metadata | None = None
         self.progressed = False
         """Whether a final has moved a watermark."""
+        self.lead_in_sent = trio.Event()
+        """Set when all of the lead-in, and Finalize, has gone up."""
+        self.digested = trio.Event()
+        """Set when finals cover the lead-in on every channel."""
         self._coverage = coverage
         self._options = options
         self._cost = cost
-        self._is_planned = bool(lead_in)
+        self._is_planned = False
         self._on_heard = on_heard
         self._on_progress = on_progress
         self._on_ignored = on_ignored
         self._lead_in = deque(lead_in)
+        self._undigested = set(range(coverage.audio_format.channels))
+        self._anchors_end = _end_of_last_anchor(lead_in, coverage)
         self._cursor: int | None = None
         self._finishing = False
         self._closing_since: float | None = None
@@ -97,9 +95,14 @@ class Link:
         self._work = trio.Event()
         self._scope = trio.CancelScope()
 
-    def go_live(self, origin: int) -> None:
-        """Send the session's audio from position ``origin`` on."""
+    def go_live(self, origin: int, *, is_planned: bool) -> None:
+        """Send the session's audio from position ``origin`` on.
+
+        ``is_planned`` is a switch from an epoch that was still good: what goes up again because of
+        it is counted as overlap, not as replay.
+        """
         self._cursor = origin
+        self._is_planned = is_planned
         self.wake()
 
     def finish(self) -> None:
@@ -201,7 +204,8 @@ class Link:
             self._cost.lead_in += samples
             await self.connection.send(payload)
         if not self._lead_in:
-            self._controls.append(FINALIZE)
+            await self.connection.send(FINALIZE)
+            self.lead_in_sent.set()
 
     def _is_all_sent(self) -> bool:
         return self._finishing and (
@@ -236,6 +240,17 @@ class Link:
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
             self._progress()
+        if not self.digested.is_set():
+            self._digest(results, heard.channels)
+
+    def _digest(self, results: Results, channels: range) -> None:
+        self._undigested -= {
+            channel
+            for channel in channels
+            if results.from_finalize or self.epoch.heard_until(channel) >= self._anchors_end
+        }
+        if not self._undigested:
+            self.digested.set()
 
     def _apply_metadata(self, metadata: Metadata) -> None:
         position = self.epoch.sent_position
@@ -307,6 +322,16 @@ class Link:
         if self.epoch.sent_samples == 0:
             dues.append(self._opened_at + FIRST_AUDIO_SECONDS)
         return min((due for due in dues if due > now), default=now + _WATCH_SECONDS)
+
+
+def _end_of_last_anchor(lead_in: tuple[LeadInPart, ...], coverage: Coverage) -> int:
+    """On the connection's clock, in samples."""
+    last = end = 0
+    for part in lead_in:
+        end += coverage.audio_format.samples_in(part.payload)
+        if part.anchor is not None:
+            last = end
+    return last
 
 
 def _first(group: BaseExceptionGroup[ProviderError]) -> ProviderError:

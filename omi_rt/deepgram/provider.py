@@ -10,7 +10,7 @@ import trio
 from attrs import define
 
 from omi_rt.core.breaker import Breaker, DialGate
-from omi_rt.core.deepgram import listen_url
+from omi_rt.core.deepgram import Malformed, Message, listen_url
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
@@ -44,6 +44,26 @@ class Provider:
         """Open a connection for ``request``; see `open_connection`."""
         url = listen_url(self.base_url, request, self.options)
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
+
+    def opened(self, seconds: float) -> None:
+        """Note an open connection, and how long its dial took."""
+        self.gate.failing = False
+        self.breaker.succeeded()
+        self.metrics.provider_dials.labels("open").inc()
+        self.metrics.setup_seconds.observe(seconds)
+
+    def failed(self, *, was_open: bool) -> None:
+        """Note a connection that was lost, or a dial that failed."""
+        if was_open:
+            self.metrics.provider_drops.inc()
+        else:
+            self.gate.failing = True
+            self.metrics.provider_dials.labels("failed").inc()
+
+    def ignored(self, message: Message) -> None:
+        """Count a message that brought nothing."""
+        kind = "malformed" if isinstance(message, Malformed) else "ignored"
+        self.metrics.provider_messages.labels(kind).inc()
 
     async def wait_for_turn(self, *, is_redial: bool) -> None:
         """Wait until this process may dial again. Cancelling gives up the place."""

@@ -5,26 +5,27 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, field
 
 from omi_rt.core import events
 from omi_rt.core.backoff import Backoff
-from omi_rt.core.deepgram import Malformed, Message, Results
 from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_RATE
-from omi_rt.core.speakers import Speakers
-from omi_rt.core.transcript import Segment, make_segments
 from omi_rt.core.watchdog import Presence
-from omi_rt.deepgram.link import Link
+from omi_rt.deepgram.attempt import Attempt
+from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-    from datetime import datetime
+    from collections.abc import Awaitable, Callable
 
     from omi_rt.core.coverage import Coverage, Gap
+    from omi_rt.core.deepgram import Results
     from omi_rt.core.epoch import Heard
+    from omi_rt.core.lead_in import Anchor, LeadInPart
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.narrator import Narrator
+    from omi_rt.core.speakers import Win
+    from omi_rt.deepgram.link import Link
     from omi_rt.deepgram.provider import Provider
 
 FINISHING_SECONDS = 30.0
@@ -35,46 +36,51 @@ _REPORT_GAP_SECONDS = 1.0
 """Lost audio is told in stretches of at least this length, not message by message."""
 
 
-@define(eq=False)
-class Attempt:
-    """One epoch: dialling, and the link once it is open."""
-
-    ended: trio.Event = field(factory=trio.Event)
-    link: Link | None = None
-    error: ProviderError | None = None
-
-
 class Transcriber:
-    """Keeps one epoch current, and replaces it at the watermark when it ends."""
+    """Keeps one epoch current, and replaces it at the watermark when it ends.
+
+    Args:
+        request: what the device asked for.
+        provider: where to dial.
+        coverage: the session's audio.
+        narrator: makes segments and corrections of what is heard.
+        tell: takes events for the device.
+        log: a structlog logger of the session's.
+        load_anchors: loads the stored voices; None where no identities are wanted.
+        profile_first: hold the session's audio until an epoch has heard the voices, instead of
+            switching to such an epoch later.
+    """
 
     def __init__(
         self,
         request: ListenRequest,
         provider: Provider,
         coverage: Coverage,
+        narrator: Narrator,
         *,
-        session_id: str,
-        started_at: datetime,
-        on_segments: Callable[[list[Segment]], None],
-        on_event: Callable[[dict[str, Any]], None],
-        new_id: Callable[[], str],
+        tell: Callable[[dict[str, Any]], None],
         log: Any,
+        load_anchors: Callable[[], Awaitable[list[Anchor]]] | None = None,
+        profile_first: bool = False,
     ) -> None:
         self.cost = Cost()
-        self.speakers = Speakers()
-        self.presence = Presence()
+        self.tell = tell
         self._request = request
         self._provider = provider
         self._coverage = coverage
-        self._session_id = session_id
-        self._started_at = started_at
-        self._on_segments = on_segments
-        self._on_event = on_event
-        self._new_id = new_id
+        self._narrator = narrator
         self._log = log
+        self._primer: Primer | None = None
+        if load_anchors is not None:
+            self._primer = Primer(self, coverage.audio_format, narrator.voices, load_anchors)
+        self._profile_first = profile_first
+        self._presence = Presence()
         self._backoff = Backoff(provider.random)
         self._scope = trio.CancelScope()
+        self._between = trio.CancelScope()
         self._room = trio.Event()
+        self._utterance_end = trio.Event()
+        self._nursery: trio.Nursery | None = None
         self._current: Attempt | None = None
         self._audio_ended = False
         self._is_ready = False
@@ -87,7 +93,7 @@ class Transcriber:
     def receive(self, payload: bytes) -> None:
         """Take audio from the device."""
         if self._coverage.receive(payload):
-            self.presence.received(trio.current_time())
+            self._presence.received(trio.current_time())
             if self._current is not None and self._current.link is not None:
                 self._current.link.wake()
 
@@ -98,7 +104,7 @@ class Transcriber:
         audio goes.
         """
         while self._coverage.is_full:
-            if self.presence.is_away(trio.current_time()):
+            if self._presence.is_away(trio.current_time()):
                 self._lost(self._coverage.drop_excess())
                 return
             self._room = trio.Event()
@@ -132,117 +138,157 @@ class Transcriber:
         Raises:
             ProviderError: a refusal that no retry can mend.
         """
-        self._on_event(events.service_status("initiating"))
+        self.tell(events.service_status("initiating"))
+        failure: ProviderError | None = None
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    while not self._is_done():
-                        await self._run_epoch(nursery)
-                    nursery.cancel_scope.cancel()
+                async with trio.open_nursery() as self._nursery:
+                    if self._primer is not None and not self._profile_first:
+                        self._nursery.start_soon(self._primer.run)
+                    failure = await self._keep_current()
+                    self._nursery.cancel_scope.cancel()
         finally:
             self._lost(self._coverage.lose_pending())
             self._report_gap()
+        if failure is not None:
+            raise failure
 
-    async def _run_epoch(self, nursery: trio.Nursery) -> None:
-        await self._provider.wait_for_turn(is_redial=self._backoff.failures > 0)
-        attempt = self._current = Attempt()
-        nursery.start_soon(self._attempt, attempt)
-        await attempt.ended.wait()
-        self._current = None
-        delay = self._judge(attempt)
-        if delay > 0.0 and not self._is_done():
-            await trio.sleep(delay)
+    async def _keep_current(self) -> ProviderError | None:
+        """Run one epoch after another; returns the refusal that ends it all, if there is one."""
+        delay = 0.0
+        while not self._is_done():
+            if self._current is None:
+                with trio.CancelScope() as self._between:
+                    await trio.sleep(delay)
+                    await self._provider.wait_for_turn(is_redial=self._backoff.failures > 0)
+                    self._current = await self._start_current()
+                # A switch may have come first: then a primed epoch is current already.
+                continue
+            attempt = self._current
+            await attempt.ended.wait()
+            if attempt is not self._current:
+                continue
+            self._current = None
+            if self._is_final(attempt):
+                return attempt.error
+            delay = self._after(attempt)
+        return None
 
-    async def _attempt(self, attempt: Attempt) -> None:
-        dialled_at = trio.current_time()
-        try:
-            async with self._provider.connect(self._request) as connection:
-                self._provider.metrics.setup_seconds.observe(trio.current_time() - dialled_at)
-                attempt.link = Link(
-                    connection,
-                    self._coverage,
-                    self._provider.link_options,
-                    self.cost,
-                    self._heard,
-                    self._progressed,
-                    self._ignored,
-                )
-                self._opened(attempt.link)
-                await attempt.link.run()
-        except ProviderError as error:
-            attempt.error = error
-        attempt.ended.set()
+    async def _start_current(self) -> Attempt:
+        lead_in: tuple[LeadInPart, ...] = ()
+        if self._primer is not None and self._profile_first:
+            lead_in = await self._primer.lead_in()
+        return self.start(lead_in)
 
-    def _opened(self, link: Link) -> None:
-        self._provider.gate.failing = False
-        self._provider.breaker.succeeded()
-        self._provider.metrics.provider_dials.labels("open").inc()
-        self.presence.opened()
+    def start(self, lead_in: tuple[LeadInPart, ...]) -> Attempt:
+        """Open an epoch; one with a lead-in waits for `switch`."""
+        assert self._nursery is not None
+        attempt = Attempt(lead_in)
+        self._nursery.start_soon(
+            attempt.run,
+            self._request,
+            self._provider,
+            self._coverage,
+            self.cost,
+            self._opened,
+            self._heard,
+            self._progressed,
+        )
+        return attempt
+
+    def switch(self, attempt: Attempt, wins: list[Win], anchors: list[Anchor]) -> None:
+        """Make a primed epoch the current one, at the watermark."""
+        assert attempt.link is not None
+        former, self._current = self._current, attempt
+        if former is not None and former is not attempt:
+            former.stop()
+        self._between.cancel()
+        self._narrator.learn(attempt.link.labels, wins, anchors, self._coverage.watermark)
+        self._go_live(attempt.link, is_planned=former is not attempt)
+        self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))
+
+    async def utterance_end(self) -> None:
+        """Wait for the end of an utterance in the current epoch. Cancelling is safe."""
+        await self._utterance_end.wait()
+
+    def _opened(self, attempt: Attempt, link: Link) -> None:
+        self._presence.opened()
         self._has_renewed = False
-        if not self._is_ready:
+        is_first = not self._is_ready
+        if is_first:
             self._is_ready = True
-            self._on_event(events.ready(self._session_id, self._started_at))
-        if self._is_degraded:
+            self.tell(events.ready(self._narrator.session_id, self._narrator.started_at))
+        if self._is_degraded and attempt is self._current:
             self._is_degraded = False
             self._log.info("provider_recovered", request_id=link.connection.request_id)
-            self._on_event(events.service_status("stt_recovered"))
-        link.go_live(self._coverage.watermark)
+            self.tell(events.service_status("stt_recovered"))
+        if not attempt.lead_in:
+            self._go_live(link, is_planned=False)
+            self._want_primed(link, relabel=not is_first)
+        elif self._profile_first and self._primer is not None and self._nursery is not None:
+            self._nursery.start_soon(self._primer.hear_first, attempt)
+
+    def _go_live(self, link: Link, *, is_planned: bool) -> None:
+        link.go_live(self._coverage.watermark, is_planned=is_planned)
         if self._audio_ended:
             link.finish()
 
-    def _heard(self, link: Link, _results: Results, heard: Heard) -> None:
+    def _want_primed(self, link: Link, *, relabel: bool) -> None:
+        if self._primer is None:
+            return
+        if link.connection.tells_speakers_apart:
+            self._primer.want(relabel=relabel)
+        else:
+            self._primer.tell(ONE_SPEAKER)
+
+    def _heard(self, link: Link, results: Results, heard: Heard) -> None:
         self._backoff.reset()
         if heard.words:
-            self._on_segments(make_segments(heard.words, self.speakers, link.labels, self._new_id))
+            self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)
+        if results.speech_final:
+            self._utterance_end.set()
+            self._utterance_end = trio.Event()
 
     def _progressed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start
-        self.presence.progressed(trio.current_time(), pending=pending)
+        self._presence.progressed(trio.current_time(), pending=pending)
         self._room.set()
-
-    def _ignored(self, message: Message) -> None:
-        kind = "malformed" if isinstance(message, Malformed) else "ignored"
-        self._provider.metrics.provider_messages.labels(kind).inc()
 
     # After an epoch.
 
-    def _judge(self, attempt: Attempt) -> float:
-        """Account for an attempt that ended; returns the seconds to wait before the next.
-
-        Raises:
-            ProviderError: there is to be no next one.
-        """
+    def _is_final(self, attempt: Attempt) -> bool:
+        """Account for an attempt that ended; returns whether there is to be no other."""
         if attempt.link is not None:
             self._compare_durations(attempt.link)
-            self.presence.ended(progressed=attempt.link.progressed)
-        if self._is_done():
-            return 0.0
-        if attempt.error is None:
-            # It was closed as we asked. Another try only helps if this one brought something.
-            if attempt.link is None or attempt.link.metadata is None or not attempt.link.progressed:
-                self._scope.cancel()
-            return 0.0
-        return self._failed(attempt, attempt.error)
-
-    def _failed(self, attempt: Attempt, error: ProviderError) -> float:
-        metrics = self._provider.metrics
-        if attempt.link is None:
-            self._provider.gate.failing = True
-            self.presence.dial_failed()
-            metrics.provider_dials.labels("failed").inc()
+            self._presence.ended(progressed=attempt.link.progressed)
         else:
-            metrics.provider_drops.inc()
-        if not error.retryable and not self._can_renew(error):
-            status = error.status if isinstance(error, ProviderRefused) else None
-            if status and self._provider.breaker.refused(status, trio.current_time()):
-                self._log.error("breaker_opened", status=status)
-            raise error
-        if not self._is_degraded:
+            self._presence.dial_failed()
+        error = attempt.error
+        if self._is_done():
+            attempt.error = None
+            return True
+        if error is None:
+            # It was closed as we asked. Another try only helps if this one brought something.
+            link = attempt.link
+            return link is None or link.metadata is None or not link.progressed
+        if error.retryable or self._can_renew(error):
+            return False
+        status = error.status if isinstance(error, ProviderRefused) else None
+        if status and self._provider.breaker.refused(status, trio.current_time()):
+            self._log.error("breaker_opened", status=status)
+        return True
+
+    def _after(self, attempt: Attempt) -> float:
+        """Tell of an epoch that was lost; returns the seconds to wait before the next."""
+        error = attempt.error
+        if error is None:
+            return 0.0
+        if self._is_degraded:
+            self._log.debug("provider_still_degraded", reason=str(error))
+        else:
             self._is_degraded = True
             self._log.warning("provider_degraded", reason=str(error))
-            self._on_event(events.service_status("stt_degraded", str(error)))
-        else:
-            self._log.debug("provider_still_degraded", reason=str(error))
+            self.tell(events.service_status("stt_degraded", str(error)))
         return self._backoff.after_failure(error.retry_after)
 
     def _can_renew(self, error: ProviderError) -> bool:
@@ -279,5 +325,5 @@ class Transcriber:
 
     def _report_gap(self) -> None:
         if self._gap is not None:
-            self._on_event(events.audio_lost(self._gap, self._coverage.audio_format))
+            self.tell(events.audio_lost(self._gap, self._coverage.audio_format))
             self._gap = None

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
+    from omi_rt.profiles.service import Profiles
     from omi_rt.settings import Settings
 
 LISTEN_BACKLOG = 1024
@@ -36,11 +37,18 @@ _LEAVE_SECONDS = 1.0
 class Server:
     """Every connection to the port, and the sessions behind them."""
 
-    def __init__(self, settings: Settings, provider: Provider, metrics: Metrics) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        provider: Provider,
+        metrics: Metrics,
+        profiles: Profiles | None = None,
+    ) -> None:
         self.sessions: set[Session] = set()
         self._settings = settings
         self._provider = provider
         self._metrics = metrics
+        self._profiles = profiles
         self._draining = trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
@@ -132,7 +140,9 @@ class Server:
         return None
 
     async def _run_session(self, websocket: WebSocket, listen: ListenRequest) -> None:
-        session = Session(websocket, listen, self._provider, self._settings, self._metrics)
+        session = Session(
+            websocket, listen, self._provider, self._settings, self._metrics, self._profiles
+        )
         self.sessions.add(session)
         try:
             await session.run()

@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import uuid
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import trio
 
@@ -14,15 +15,16 @@ from omi_rt.core import events
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.core.narrator import Narrator
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
     from omi_rt.core.listen import ListenRequest
-    from omi_rt.core.transcript import Segment
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
     from omi_rt.net.websocket import WebSocket
+    from omi_rt.profiles.service import Profiles
     from omi_rt.settings import Settings
 
 UNDECODABLE_IN_A_ROW = 50
@@ -48,6 +50,7 @@ class Session:
         provider: Provider,
         settings: Settings,
         metrics: Metrics,
+        profiles: Profiles | None,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.coverage = Coverage(request.audio_format, settings.backlog_seconds)
@@ -57,18 +60,29 @@ class Session:
         self._metrics = metrics
         self._log = get_logger(session=self.id)
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
+        load_anchors = None
+        if profiles is not None and request.include_speech_profile:
+            load_anchors = partial(profiles.anchors, request.uid, request.audio_format)
+        self._narrator = Narrator(
+            self.id,
+            datetime.now(UTC),
+            request.audio_format,
+            send=self._send,
+            new_id=_new_id,
+            keeps_voices=load_anchors is not None,
+        )
         self._transcriber = Transcriber(
             request,
             provider,
             self.coverage,
-            session_id=self.id,
-            started_at=datetime.now(UTC),
-            on_segments=self._send_segments,
-            on_event=self._send_event,
-            new_id=_new_id,
+            self._narrator,
+            tell=self._send,
             log=self._log,
+            load_anchors=load_anchors,
+            profile_first=settings.profile_mode == "first",
         )
         self._incoming = trio.CancelScope()
+        self._incoming_ended = trio.Event()
         self._takes_audio = True
         self._device_is_there = True
         self._is_reading = True
@@ -131,6 +145,7 @@ class Session:
                 closed = group.exceptions[0]
                 assert isinstance(closed, PeerClosed)
                 self._lose_device(f"device_closed_{closed.code}", closed.code)
+        self._incoming_ended.set()
 
     async def _receive_audio(self) -> None:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
@@ -175,7 +190,7 @@ class Session:
             return
         self._has_told_undecodable = True
         self._log.warning("undecodable_audio", codec=self._request.codec)
-        self._send_event(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
+        self._send(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
 
     async def _send_heartbeat(self) -> None:
         interval = self._settings.heartbeat_seconds
@@ -186,7 +201,7 @@ class Session:
             silent = trio.current_time() - self._websocket.received_at
             if self._is_reading and silent > MISSED_HEARTBEATS * interval:
                 raise PeerClosed(1006, "the device has vanished")
-            self._send_event(events.PING)
+            self._send(events.PING)
             self._websocket.ping_nowait()
 
     async def _deliver(self) -> None:
@@ -203,19 +218,20 @@ class Session:
             await self._transcriber.run()
         except ProviderError as error:
             self._log.error("provider_failed", reason=str(error))
-            self._send_event(events.service_status("stt_failed", str(error)))
+            self._send(events.service_status("stt_failed", str(error)))
             self._reason, self._close_code = "stt_failed", 1011
 
     async def _take_leave(self) -> None:
         self._incoming.cancel()
+        await self._incoming_ended.wait()
         if self._device_is_there:
-            self._send_event(
+            self._send(
                 events.session_ended(
                     self.coverage.balance(),
                     self._transcriber.cost,
                     self.coverage.audio_format,
                     self._reason,
-                    None,
+                    self._narrator.identities_known_from,
                 )
             )
         await self._websocket.aclose(self._close_code, self._reason)
@@ -234,13 +250,6 @@ class Session:
         self._end(reason, close_code if close_code in {1008, 1009, 1011} else 1001)
 
     # What goes to the device.
-
-    def _send_segments(self, segments: list[Segment]) -> None:
-        audio_format = self.coverage.audio_format
-        self._send([segment.as_json(audio_format) for segment in segments])
-
-    def _send_event(self, event: dict[str, Any]) -> None:
-        self._send(event)
 
     def _send(self, message: object) -> None:
         if not self._device_is_there:

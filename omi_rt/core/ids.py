@@ -1,0 +1,29 @@
+"""User and person ids: each names a folder, so it must not lead out of its own."""
+
+from __future__ import annotations
+
+import unicodedata
+from typing import Final
+
+MAX_ID_CHARACTERS: Final = 128
+"""Of a uid or person id; Firebase allows its uids as many."""
+ID_RULE: Final = (
+    f"1 to {MAX_ID_CHARACTERS} characters, no '/' or '\\', no '..', "
+    "not '.' alone, no control characters"
+)
+
+# Control characters, lone surrogates (which no file name can hold), line and paragraph separators.
+_FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+
+
+def is_valid_id(value: str) -> bool:
+    """Whether ``value`` can stand for one folder: the rule that `ID_RULE` words."""
+    return (
+        1 <= len(value) <= MAX_ID_CHARACTERS
+        and value != "."
+        and ".." not in value
+        and not any(
+            character in "/\\" or unicodedata.category(character) in _FORBIDDEN_CATEGORIES
+            for character in value
+        )
+    )

@@ -1,0 +1,81 @@
+"""Turns what epochs hear into what the device gets: segments, and corrections of them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omi_rt.core import events
+from omi_rt.core.lead_in import VoiceClips
+from omi_rt.core.speakers import Merged, Speakers
+from omi_rt.core.transcript import make_segments
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.backlog import Backlog
+    from omi_rt.core.epoch import HeardWord
+    from omi_rt.core.lead_in import Anchor
+    from omi_rt.core.speakers import EpochLabels, Win
+
+
+class Narrator:
+    """A session's transcript in the making.
+
+    Args:
+        session_id: told to the device.
+        started_at: wall-clock UTC of the session clock's zero.
+        audio_format: of the session.
+        send: takes a message for the device: a list of segments, or an event.
+        new_id: makes a segment's id.
+        keeps_voices: whether clips of the speakers are kept, for later lead-ins.
+    """
+
+    def __init__(
+        self,
+        session_id: str,
+        started_at: datetime,
+        audio_format: AudioFormat,
+        *,
+        send: Callable[[Any], None],
+        new_id: Callable[[], str],
+        keeps_voices: bool,
+    ) -> None:
+        self.session_id = session_id
+        self.started_at = started_at
+        self.voices = VoiceClips(audio_format)
+        self.identities_known_from: int | None = None
+        """Session position, or None: they never were."""
+        self._speakers = Speakers()
+        self._format = audio_format
+        self._send = send
+        self._new_id = new_id
+        self._keeps_voices = keeps_voices
+
+    def narrate(self, labels: EpochLabels, words: list[HeardWord], backlog: Backlog) -> None:
+        """Send the words of one final, while their audio is still in the backlog."""
+        numbered = [
+            (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
+        ]
+        if self._keeps_voices:
+            self.voices.hear(numbered, backlog)
+        segments = make_segments(numbered, self._speakers, self._new_id)
+        for segment in segments:
+            self._speakers.remember(segment.id, segment.speaker)
+        self._send([segment.as_json(self._format) for segment in segments])
+
+    def learn(
+        self, labels: EpochLabels, wins: list[Win], anchors: Sequence[Anchor], position: int
+    ) -> None:
+        """Learn from an epoch's lead-in what its labels mean, and tell what that corrects."""
+        for told in self._speakers.resolve(labels, wins, [anchor.who for anchor in anchors]):
+            if isinstance(told, Merged):
+                self.voices.merge(told.source, told.into)
+                self._send(events.speakers_merged(told))
+            else:
+                self._send(events.speaker_identified(told))
+        if self.identities_known_from is None and any(
+            not isinstance(anchors[win.anchor].who, int) for win in wins
+        ):
+            self.identities_known_from = position

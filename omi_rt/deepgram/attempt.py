@@ -1,0 +1,76 @@
+"""One epoch from its dial to its end."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from omi_rt.core.errors import ProviderError
+from omi_rt.deepgram.link import Link
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omi_rt.core.coverage import Coverage
+    from omi_rt.core.deepgram import Results
+    from omi_rt.core.epoch import Heard
+    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.ledger import Cost
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.deepgram.provider import Provider
+
+
+class Attempt:
+    """Dials, runs the link, and keeps what became of it."""
+
+    def __init__(self, lead_in: tuple[LeadInPart, ...] = ()) -> None:
+        self.lead_in = lead_in
+        self.link: Link | None = None
+        """Once the connection is open."""
+        self.error: ProviderError | None = None
+        """Why it ended, unless it was closed as we asked."""
+        self.opened = trio.Event()
+        self.ended = trio.Event()
+        self._dialling = trio.CancelScope()
+
+    async def run(
+        self,
+        request: ListenRequest,
+        provider: Provider,
+        coverage: Coverage,
+        cost: Cost,
+        on_open: Callable[[Attempt, Link], None],
+        on_heard: Callable[[Link, Results, Heard], None],
+        on_progress: Callable[[], None],
+    ) -> None:
+        """Run to the end, which is then in ``error``. Cancelling drops the connection."""
+        dialled_at = trio.current_time()
+        try:
+            with self._dialling:
+                async with provider.connect(request) as connection:
+                    provider.opened(trio.current_time() - dialled_at)
+                    self.link = Link(
+                        connection,
+                        coverage,
+                        provider.link_options,
+                        cost,
+                        on_heard,
+                        on_progress,
+                        provider.ignored,
+                        self.lead_in,
+                    )
+                    self.opened.set()
+                    on_open(self, self.link)
+                    await self.link.run()
+        except ProviderError as error:
+            self.error = error
+            provider.failed(was_open=self.link is not None)
+        self.ended.set()
+
+    def stop(self) -> None:
+        """End it, with a closing handshake if it is open."""
+        if self.link is not None:
+            self.link.retire()
+        else:
+            self._dialling.cancel()

@@ -1,0 +1,171 @@
+"""Primes epochs: lets Deepgram hear the known voices first, in the background, and hands over.
+
+The session meanwhile goes on over its plain epoch, so no word waits.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Protocol
+
+import trio
+
+from omi_rt.core import events
+from omi_rt.core.errors import OmiRtError
+from omi_rt.core.lead_in import Anchor, VoiceClips, fit_lead_in, lead_in_parts
+from omi_rt.core.speakers import Win, count_votes
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.deepgram.attempt import Attempt
+
+DIGEST_SECONDS = 5.0
+"""From Finalize to a final that covers the lead-in; later it is not waited for."""
+UTTERANCE_SECONDS = 5.0
+"""For the end of an utterance, at which to switch."""
+RETRY_SECONDS = 60.0
+NO_PROFILE = "no speech profile is stored"
+ONE_SPEAKER = "this recogniser does not tell speakers apart"
+
+
+class Stage(Protocol):
+    """What the primer needs of the transcriber."""
+
+    def start(self, lead_in: tuple[LeadInPart, ...]) -> Attempt:
+        """Open a second epoch beside the current one."""
+
+    def switch(self, attempt: Attempt, wins: list[Win], anchors: list[Anchor]) -> None:
+        """Make a primed epoch the current one, at the watermark."""
+
+    async def utterance_end(self) -> None:
+        """Wait for the end of an utterance in the current epoch."""
+
+    def tell(self, event: dict[str, object]) -> None:
+        """Tell the device."""
+
+
+class Primer:
+    """Decides when an epoch is primed, with what, and when it takes over."""
+
+    def __init__(
+        self,
+        stage: Stage,
+        audio_format: AudioFormat,
+        voices: VoiceClips,
+        load_anchors: Callable[[], Awaitable[list[Anchor]]],
+    ) -> None:
+        self._stage = stage
+        self._format = audio_format
+        self._voices = voices
+        self._load_anchors = load_anchors
+        self._wanted = trio.Event()
+        self._relabel = False
+        self._has_told = False
+        self._anchors: list[Anchor] = []
+
+    def want(self, *, relabel: bool) -> None:
+        """A plain epoch has opened: prime one.
+
+        ``relabel`` says that the session's speakers have lost their labels, so that priming is
+        worth it even where no voice is stored.
+        """
+        self._relabel |= relabel
+        self._wanted.set()
+
+    async def run(self) -> None:
+        """Prime and hand over, again after every reconnect. Cancelling drops what is being primed."""
+        failure: str | None = None
+        while True:
+            with trio.move_on_after(math.inf if failure is None else RETRY_SECONDS):
+                await self._wanted.wait()
+            self._wanted = trio.Event()
+            failure = await self._prime()
+            if failure is not None:
+                self.tell(failure)
+
+    async def gather(self) -> tuple[list[Anchor], str | None]:
+        """Collect the voices for a lead-in: the stored ones, then those of the session.
+
+        Bounded by the store's own time limit. Returns also why there are none of the stored ones.
+        """
+        known: list[Anchor] = []
+        failure: str | None = NO_PROFILE
+        try:
+            known = await self._load_anchors()
+        except OmiRtError as error:
+            failure = str(error)
+        if known:
+            failure = None
+        elif not self._relabel:
+            return [], failure
+        return fit_lead_in(known, self._voices.anchors(), self._format), failure
+
+    async def lead_in(self) -> tuple[LeadInPart, ...]:
+        """Collect the voices for an epoch that hears them first; what is missing is told."""
+        self._anchors, failure = await self.gather()
+        if failure is not None:
+            self.tell(failure)
+        return lead_in_parts(self._anchors, self._format)
+
+    async def hear_first(self, attempt: Attempt) -> None:
+        """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
+        wins = await self.digest(attempt)
+        if not attempt.ended.is_set():
+            self._stage.switch(attempt, wins or [], self._anchors)
+
+    async def digest(self, attempt: Attempt) -> list[Win] | None:
+        """Wait until an open epoch has heard its lead-in; None if it does not in time."""
+        link = attempt.link
+        assert link is not None
+        await first_of(link.lead_in_sent, attempt.ended)
+        with trio.move_on_after(DIGEST_SECONDS):
+            await first_of(link.digested, attempt.ended)
+        if not link.digested.is_set() or attempt.ended.is_set():
+            return None
+        return count_votes(link.epoch.lead_in_words, self._format.sample_rate)
+
+    def tell(self, reason: str) -> None:
+        """Tell the device, once a session, why identities are not to be had."""
+        if not self._has_told:
+            self._has_told = True
+            self._stage.tell(events.service_status("identities_unavailable", reason))
+
+    async def _prime(self) -> str | None:
+        """Prime one epoch and switch to it; returns what went wrong, if anything did."""
+        anchors, failure = await self.gather()
+        if not anchors:
+            return failure
+        attempt = self._stage.start(lead_in_parts(anchors, self._format))
+        has_switched = False
+        try:
+            await first_of(attempt.opened, attempt.ended)
+            wins = await self.digest(attempt) if attempt.link is not None else None
+            if wins:
+                with trio.move_on_after(UTTERANCE_SECONDS):
+                    await self._stage.utterance_end()
+            if attempt.ended.is_set():
+                return f"no primed connection: {attempt.error}"
+            if not wins:
+                return "the voices of the lead-in were not recognised"
+            self._relabel = False
+            self._stage.switch(attempt, wins, anchors)
+            has_switched = True
+        finally:
+            if not has_switched:
+                attempt.stop()
+        return failure
+
+
+async def first_of(*awaited: trio.Event) -> None:
+    """Wait until one of the events is set. Cancelling is safe."""
+    async with trio.open_nursery() as nursery:
+
+        async def wait(event: trio.Event) -> None:
+            await event.wait()
+            nursery.cancel_scope.cancel()
+
+        for event in awaited:
+            nursery.start_soon(wait, event)

@@ -1,0 +1,304 @@
+"""Whole sessions against the fake Deepgram that listens: the straight path."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from omi_rt.codecs.opus import OpusEncoder
+from omi_rt.fake import Options, Script, random_script, synthesise
+from omi_rt.fake.speech import utterance
+from omi_rt.log import configure_logging
+from tests.harness import Device, listening_server, words_of
+
+TALK = Script(
+    [*utterance("amber bako celu", 1, 0.5), *utterance("dorin elfa fimo garo", 4, 2.5)], 5.0
+)
+
+
+async def play(device: Device, script: Script, rate: int = 16000, **options: Any) -> dict[str, Any]:
+    """Stream a script as PCM at real time; returns ``session_ended``."""
+    pcm = synthesise(script, rate)
+    await device.stream_audio(pcm, rate * 2 * script.channels, **options)
+    return await device.finish()
+
+
+@pytest.mark.parametrize("codec", ["pcm16", "linear16", "pcm8"])
+@pytest.mark.parametrize("rate", [8000, 16000])
+async def test_pcm_comes_out_word_for_word_with_exact_times(
+    autojump_clock: MockClock, codec: str, rate: int
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec=codec, sample_rate=rate) as device,
+    ):
+        ended = await play(device, TALK, rate)
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["received"] == ended["finalised"] == 5.0
+    assert ended["lost"] == ended["pending"] == ended["gated"] == 0.0
+    assert ended["sent"] == {
+        "live": 5.0,
+        "replay": 0.0,
+        "overlap": 0.0,
+        "lead_in": 0.0,
+        "filler": 0.0,
+    }
+    assert device.closed is not None
+    assert device.closed.code == 1000
+    first, second = device.segments
+    assert first["start"] == pytest.approx(TALK.words[0].start, abs=0.001)
+    assert first["end"] == pytest.approx(TALK.words[2].end, abs=0.001)
+    assert second["start"] == pytest.approx(TALK.words[3].start, abs=0.001)
+    assert second["end"] == pytest.approx(TALK.words[6].end, abs=0.001)
+
+
+@pytest.mark.parametrize(("codec", "samples"), [("opus", 160), ("opus_fs320", 320)])
+async def test_opus_comes_out_word_for_word_with_times_within_30_ms(
+    autojump_clock: MockClock, codec: str, samples: int
+) -> None:
+    encoder = OpusEncoder(16000, 1)
+    pcm = synthesise(TALK, 16000)
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec=codec, sample_rate=16000) as device,
+    ):
+        for start in range(0, len(pcm), 2 * samples):
+            await trio.sleep(samples / 16000)
+            device.send(encoder.encode(pcm[start : start + 2 * samples]))
+        ended = await device.finish()
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["received"] == ended["finalised"] == 5.0
+    for segment, words in zip(device.segments, (TALK.words[:3], TALK.words[3:]), strict=True):
+        assert segment["start"] == pytest.approx(words[0].start, abs=0.03)
+        assert segment["end"] == pytest.approx(words[-1].end, abs=0.03)
+
+
+async def test_stereo_is_transcribed_channel_by_channel(autojump_clock: MockClock) -> None:
+    script = random_script(Random(5), 20.0, channels=2)
+    async with listening_server() as (world, _fake), world.device(channels=2) as device:
+        ended = await play(device, script, 8000)
+    for channel in range(2):
+        assert words_of(device.segments, channel) == script.transcript(channel)
+    assert ended["finalised"] == 20.0
+
+
+async def test_segments_have_the_documented_fields(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await play(device, TALK, 8000)
+    first, second = device.segments
+    assert first.keys() == {
+        "id",
+        "speaker",
+        "speaker_id",
+        "start",
+        "end",
+        "text",
+        "is_user",
+        "person_id",
+    }
+    assert first["text"] == "Amber bako celu."
+    assert (first["speaker"], first["speaker_id"]) == ("SPEAKER_00", 0)
+    assert (second["speaker"], second["speaker_id"]) == ("SPEAKER_01", 1)
+    assert first["id"] != second["id"]
+    assert (first["is_user"], first["person_id"]) == (False, None)
+    assert isinstance(first["start"], float)
+
+
+async def test_times_are_written_with_a_decimal_point(autojump_clock: MockClock) -> None:
+    from omi_rt.core.json import dumps
+
+    assert dumps({"start": 0.0, "end": 12.0}) == '{"start":0.0,"end":12.0}'
+
+
+async def test_only_arrays_with_something_in_them_are_sent(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.stream_audio(bytes(16000 * 20), 16000)
+        await device.finish()
+    assert [m for m in device.messages if isinstance(m, list)] == []
+
+
+async def test_every_row_of_the_configuration_goes_up_and_the_key_in_the_header(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, fake),
+        world.device(codec="pcm16", sample_rate=16000, language="auto") as device,
+    ):
+        await device.finish()
+    (record,) = fake.connections
+    query = {name: value for name, (value,) in parse_qs(urlsplit(record.target).query).items()}
+    assert query == {
+        "language": "multi",
+        "sample_rate": "16000",
+        "encoding": "linear16",
+        "channels": "1",
+        "punctuate": "true",
+        "no_delay": "true",
+        "endpointing": "100",
+        "interim_results": "false",
+        "smart_format": "true",
+        "profanity_filter": "false",
+        "diarize": "true",
+        "filler_words": "false",
+        "multichannel": "false",
+        "model": "nova-2-general",
+    }
+    assert record.headers["authorization"] == "Token secret"
+    assert record.close_stream_at is not None
+    assert record.metadata_sent
+
+
+async def test_the_device_is_told_from_the_start_to_ready(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.until(lambda: "ready" in device.statuses())
+        assert device.statuses() == ["initiating", "ready"]
+        ready = device.events("service_status")[-1]
+        assert ready["session_id"] == device.session.id
+        assert ready["started_at"].endswith("+00:00")
+
+
+async def test_audio_from_the_first_byte_is_kept_while_deepgram_is_dialled(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake):
+        dial = world.provider.dial
+
+        async def slow(url: str) -> trio.abc.Stream:
+            await trio.sleep(3)
+            return await dial(url)
+
+        world.provider.dial = slow
+        async with world.device() as device:
+            ended = await play(device, TALK, 8000)
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["lost"] == 0.0
+
+
+async def test_the_heartbeat_comes_at_its_interval(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await trio.sleep(95)
+        assert len(device.events("ping")) == 3
+
+
+async def test_keepalive_goes_up_when_nothing_else_does(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, fake), world.device() as device:
+        device.send(bytes(1600))
+        await trio.sleep(60)
+        await device.finish()
+    (record,) = fake.connections
+    assert record.texts["KeepAlive"] == 15
+    assert record.audio_seconds == pytest.approx(0.1)
+
+
+async def test_a_connection_without_audio_is_held_by_silence_that_moves_no_time(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, fake), world.device() as device:
+        await trio.sleep(60)
+        ended = await play(device, TALK, 8000)
+    assert len(fake.connections) == 1
+    assert ended["sent"]["filler"] == 0.1
+    assert ended["received"] == 5.0
+    assert device.segments[0]["start"] == pytest.approx(TALK.words[0].start, abs=0.001)
+
+
+async def test_an_odd_byte_of_pcm_is_carried_over(autojump_clock: MockClock) -> None:
+    pcm = synthesise(TALK, 8000)
+    async with listening_server() as (world, _fake), world.device() as device:
+        for start in range(0, len(pcm), 1601):
+            device.send(pcm[start : start + 1601])
+            await trio.sleep(0.1)
+        await device.finish()
+    assert words_of(device.segments) == TALK.transcript()
+
+
+async def test_the_app_s_heartbeat_answer_is_no_audio(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        device.send(b"\x8a\x00")
+        ended = await device.finish()
+    assert ended["received"] == 0.0
+
+
+async def test_text_that_is_no_json_or_unknown_is_ignored(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        for text in ("ping", "{", "[]", "null", '{"type":"unknown"}', '{"type":["CloseStream"]}'):
+            device.send(text)
+        await trio.sleep(1)
+        assert device.closed is None
+        assert (await device.finish())["reason"] == "client_closed_stream"
+
+
+async def test_an_undecodable_packet_is_concealed_and_fifty_in_a_row_are_told_once(
+    autojump_clock: MockClock,
+) -> None:
+    encoder = OpusEncoder(16000, 1)
+    good = encoder.encode(bytes(320))
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="opus", sample_rate=16000) as device,
+    ):
+        device.send(good)
+        for _ in range(49):
+            device.send(b"\xff\xff\xff")
+        await trio.sleep(1)
+        assert device.events("undecodable_audio") == []
+        for _ in range(200):
+            device.send(b"\xff\xff\xff")
+        await trio.sleep(1)
+        assert device.event("undecodable_audio")["in_a_row"] == 50
+        ended = await device.finish()
+    assert ended["received"] == 2.5
+
+
+async def test_a_device_that_disconnects_still_has_its_audio_finalised(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, fake), world.device() as device:
+        await device.stream_audio(synthesise(TALK, 8000), 16000)
+        await device.websocket.drained()
+        gone_at = trio.current_time()
+        await trio.aclose_forcefully(device.stream)
+        await world.sessions_ended()
+        assert trio.current_time() - gone_at < 15
+        balance = device.session.coverage.balance()
+        assert balance.finalised == balance.received == 40_000
+    assert fake.connections[0].close_stream_at is not None
+
+
+async def test_a_fault_inside_one_session_touches_no_other(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake):
+        async with world.device() as broken, world.device(uid="u2") as other:
+            await trio.sleep(1)
+
+            def explode(_payload: bytes) -> None:
+                raise ZeroDivisionError("a bug")
+
+            broken.session._transcriber.receive = explode
+            broken.send(bytes(1600))
+            await broken.ended()
+            assert broken.closed is not None
+            assert broken.closed.code == 1011
+            await play(other, TALK, 8000)
+            assert words_of(other.segments) == TALK.transcript()
+        assert world.metrics.faults._value.get() == 1
+
+
+async def test_nothing_secret_is_logged(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("debug")
+    async with (
+        listening_server(options=Options(keys=frozenset({"other"}))) as (world, _fake),
+        world.device() as device,
+    ):
+        await device.ended()
+    logged = capsys.readouterr()
+    assert "provider_failed" in logged.err
+    assert "secret" not in logged.out + logged.err + repr(device.messages)
