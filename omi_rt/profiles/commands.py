@@ -1,0 +1,157 @@
+"""What ``omi-rt profile put | get | list | delete`` does, apart from the command line."""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+from omi_rt.codecs.wav import WavError, read_wav
+from omi_rt.core.errors import OmiRtError, ProfileRefused
+from omi_rt.core.speakers import Identity
+from omi_rt.profiles.check import check_profile
+from omi_rt.profiles.directory import DirectoryProfileStore
+from omi_rt.profiles.gcs import GCSProfileStore
+from omi_rt.profiles.store import MAX_SAMPLE_BYTES, ProfileStore, StoredSample, check_id
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+class ProfileNotFound(OmiRtError):
+    """Nothing is stored for that uid or person; the message is one clear line."""
+
+
+@frozen
+class ProfileRow:
+    """One line of ``omi-rt profile list``."""
+
+    identity: Identity
+    name: str
+    """The path inside the store."""
+    seconds: float | None
+    """None if the file can not be read as WAV."""
+    size: int
+    """In bytes."""
+    version: str
+    updated: datetime
+
+
+def open_store(bucket: str | None, directory: Path) -> ProfileStore:
+    """Open the store in ``bucket`` (Google Cloud Storage), else the one in ``directory``.
+
+    Nothing is fetched or made before the first call. Close it with ``aclose``.
+    """
+    return GCSProfileStore(bucket) if bucket else DirectoryProfileStore(directory)
+
+
+async def put_profile(
+    store: ProfileStore, uid: str, wav: bytes, person_id: str | None = None
+) -> StoredSample:
+    """Check a WAV file and store it as it is: the user's profile, or a person's sample.
+
+    Cancelling this before the upload stores nothing; during it, it waits for the upload's end.
+
+    Raises:
+        ProfileRefused: the file is no WAV file, or not fit to be a profile.
+        BadRequest: the uid or person id can not be one.
+        StoreUnavailable: the store failed.
+    """
+    if len(wav) > MAX_SAMPLE_BYTES:
+        raise ProfileRefused(f"the file is over {MAX_SAMPLE_BYTES} bytes")
+    await store.run_blocking(lambda: _check(wav))
+    return await store.put(uid, person_id, wav)
+
+
+async def get_profile(store: ProfileStore, uid: str, person_id: str | None = None) -> bytes:
+    """Return the user's profile, or a person's newest sample, as it was stored.
+
+    Raises:
+        ProfileNotFound: there is none.
+        BadRequest: the uid or person id can not be one.
+        StoreUnavailable: the store failed.
+    """
+    newest = max(await _samples_of(store, uid, person_id), key=lambda sample: sample.updated)
+    wav = await store.read(newest)
+    if wav is None:
+        raise ProfileNotFound("the profile was replaced or deleted while it was being read")
+    return wav
+
+
+async def list_profiles(store: ProfileStore, uid: str) -> list[ProfileRow]:
+    """List what is stored for ``uid``: the user first, then the most recently changed people.
+
+    Each file is read, one after the other, to tell its length. Empty if there is nothing.
+
+    Raises:
+        BadRequest: the uid can not be one.
+        StoreUnavailable: the store failed.
+    """
+    samples = sorted(await store.list_samples(uid), key=lambda sample: sample.updated, reverse=True)
+    samples.sort(key=lambda sample: not sample.identity.is_user)
+    return [
+        ProfileRow(
+            sample.identity,
+            sample.name,
+            await _seconds(store, sample),
+            sample.size,
+            sample.version,
+            sample.updated,
+        )
+        for sample in samples
+    ]
+
+
+async def delete_profiles(
+    store: ProfileStore, uid: str, person_id: str | None = None, *, everything: bool = False
+) -> list[StoredSample]:
+    """Delete the user's profile, all samples of one person, or ``everything`` of both kinds.
+
+    Returns what was deleted. Cancelling this leaves what was not deleted yet.
+
+    Raises:
+        ProfileNotFound: there was nothing to delete.
+        BadRequest: the uid or person id can not be one.
+        StoreUnavailable: the store failed.
+    """
+    if everything:
+        samples = await store.list_samples(uid)
+    else:
+        samples = await _samples_of(store, uid, person_id)
+    deleted = [sample for sample in samples if await store.delete(sample)]
+    if not deleted:
+        raise ProfileNotFound(f"nothing is stored for {uid}")
+    return deleted
+
+
+async def _samples_of(store: ProfileStore, uid: str, person_id: str | None) -> list[StoredSample]:
+    """The samples of one voice, at least one."""
+    if person_id is not None:
+        check_id(person_id, "person id")
+    wanted = Identity(person_id)
+    samples = [sample for sample in await store.list_samples(uid) if sample.identity == wanted]
+    if not samples:
+        whose = "" if person_id is None else f"person {person_id} of "
+        raise ProfileNotFound(f"no profile is stored for {whose}{uid}")
+    return samples
+
+
+async def _seconds(store: ProfileStore, sample: StoredSample) -> float | None:
+    if sample.size > MAX_SAMPLE_BYTES:
+        return None
+    wav = await store.read(sample)
+    if wav is None:
+        return None
+    try:
+        return await store.run_blocking(lambda: read_wav(wav).seconds)
+    except WavError:
+        return None
+
+
+def _check(wav: bytes) -> None:
+    try:
+        audio = read_wav(wav)
+    except WavError as error:
+        raise ProfileRefused(str(error)) from error
+    check_profile(audio)

@@ -1,0 +1,46 @@
+"""What sessions get their stored voices from: one store, one cache, for the whole process."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from omi_rt.core.errors import OmiRtError
+from omi_rt.core.lead_in import LEAD_IN_SECONDS, SPEAKER_SECONDS, Anchor
+from omi_rt.log import get_logger
+from omi_rt.profiles.anchors import AnchorLimits
+from omi_rt.profiles.cache import ProfileCache
+from omi_rt.profiles.loading import load_anchors
+
+if TYPE_CHECKING:
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.profiles.store import ProfileStore
+
+
+class ProfileUnusable(OmiRtError):
+    """Voices are stored, and none of them can be used; the message is one clear line."""
+
+
+class Profiles:
+    """The stored voices of all users."""
+
+    def __init__(self, store: ProfileStore, user_seconds: float) -> None:
+        self.store = store
+        self._cache = ProfileCache()
+        self._limits = AnchorLimits(user_seconds, SPEAKER_SECONDS, LEAD_IN_SECONDS)
+        self._log = get_logger()
+
+    async def anchors(self, uid: str, audio_format: AudioFormat) -> list[Anchor]:
+        """Load a user's voices: the user first, then the people changed last; [] if none is stored.
+
+        Bounded by `omi_rt.profiles.loading.LOAD_SECONDS`. Cancelling is safe.
+
+        Raises:
+            StoreUnavailable: the store failed or was too slow.
+            ProfileUnusable: there are some, but none that can be used.
+        """
+        loaded = await load_anchors(self.store, self._cache, uid, audio_format, self._limits)
+        if loaded.problems:
+            if not loaded.anchors:
+                raise ProfileUnusable(loaded.problems[0])
+            self._log.warning("profile_problems", problems=len(loaded.problems))
+        return [Anchor(anchor.identity, anchor.pcm) for anchor in loaded.anchors]
