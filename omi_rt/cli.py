@@ -6,7 +6,8 @@ import os
 import sys
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, TypeVar
 
 import click
 import trio
@@ -14,13 +15,26 @@ import trio
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
 from omi_rt.log import configure_logging
+from omi_rt.profiles.commands import (
+    delete_profiles,
+    get_profile,
+    list_profiles,
+    open_store,
+    put_profile,
+)
 from omi_rt.settings import Settings, load_settings
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Awaitable, Callable, Iterator
 
+    from omi_rt.profiles.store import ProfileStore
+
+T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_INTERRUPTED = 130
+"""128 + SIGINT, as shells have it."""
+_CLOSE_STORE_SECONDS = 5.0
 
 
 @click.group()
@@ -71,6 +85,105 @@ def stream(file: str, url: str, uid: str, codec: str, speed: float, json_output:
     sys.exit(run_stream(file, url, uid, codec, speed, json_output))
 
 
+@main.command()
+def demo() -> None:
+    """Serve, stream a recorded sample, print the segments and a summary. Needs no key."""
+    from omi_rt.client.terminal import Terminal
+    from omi_rt.demo import run_demo
+
+    configure_logging("warning")
+    with _one_line_errors():
+        trio.run(run_demo, Terminal())
+
+
+@main.group()
+def profile() -> None:
+    """Store speech profiles: of the user UID, or with --person of somebody they know."""
+
+
+_person = click.option("--person", "person_id", help="A known person's id; else the user.")
+
+
+@profile.command("put")
+@click.argument("uid")
+@click.argument("file", type=click.File("rb"))
+@_person
+def profile_put(uid: str, file: IO[bytes], person_id: str | None) -> None:
+    """Check the WAV FILE (5 to 120 s of one voice) and store it."""
+    wav = file.read()
+    sample = _with_store(lambda store: put_profile(store, uid, wav, person_id))
+    click.echo(f"stored {sample.name}")
+
+
+@profile.command("get")
+@click.argument("uid")
+@click.argument("file", type=click.File("wb", lazy=True))
+@_person
+def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
+    """Write the stored profile into FILE, as it is ("-" is standard output)."""
+    file.write(_with_store(lambda store: get_profile(store, uid, person_id)))
+
+
+@profile.command("list")
+@click.argument("uid")
+def profile_list(uid: str) -> None:
+    """List what is stored for UID: whose voice, seconds, when, where."""
+    for row in _with_store(lambda store: list_profiles(store, uid)):
+        who = "user" if row.identity.is_user else f"person {row.identity.person_id}"
+        seconds = "unreadable" if row.seconds is None else f"{row.seconds:.1f} s"
+        click.echo(f"{who}\t{seconds}\t{row.updated:%Y-%m-%d %H:%M:%S}Z\t{row.name}")
+
+
+@profile.command("delete")
+@click.argument("uid")
+@_person
+@click.option("--all", "everything", is_flag=True, help="The user and all people.")
+def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
+    """Delete the user's profile, or a person's samples."""
+    for sample in _with_store(
+        lambda store: delete_profiles(store, uid, person_id, everything=everything)
+    ):
+        click.echo(f"deleted {sample.name}")
+
+
+@main.command("fake-deepgram")
+@click.option("--host", default="127.0.0.1", show_default=True)
+@click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535))
+@click.option(
+    "--script",
+    type=click.Path(exists=True, dir_okay=False, path_type=Path),
+    help="Faults, as JSON or TOML; see omi_rt/fake/faults.py for the form.",
+)
+@click.option("--seed", type=int, help="Draw the faults at random.")
+@click.option("--key", "keys", multiple=True, help="API keys that pass; by default any does.")
+def fake_deepgram(
+    host: str, port: int, script: Path | None, seed: int | None, keys: tuple[str, ...]
+) -> None:
+    """Run a Deepgram that listens to a made-up language and breaks on request."""
+    from omi_rt.fake.serve import serve_fake
+
+    if script is not None and seed is not None:
+        raise click.UsageError("--script and --seed exclude each other")
+    configure_logging("info")
+    with _one_line_errors():
+        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), _announce))
+
+
+def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
+    settings = _settings()
+
+    async def run() -> T:
+        store = open_store(settings.profile_bucket or None, settings.profile_dir)
+        try:
+            return await work(store)
+        finally:
+            with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
+                await store.aclose()
+
+    with _one_line_errors():
+        return trio.run(run)
+
+
 def _settings(**overrides: str) -> Settings:
     try:
         return load_settings({**os.environ, **overrides})
@@ -87,12 +200,14 @@ def _announce(line: str) -> None:
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
     """Turn an expected failure into one line and exit status 1."""
-    problems: list[Any] = []
+    problem: BaseException | None = None
     try:
         yield
     except* (OmiRtError, OSError) as group:
-        problems = list(_leaves(group))
-    for problem in problems[:1]:
+        problem = next(_leaves(group))
+    except* KeyboardInterrupt:
+        sys.exit(EXIT_INTERRUPTED)
+    if problem is not None:
         click.echo(f"omi-rt: {problem}", err=True)
         sys.exit(EXIT_FAILED)
 

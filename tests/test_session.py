@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 from random import Random
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 import trio
-from trio.testing import MockClock
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.fake import Options, Script, random_script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
 from tests.harness import Device, listening_server, words_of
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 TALK = Script(
     [*utterance("amber bako celu", 1, 0.5), *utterance("dorin elfa fimo garo", 4, 2.5)], 5.0

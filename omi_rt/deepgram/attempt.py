@@ -53,7 +53,7 @@ class Attempt:
                     self.link = Link(
                         connection,
                         coverage,
-                        provider.link_options,
+                        provider.pump_options,
                         cost,
                         on_heard,
                         on_progress,

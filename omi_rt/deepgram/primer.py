@@ -120,7 +120,7 @@ class Primer:
         """Wait until an open epoch has heard its lead-in; None if it does not in time."""
         link = attempt.link
         assert link is not None
-        await first_of(link.lead_in_sent, attempt.ended)
+        await first_of(link.pump.lead_in_sent, attempt.ended)
         with trio.move_on_after(DIGEST_SECONDS):
             await first_of(link.digested, attempt.ended)
         if not link.digested.is_set() or attempt.ended.is_set():

@@ -14,7 +14,7 @@ from omi_rt.core.deepgram import Malformed, Message, listen_url
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
-from omi_rt.deepgram.link import LinkOptions
+from omi_rt.deepgram.pump import PumpOptions
 from omi_rt.metrics import Metrics
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ class Provider:
     credentials: Credentials
     dial: Dial
     connect_timeout: float
-    link_options: LinkOptions
+    pump_options: PumpOptions
     breaker: Breaker
     gate: DialGate
     random: Random
@@ -102,7 +102,7 @@ def make_provider(
         credentials=credentials,
         dial=dial,
         connect_timeout=settings.connect_timeout,
-        link_options=LinkOptions(
+        pump_options=PumpOptions(
             send_timeout=settings.send_timeout,
             message_cap=settings.message_cap_ms / 1000,
             load=load,

@@ -6,19 +6,20 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from omi_rt.core import events
 from omi_rt.core.backoff import Backoff
+from omi_rt.core.epoch import METADATA_TOLERANCE_SECONDS
 from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_RATE
 from omi_rt.core.watchdog import Presence
 from omi_rt.deepgram.attempt import Attempt
+from omi_rt.deepgram.health import HealthReport
 from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from omi_rt.core.coverage import Coverage, Gap
+    from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
     from omi_rt.core.epoch import Heard
     from omi_rt.core.lead_in import Anchor, LeadInPart
@@ -32,8 +33,6 @@ FINISHING_SECONDS = 30.0
 """What ending a session may take, besides sending what is left."""
 _UNAUTHORIZED = 401
 _ROOM_CHECK_SECONDS = 1.0
-_REPORT_GAP_SECONDS = 1.0
-"""Lost audio is told in stretches of at least this length, not message by message."""
 
 
 class Transcriber:
@@ -74,6 +73,9 @@ class Transcriber:
         if load_anchors is not None:
             self._primer = Primer(self, coverage.audio_format, narrator.voices, load_anchors)
         self._profile_first = profile_first
+        self._health = HealthReport(
+            narrator.session_id, narrator.started_at, coverage.audio_format, tell, log
+        )
         self._presence = Presence()
         self._backoff = Backoff(provider.random)
         self._scope = trio.CancelScope()
@@ -83,10 +85,8 @@ class Transcriber:
         self._nursery: trio.Nursery | None = None
         self._current: Attempt | None = None
         self._audio_ended = False
-        self._is_ready = False
-        self._is_degraded = False
         self._has_renewed = False
-        self._gap: Gap | None = None
+        self._unanswered_closes = 0
 
     # What the device's side calls.
 
@@ -95,7 +95,7 @@ class Transcriber:
         if self._coverage.receive(payload):
             self._presence.received(trio.current_time())
             if self._current is not None and self._current.link is not None:
-                self._current.link.wake()
+                self._current.link.pump.wake()
 
     async def make_room(self) -> None:
         """Return when the backlog can take more. Cancelling is safe.
@@ -105,7 +105,7 @@ class Transcriber:
         """
         while self._coverage.is_full:
             if self._presence.is_away(trio.current_time()):
-                self._lost(self._coverage.drop_excess())
+                self._health.lost(self._coverage.drop_excess())
                 return
             self._room = trio.Event()
             with trio.move_on_after(_ROOM_CHECK_SECONDS):
@@ -124,7 +124,7 @@ class Transcriber:
         self._audio_ended = True
         link = self._current.link if self._current is not None else None
         if link is not None:
-            link.finish()
+            link.pump.finish()
         elif self._is_done():
             self._scope.cancel()
 
@@ -138,7 +138,7 @@ class Transcriber:
         Raises:
             ProviderError: a refusal that no retry can mend.
         """
-        self.tell(events.service_status("initiating"))
+        self._health.started()
         failure: ProviderError | None = None
         try:
             with self._scope:
@@ -148,8 +148,8 @@ class Transcriber:
                     failure = await self._keep_current()
                     self._nursery.cancel_scope.cancel()
         finally:
-            self._lost(self._coverage.lose_pending())
-            self._report_gap()
+            self._health.lost(self._coverage.lose_pending())
+            self._health.flush()
         if failure is not None:
             raise failure
 
@@ -214,14 +214,7 @@ class Transcriber:
     def _opened(self, attempt: Attempt, link: Link) -> None:
         self._presence.opened()
         self._has_renewed = False
-        is_first = not self._is_ready
-        if is_first:
-            self._is_ready = True
-            self.tell(events.ready(self._narrator.session_id, self._narrator.started_at))
-        if self._is_degraded and attempt is self._current:
-            self._is_degraded = False
-            self._log.info("provider_recovered", request_id=link.connection.request_id)
-            self.tell(events.service_status("stt_recovered"))
+        is_first = self._health.opened(link.connection.request_id)
         if not attempt.lead_in:
             self._go_live(link, is_planned=False)
             self._want_primed(link, relabel=not is_first)
@@ -229,9 +222,9 @@ class Transcriber:
             self._nursery.start_soon(self._primer.hear_first, attempt)
 
     def _go_live(self, link: Link, *, is_planned: bool) -> None:
-        link.go_live(self._coverage.watermark, is_planned=is_planned)
+        link.pump.go_live(self._coverage.watermark, is_planned=is_planned)
         if self._audio_ended:
-            link.finish()
+            link.pump.finish()
 
     def _want_primed(self, link: Link, *, relabel: bool) -> None:
         if self._primer is None:
@@ -268,9 +261,7 @@ class Transcriber:
             attempt.error = None
             return True
         if error is None:
-            # It was closed as we asked. Another try only helps if this one brought something.
-            link = attempt.link
-            return link is None or link.metadata is None or not link.progressed
+            return not self._is_worth_another(attempt.link)
         if error.retryable or self._can_renew(error):
             return False
         status = error.status if isinstance(error, ProviderRefused) else None
@@ -278,17 +269,27 @@ class Transcriber:
             self._log.error("breaker_opened", status=status)
         return True
 
+    def _is_worth_another(self, link: Link | None) -> bool:
+        """Whether an epoch that was closed as we asked has left something to try for again.
+
+        Where CloseStream was not answered, once; where Metadata tells that something is missing,
+        as long as an epoch brings anything.
+        """
+        backlog = self._coverage.backlog
+        rest = self._coverage.audio_format.seconds(backlog.end - backlog.start)
+        if link is None or rest <= METADATA_TOLERANCE_SECONDS:
+            return False
+        if link.metadata is not None:
+            return link.progressed
+        self._unanswered_closes += 1
+        return self._unanswered_closes == 1
+
     def _after(self, attempt: Attempt) -> float:
         """Tell of an epoch that was lost; returns the seconds to wait before the next."""
         error = attempt.error
         if error is None:
             return 0.0
-        if self._is_degraded:
-            self._log.debug("provider_still_degraded", reason=str(error))
-        else:
-            self._is_degraded = True
-            self._log.warning("provider_degraded", reason=str(error))
-            self.tell(events.service_status("stt_degraded", str(error)))
+        self._health.degraded(error)
         return self._backoff.after_failure(error.retry_after)
 
     def _can_renew(self, error: ProviderError) -> bool:
@@ -312,18 +313,3 @@ class Transcriber:
     def _is_done(self) -> bool:
         backlog = self._coverage.backlog
         return self._audio_ended and backlog.start == backlog.end
-
-    # Lost audio.
-
-    def _lost(self, gap: Gap | None) -> None:
-        if gap is None:
-            return
-        self._gap = gap if self._gap is None else self._gap.joined(gap)
-        length = self._gap.end - self._gap.start
-        if length >= self._coverage.audio_format.samples(_REPORT_GAP_SECONDS):
-            self._report_gap()
-
-    def _report_gap(self) -> None:
-        if self._gap is not None:
-            self.tell(events.audio_lost(self._gap, self._coverage.audio_format))
-            self._gap = None

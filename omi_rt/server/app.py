@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
 from omi_rt.log import get_logger
@@ -122,7 +123,7 @@ class Server:
         try:
             listen = parse_listen(parameters)
         except BadRequest as error:
-            await self._close(websocket, error)
+            await self._close(websocket, error.close_code, str(error))
             return
         await self._run_session(websocket, listen)
 
@@ -140,9 +141,13 @@ class Server:
         return None
 
     async def _run_session(self, websocket: WebSocket, listen: ListenRequest) -> None:
-        session = Session(
-            websocket, listen, self._provider, self._settings, self._metrics, self._profiles
-        )
+        try:
+            session = Session(
+                websocket, listen, self._provider, self._settings, self._metrics, self._profiles
+            )
+        except OpusUnavailable as error:
+            await self._close(websocket, 1011, str(error))
+            return
         self.sessions.add(session)
         try:
             await session.run()
@@ -151,11 +156,11 @@ class Server:
             self.session_left.set()
             self.session_left = trio.Event()
 
-    async def _close(self, websocket: WebSocket, error: BadRequest) -> None:
-        self._log.info("request_refused", reason=str(error))
+    async def _close(self, websocket: WebSocket, code: int, reason: str) -> None:
+        self._log.info("request_refused", code=code, reason=reason)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(websocket.run_writer, self._settings.send_timeout)
-            await websocket.aclose(error.close_code, str(error))
+            await websocket.aclose(code, reason)
 
     async def _drain_sessions(self) -> None:
         total = self._settings.drain_seconds

@@ -8,11 +8,15 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.codecs import open_decoder
+from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.coalescing import LoadMeter
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import run_local_recogniser
 from omi_rt.metrics import Metrics
+from omi_rt.profiles.commands import open_store
+from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, drain_on_signal, raise_file_limit
 from omi_rt.server.load import LoadInstrument
 
@@ -20,6 +24,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
     from omi_rt.settings import Settings
+
+_CLOSE_STORE_SECONDS = 5.0
 
 
 async def serve(
@@ -46,6 +52,7 @@ async def serve(
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
+    _load_libopus(announce)
     metrics, load = Metrics(), LoadMeter()
     metrics.load.set_function(lambda: load.load)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
@@ -54,18 +61,40 @@ async def serve(
     async with (
         open_http_client() as client,
         _provider_url(settings, announce) as base_url,
+        _profiles(settings) as profiles,
         trio.open_nursery() as nursery,
     ):
         provider = make_provider(
             settings, base_url=base_url, metrics=metrics, load=load, client=client
         )
-        server = Server(settings, provider, metrics)
+        server = Server(settings, provider, metrics, profiles)
         trio.lowlevel.add_instrument(LoadInstrument(load))
         nursery.start_soon(drain_on_signal, server, nursery.cancel_scope)
         announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
         task_status.started(f"ws://{address}")
         await server.serve(listeners)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
+    if settings.profile_mode == "off":
+        yield None
+        return
+    store = open_store(settings.profile_bucket or None, settings.profile_dir)
+    try:
+        yield Profiles(store, settings.profile_seconds)
+    finally:
+        with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
+            await store.aclose()
+
+
+def _load_libopus(announce: Callable[[str], None]) -> None:
+    """Load it now: the first decoder of a process takes 10 ms, which no session should wait for."""
+    try:
+        open_decoder("opus", 16_000, 1).close()
+    except OpusUnavailable as error:
+        announce(f"{error}; devices that send Opus are refused until then")
 
 
 @asynccontextmanager

@@ -1,0 +1,79 @@
+"""What the device is told of its provider: once when it changes, not at every failure."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from omi_rt.core import events
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from datetime import datetime
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.coverage import Gap
+    from omi_rt.core.errors import ProviderError
+
+_REPORT_GAP_SECONDS = 1.0
+"""Lost audio is told in stretches of at least this length, not message by message."""
+
+
+class HealthReport:
+    """Turns what happens to a session's provider into events for the device, and log lines."""
+
+    def __init__(
+        self,
+        session_id: str,
+        started_at: datetime,
+        audio_format: AudioFormat,
+        tell: Callable[[dict[str, Any]], None],
+        log: Any,
+    ) -> None:
+        self._session_id = session_id
+        self._started_at = started_at
+        self._format = audio_format
+        self._tell = tell
+        self._log = log
+        self._is_ready = False
+        self._is_degraded = False
+        self._gap: Gap | None = None
+
+    def started(self) -> None:
+        """The session begins to dial."""
+        self._tell(events.service_status("initiating"))
+
+    def opened(self, request_id: str) -> bool:
+        """An epoch is open that serves the session; returns whether it is the first."""
+        is_first = not self._is_ready
+        if is_first:
+            self._is_ready = True
+            self._tell(events.ready(self._session_id, self._started_at))
+        if self._is_degraded:
+            self._is_degraded = False
+            self._log.info("provider_recovered", request_id=request_id)
+            self._tell(events.service_status("stt_recovered"))
+        return is_first
+
+    def degraded(self, error: ProviderError) -> None:
+        """The provider failed, and is tried again."""
+        if self._is_degraded:
+            self._log.debug("provider_still_degraded", reason=str(error))
+            return
+        self._is_degraded = True
+        self._log.warning("provider_degraded", reason=str(error))
+        self._tell(events.service_status("stt_degraded", str(error)))
+
+    def lost(self, gap: Gap | None) -> None:
+        """Audio was given up."""
+        if gap is None:
+            return
+        self._gap = gap if self._gap is None else self._gap.joined(gap)
+        if self._gap.end - self._gap.start >= self._format.samples(_REPORT_GAP_SECONDS):
+            self.flush()
+
+    def flush(self) -> None:
+        """Tell of what was given up and not told yet."""
+        if self._gap is not None:
+            self._tell(events.audio_lost(self._gap, self._format))
+            self._log.warning("audio_lost", start=self._gap.start, end=self._gap.end)
+            self._gap = None

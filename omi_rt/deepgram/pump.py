@@ -1,0 +1,175 @@
+"""The only writer of a connection to Deepgram: lead-in, audio, control messages, in this order."""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import frozen
+
+from omi_rt.core.coalescing import MAX_MESSAGE_SECONDS, LoadMeter, message_interval
+from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE
+from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
+
+if TYPE_CHECKING:
+    from omi_rt.core.coverage import Coverage
+    from omi_rt.core.epoch import Epoch
+    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.ledger import Cost
+    from omi_rt.deepgram.connection import Connection
+
+FILLER_SECONDS = 0.1
+
+
+@frozen
+class PumpOptions:
+    """What a pump needs to know of the server."""
+
+    send_timeout: float
+    """Seconds that one send may take."""
+    message_cap: float
+    """Seconds of audio that a busy server collects for one message at most."""
+    load: LoadMeter
+
+
+class Pump:
+    """Sends one epoch's audio, at the pace that the provider takes, and records it in the epoch."""
+
+    def __init__(
+        self,
+        connection: Connection,
+        epoch: Epoch,
+        coverage: Coverage,
+        cost: Cost,
+        options: PumpOptions,
+        lead_in: tuple[LeadInPart, ...],
+    ) -> None:
+        self.lead_in_sent = trio.Event()
+        """Set when all of the lead-in, and Finalize, has gone up."""
+        self.closing_since: float | None = None
+        """When CloseStream went up (`trio.current_time`)."""
+        self._connection = connection
+        self._epoch = epoch
+        self._coverage = coverage
+        self._format = coverage.audio_format
+        self._cost = cost
+        self._options = options
+        self._lead_in = deque(lead_in)
+        self._cursor: int | None = None
+        self._is_planned = False
+        self._is_finishing = False
+        self._controls: deque[str] = deque()
+        self._needs_filler = False
+        self._bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, trio.current_time())
+        self._work = trio.Event()
+
+    def go_live(self, origin: int, *, is_planned: bool) -> None:
+        """Send the session's audio from position ``origin`` on.
+
+        ``is_planned`` is a switch from an epoch that was still good: what goes up again because of
+        it is counted as overlap, not as replay.
+        """
+        self._cursor = origin
+        self._is_planned = is_planned
+        self.wake()
+
+    def finish(self) -> None:
+        """Send what is left, then CloseStream."""
+        self._is_finishing = True
+        self.wake()
+
+    def wake(self) -> None:
+        """There is audio, or something else to do."""
+        self._work.set()
+
+    def keep_alive(self) -> None:
+        """Send KeepAlive, unless something else waits to be sent."""
+        if not self._controls:
+            self._controls.append(KEEP_ALIVE)
+            self.wake()
+
+    def finalize(self) -> None:
+        """Ask the provider for its finals."""
+        self._controls.append(FINALIZE)
+        self.wake()
+
+    def fill(self) -> None:
+        """Send a little silence: the first audio is late."""
+        self._needs_filler = True
+        self.wake()
+
+    async def run(self) -> None:
+        """Send until CloseStream has gone up, or a send meets a broken connection.
+
+        Cancelling this may leave half a frame on the wire: the connection must then be dropped.
+        """
+        while not self._connection.has_failed_to_send:
+            if self._controls:
+                await self._connection.send(self._controls.popleft())
+            elif self._lead_in:
+                await self._send_lead_in()
+            elif self._needs_filler:
+                await self._send_filler()
+            elif not await self._send_audio():
+                if self._is_all_sent():
+                    self.closing_since = trio.current_time()
+                    await self._connection.send(CLOSE_STREAM)
+                    return
+                await self._work.wait()
+                self._work = trio.Event()
+
+    async def _send_audio(self) -> bool:
+        """Send the next message of session audio; returns whether there was any."""
+        if self._cursor is None:
+            return False
+        limit = self._format.samples(MAX_MESSAGE_SECONDS)
+        chunk = self._coverage.backlog.read(self._cursor, limit)
+        if chunk is None:
+            return False
+        now = trio.current_time()
+        seconds = chunk.samples / self._format.sample_rate
+        wait = self._bucket.delay(seconds, now)
+        if not self._is_finishing:
+            interval = message_interval(self._options.load.load, self._options.message_cap)
+            wait = max(wait, self._connection.last_sent + interval - now)
+        if wait > 0.0:
+            # More may have come by then, or the oldest may be gone: look again.
+            await trio.sleep(wait)
+            return True
+        self._bucket.take(seconds, now)
+        # Before the send, not after: an answer may come while it still waits for its turn.
+        self._epoch.sent(chunk.position, chunk.samples)
+        self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
+        self._cursor = chunk.end
+        await self._connection.send(chunk.payload)
+        return True
+
+    async def _send_lead_in(self) -> None:
+        part = self._lead_in.popleft()
+        step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
+        for offset in range(0, len(part.payload), step):
+            payload = part.payload[offset : offset + step]
+            samples = self._format.samples_in(payload)
+            seconds = samples / self._format.sample_rate
+            await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
+            self._bucket.take(seconds, trio.current_time())
+            self._epoch.sent_foreign(samples, part.anchor)
+            self._cost.lead_in += samples
+            await self._connection.send(payload)
+        if not self._lead_in:
+            await self._connection.send(FINALIZE)
+            self.lead_in_sent.set()
+
+    async def _send_filler(self) -> None:
+        self._needs_filler = False
+        payload = self._format.silence(FILLER_SECONDS)
+        samples = self._format.samples_in(payload)
+        self._epoch.sent_foreign(samples)
+        self._cost.filler += samples
+        await self._connection.send(payload)
+
+    def _is_all_sent(self) -> bool:
+        return self._is_finishing and (
+            self._cursor is None or self._cursor >= self._coverage.backlog.end
+        )

@@ -1,0 +1,80 @@
+"""``omi-rt demo``: a server with the embedded recogniser, a device, and what came of it."""
+
+from __future__ import annotations
+
+from functools import partial
+from statistics import median
+from typing import TYPE_CHECKING, Any
+
+import trio
+
+from omi_rt.client.connect import StreamFailed
+from omi_rt.client.stream import (
+    AudioSent,
+    SegmentsReceived,
+    StreamEvent,
+    StreamOptions,
+    load_recording,
+    stream_recording,
+)
+from omi_rt.local.accuracy import word_accuracy
+from omi_rt.local.sample import sample_text, sample_wav
+from omi_rt.server.main import serve
+from omi_rt.settings import Settings
+
+if TYPE_CHECKING:
+    from omi_rt.client.terminal import Terminal
+
+DEMO_SECONDS = 120.0
+"""After which something is wrong: the sample takes 12."""
+
+
+async def run_demo(terminal: Terminal) -> dict[str, str]:
+    """Serve on a free port, stream the sample as Opus at real time, print segments and summary.
+
+    Returns the summary. Cancelling this ends the server.
+
+    Raises:
+        OmiRtError: the recogniser, the server or the stream failed.
+    """
+    segments: list[dict[str, Any]] = []
+    delays: list[float] = []
+
+    def show(event: StreamEvent) -> None:
+        if isinstance(event, AudioSent):
+            terminal.show_progress(event.seconds, event.total_seconds)
+        elif isinstance(event, SegmentsReceived):
+            for segment in event.segments:
+                segments.append(segment)
+                delays.append(event.elapsed - segment["end"])
+                terminal.print_segment(segment)
+
+    with sample_wav() as path:
+        recording = load_recording(path)
+    with trio.move_on_after(DEMO_SECONDS) as limit:
+        async with trio.open_nursery() as nursery:
+            run_server = partial(serve, Settings(), "127.0.0.1", 0, announce=terminal.print_error)
+            address = await nursery.start(run_server)
+            terminal.print_error(f"streaming {recording.seconds:.1f} s of two voices as Opus")
+            options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
+            summary = await stream_recording(recording, options, show)
+            nursery.cancel_scope.cancel()
+    if limit.cancelled_caught:
+        raise StreamFailed(f"the demo took over {DEMO_SECONDS:g} s")
+    terminal.clear_progress()
+    text = " ".join(segment["text"] for segment in segments)
+    rows = {
+        "audio": f"{summary.audio_seconds:.1f} s",
+        "segments": str(len(segments)),
+        "words right": f"{word_accuracy(sample_text(), text):.0%}",
+        "delay": _range(delays) + " from the end of a segment's last word to the segment",
+        "seconds lost": f"{summary.session_ended['lost']:g}",
+    }
+    terminal.print_summary(rows)
+    return rows
+
+
+def _range(delays: list[float]) -> str:
+    if not delays:
+        return "-"
+    return f"{median(delays):.2f} s (at most {max(delays):.2f} s)"

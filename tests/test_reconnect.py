@@ -1,0 +1,485 @@
+"""Never lose a word: Deepgram drops, refuses, stalls and lies, and the transcript comes out whole."""
+
+from __future__ import annotations
+
+import itertools
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
+from omi_rt.fake.faults import (
+    MALFORMED,
+    Close,
+    Double,
+    Drop,
+    Fault,
+    IgnoreCloseStream,
+    Late,
+    LyingMetadata,
+    Malformed,
+    NoAnswer,
+    Refuse,
+    Silence,
+    Stall,
+    Unreachable,
+)
+from omi_rt.fake.speech import utterance
+from tests.harness import Device, listening_server, words_of
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+RATE = 8000
+TALK = random_script(Random(3), 40.0)
+
+
+async def play(device: Device, script: Script = TALK, **options: Any) -> dict[str, Any]:
+    """Stream a script at real time; returns ``session_ended``."""
+    pcm = synthesise(script, RATE)
+    await device.stream_audio(pcm, RATE * 2 * script.channels, **options)
+    return await device.finish()
+
+
+def assert_whole(device: Device, ended: dict[str, Any], script: Script = TALK) -> None:
+    """Every word once, in order, at its time; every second accounted for."""
+    assert words_of(device.segments) == script.transcript()
+    assert ended["received"] == ended["finalised"] == script.seconds
+    assert ended["lost"] == 0.0
+    starts = [segment["start"] for segment in device.segments]
+    assert starts == sorted(starts)
+    word_starts = {round(word.start, 3) for word in script.words}
+    assert all(min(abs(start - known) for known in word_starts) <= 0.002 for start in starts), (
+        "times are exact over reconnects"
+    )
+
+
+@pytest.mark.parametrize("at", [0.2, 3.0, 7.7, 13.1, 25.0, 39.5])
+@pytest.mark.parametrize(
+    "fault",
+    [
+        lambda at: Close(code=1001, after_audio=at),
+        lambda at: Close(code=1006, after_audio=at),
+        lambda at: Close(code=1011, reason="net0001", after_audio=at),
+        lambda at: Close(code=1012, after_audio=at),
+        lambda at: Close(code=1013, after_audio=at),
+        lambda at: Close(code=1000, after_audio=at),
+        lambda at: Drop(at="now", after_audio=at),
+        lambda at: Drop(at="frame", after_audio=at),
+        lambda at: Drop(at="result", after_audio=at),
+    ],
+    ids=["1001", "1006", "1011", "1012", "1013", "1000", "drop", "torn-frame", "torn-result"],
+)
+async def test_a_retryable_end_costs_no_word(
+    autojump_clock: MockClock, fault: Any, at: float
+) -> None:
+    faults = FaultScript.of([fault(at)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        ended = await play(device)
+    assert_whole(device, ended)
+    # A torn last frame may be Metadata: then everything was final before.
+    assert len(fake.connections) == 2 or (at == 39.5 and ended["sent"]["replay"] == 0.0)
+    assert ended["sent"]["live"] == 40.0
+
+
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [Unreachable()],
+        [Drop(at="request")],
+        [Drop(at="response")],
+        [NoAnswer()],
+        [Refuse(status=500)],
+        [Refuse(status=503, retry_after=3)],
+        [Refuse(status=429, retry_after=2)],
+        [Refuse(status=408)],
+        [Stall(after_audio=5.0)],
+        [Silence(after_audio=5.0)],
+        [Silence(seconds=12.0, after_audio=5.0)],
+        [Late(seconds=4.0)],
+        [Double()],
+        [Late(seconds=2.0), Double(), Drop(after_audio=20.0)],
+    ],
+    ids=lambda faults: "+".join(type(fault).__name__ for fault in faults),
+)
+async def test_other_retryable_faults_cost_no_word_either(
+    autojump_clock: MockClock, faults: list[Fault]
+) -> None:
+    script = FaultScript.of(faults)
+    async with listening_server(faults=script) as (world, _fake), world.device() as device:
+        ended = await play(device)
+    assert_whole(device, ended)
+
+
+async def test_the_device_is_told_of_a_drop_and_of_the_recovery(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Close(code=1011, after_audio=5.0)], [Refuse(status=503)])
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        await play(device)
+    assert device.statuses() == ["initiating", "ready", "stt_degraded", "stt_recovered"]
+    assert "1011" in device.events("service_status")[2]["reason"]
+
+
+async def test_after_a_drop_live_words_are_delayed_by_the_replay_alone(
+    autojump_clock: MockClock,
+) -> None:
+    script = Script(utterance("amber bako celu " * 8, 2, 0.5), 12.0)
+    faults = FaultScript.of([Drop(after_audio=4.0)])
+    options = Options(max_utterance=60.0)
+    async with (
+        listening_server(faults=faults, options=options) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+        dropped, second = fake.connections
+        assert dropped.closed_at is not None
+        assert second.opened_at - dropped.closed_at < 0.05
+        # 4 s wait to be sent again while more comes at 1.0: with 2 s at once and then 1.25 it has
+        # caught up after (4 - 2) / 0.25 s.
+        assert ended["sent"]["replay"] == pytest.approx(4.0, abs=0.3)
+    assert words_of(device.segments) == script.transcript()
+
+
+async def test_replay_goes_up_at_no_more_than_a_quarter_over_real_time(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript.of([Silence(), Drop(after_audio=9.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        ended = await play(device)
+        assert all(record.throttled_seconds == 0.0 for record in fake.connections)
+    assert_whole(device, ended)
+
+
+# Refusals
+
+
+@pytest.mark.parametrize("status", [400, 401, 402, 403, 404, 405, 413, 414])
+async def test_a_final_refusal_ends_the_session_with_1011_after_it_was_told(
+    autojump_clock: MockClock, status: int
+) -> None:
+    faults = FaultScript((), (Refuse(status=status, error="no good"),))
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        device.send(bytes(1600))
+        await device.ended()
+        assert len(fake.connections) == 1
+    failed = device.events("service_status")[-1]
+    assert failed["status"] == "stt_failed"
+    assert f"HTTP {status}" in failed["reason"]
+    assert "dg-error no good" in failed["reason"]
+    assert f"dg-request-id {fake.connections[0].request_id}" in failed["reason"]
+    assert device.closed is not None
+    assert device.closed.code == 1011
+    ended = device.event("session_ended")
+    assert ended["lost"] == ended["received"]
+
+
+async def test_close_code_1008_is_final(autojump_clock: MockClock) -> None:
+    faults = FaultScript((), (Close(code=1008, after_audio=1.0),))
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        pcm = synthesise(TALK, RATE)
+        await device.stream_audio(pcm[: RATE * 2 * 5], RATE * 2)
+        await device.ended()
+        assert len(fake.connections) == 1
+        assert device.closed is not None
+        assert device.closed.code == 1011
+
+
+@pytest.mark.parametrize("status", [401, 402, 403, 404])
+async def test_what_concerns_every_session_opens_the_breaker(
+    autojump_clock: MockClock, status: int
+) -> None:
+    faults = FaultScript((), (Refuse(status=status),))
+    async with listening_server(faults=faults) as (world, fake):
+        async with world.device() as device:
+            await device.ended()
+        dials = len(fake.connections)
+        request = (
+            "GET /listen?uid=u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+        )
+        for _ in range(50):
+            stream = world.open_stream()
+            await stream.send_all(request.encode())
+            answer = await stream.receive_some()
+            assert answer.startswith(b"HTTP/1.1 503")
+            assert b"retry-after" in answer.lower()
+        assert len(fake.connections) == dials
+        await trio.sleep(11)
+        async with world.device() as probe:
+            await probe.ended()
+        assert len(fake.connections) == dials + 1
+        fake.faults = FaultScript()
+        await trio.sleep(11)
+        async with world.device() as probe, world.device() as other:
+            await other.until(lambda: "ready" in other.statuses())
+            assert probe.closed is None
+
+
+@pytest.mark.parametrize("status", [400, 405, 413, 414])
+async def test_what_concerns_one_session_leaves_the_others(
+    autojump_clock: MockClock, status: int
+) -> None:
+    faults = FaultScript.of([Refuse(status=status)])
+    async with listening_server(faults=faults) as (world, _fake):
+        async with world.device() as device:
+            await device.ended()
+        async with world.device() as other:
+            await other.until(lambda: "ready" in other.statuses())
+
+
+async def test_retry_after_is_honoured(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Refuse(status=429, retry_after=7)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await device.until(lambda: "ready" in device.statuses())
+        assert fake.connections[1].opened_at - fake.connections[0].opened_at >= 7
+
+
+async def test_redials_of_many_sessions_share_one_bucket(autojump_clock: MockClock) -> None:
+    async with listening_server(redial_burst=5.0, redial_rate=2.0) as (world, fake):
+        async with trio.open_nursery() as nursery:
+
+            async def device(number: int) -> None:
+                async with world.device(uid=f"u{number}") as each:
+                    await trio.sleep(30)
+                    await each.finish()
+
+            fake.faults = FaultScript((), (Close(code=1001, after_seconds=10.0),))
+            for number in range(20):
+                nursery.start_soon(device, number)
+            await trio.sleep(11)
+            fake.faults = FaultScript()
+            opened = [record.opened_at for record in fake.connections[20:]]
+            assert len(opened) <= 5 + 2 * 2
+
+
+# A provider that is away
+
+
+async def test_the_oldest_audio_goes_only_while_deepgram_is_away_and_is_told(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript((), (Unreachable(),))
+    async with listening_server(faults=faults, backlog_seconds=10.0) as (world, fake):
+        async with world.device() as device:
+            pcm = synthesise(TALK, RATE)
+            await device.stream_audio(pcm[: RATE * 2 * 20], RATE * 2)
+            await trio.sleep(1)
+            lost = device.events("audio_lost")
+            assert lost[0]["start"] == 0.0
+            assert all(a["end"] == b["start"] for a, b in itertools.pairwise(lost))
+            fake.faults = FaultScript()
+            await device.stream_audio(pcm[RATE * 2 * 20 :], RATE * 2)
+            ended = await device.finish()
+    last = device.events("audio_lost")[-1]["end"]
+    assert ended["lost"] == last
+    assert ended["lost"] + ended["finalised"] == ended["received"] == 40.0
+    heard = [word.text for word in TALK.words if word.start >= last]
+    assert words_of(device.segments)[-len(heard) :] == heard
+
+
+async def test_a_full_backlog_stops_reading_while_deepgram_takes_audio(
+    autojump_clock: MockClock,
+) -> None:
+    """Twenty times faster than real time: memory stays flat, and nothing is lost."""
+    script = random_script(Random(8), 300.0)
+    most = 0
+    async with listening_server(backlog_seconds=20.0) as (world, _fake), world.device() as device:
+
+        async def watch() -> None:
+            nonlocal most
+            while True:
+                backlog = device.session.coverage.backlog
+                most = max(most, backlog.end - backlog.start)
+                await trio.sleep(0.1)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            pcm = synthesise(script, RATE)
+            await device.stream_audio(pcm, RATE * 2, speed=20.0)
+            ended = await device.finish(400)
+            nursery.cancel_scope.cancel()
+    assert words_of(device.segments) == script.transcript()
+    assert ended["lost"] == 0.0
+    assert most <= RATE * 23
+
+
+async def test_thirty_seconds_without_progress_count_as_away(autojump_clock: MockClock) -> None:
+    faults = FaultScript((), (Silence(),))
+    async with listening_server(faults=faults, backlog_seconds=10.0) as (world, fake):
+        async with world.device() as device:
+            await device.stream_audio(bytes(RATE * 2 * 9), RATE * 2, speed=10.0)
+            await trio.sleep(20)
+            device.send(bytes(RATE * 2 * 2))
+            await trio.sleep(5)
+            assert device.events("audio_lost") == []
+            await trio.sleep(10)
+            assert device.events("audio_lost") != []
+            fake.faults = FaultScript()
+            await device.finish()
+
+
+# Silence that is none
+
+
+@pytest.mark.parametrize("empty_finals", [(3.0, 5.0), None])
+async def test_an_hour_in_which_nobody_speaks_needs_no_reconnect(
+    autojump_clock: MockClock, empty_finals: tuple[float, float] | None
+) -> None:
+    options = Options(empty_finals=empty_finals)
+    most = 0
+    async with listening_server(options=options) as (world, fake), world.device() as device:
+        for _ in range(360):
+            await device.stream_audio(bytes(RATE * 2 * 10), RATE * 2, message_seconds=1.0)
+            backlog = device.session.coverage.backlog
+            most = max(most, backlog.end - backlog.start)
+        ended = await device.finish()
+        assert len(fake.connections) == 1
+    assert ended["finalised"] == 3600.0
+    assert most <= RATE * 15
+
+
+async def test_silent_channels_follow_the_channel_that_answers(autojump_clock: MockClock) -> None:
+    script = random_script(Random(9), 60.0, channels=2)
+    faults = FaultScript.of([Silence(channel=1, after_audio=5.0)])
+    async with (
+        listening_server(faults=faults) as (world, fake),
+        world.device(channels=2) as device,
+    ):
+        pcm = synthesise(script, RATE)
+        await device.stream_audio(pcm, RATE * 4)
+        assert len(fake.connections) == 1
+        balance = device.session.coverage.balance()
+        assert balance.finalised > 35 * RATE
+        await device.finish()
+    assert words_of(device.segments, 0) == script.transcript(0)
+
+
+# Lies
+
+
+@pytest.mark.parametrize("what", sorted(set(MALFORMED) - {"jumps_ahead"}))
+@pytest.mark.parametrize("instead", [False, True])
+async def test_malformed_messages_cost_no_word_and_end_no_stream(
+    autojump_clock: MockClock, what: str, instead: bool
+) -> None:
+    if instead and not MALFORMED[what].startswith("extra or instead"):
+        instead = False
+    faults = FaultScript.of([Malformed(what=what, results=50, instead=instead)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        ended = await play(device)
+        if what not in {"huge", "invalid_utf8"}:
+            assert len(fake.connections) == 1
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["finalised"] == ended["received"] == 40.0
+
+
+async def test_a_final_that_jumps_ahead_is_clamped_to_what_was_sent(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript.of([Malformed(what="jumps_ahead", results=3)])
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        ended = await play(device)
+    assert ended["finalised"] == ended["received"] == 40.0
+
+
+async def test_metadata_that_disagrees_is_counted(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([LyingMetadata(seconds=-2.0)])
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        ended = await play(device)
+        assert world.metrics.provider_disagreements._value.get() == 1
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["received"] == 40.0
+
+
+async def test_closestream_that_is_never_answered_ends_after_ten_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript((), (IgnoreCloseStream(results=True),))
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        pcm = synthesise(TALK, RATE)
+        await device.stream_audio(pcm, RATE * 2)
+        asked_at = trio.current_time()
+        ended = await device.finish()
+        assert trio.current_time() - asked_at == pytest.approx(10.0, abs=0.5)
+    assert ended["lost"] + ended["finalised"] == 40.0
+    assert ended["lost"] < 0.5
+    assert words_of(device.segments) == TALK.transcript()
+
+
+async def test_closestream_that_is_not_answered_with_words_missing_is_tried_once_more(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript.of([Silence(after_audio=30.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        ended = await play(device)
+        assert len(fake.connections) == 2
+    assert_whole(device, ended)
+
+
+# Ends
+
+
+@pytest.mark.parametrize("at", ["now", "result"])
+async def test_a_drop_while_finishing_is_a_new_epoch_and_closestream_again(
+    autojump_clock: MockClock, at: Any
+) -> None:
+    faults = FaultScript.of([Drop(at=at, after_audio=39.95)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        ended = await play(device)
+        assert fake.connections[-1].close_stream_at is not None
+    assert_whole(device, ended)
+
+
+async def test_a_session_never_outlives_its_audio_by_more_than_the_bound(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript((), (Unreachable(),))
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        device.send(bytes(RATE * 2 * 4))
+        await trio.sleep(1)
+        asked_at = trio.current_time()
+        ended = await device.finish()
+        assert trio.current_time() - asked_at <= 60 / 1.25 + 30.1
+    assert ended["lost"] == ended["received"] == 4.0
+    assert device.event("audio_lost") == {"type": "audio_lost", "start": 0.0, "end": 4.0}
+
+
+async def test_a_device_that_stops_reading_is_closed_while_its_audio_is_finalised(
+    autojump_clock: MockClock,
+) -> None:
+    script = random_script(Random(4), 60.0)
+    async with listening_server() as (world, _fake):
+        stream = world.open_stream(2000)
+        from omi_rt.net.websocket import open_websocket
+
+        websocket = await open_websocket(stream, "ws://server/listen?uid=u1")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(websocket.run_writer, 1e6)
+            await trio.testing.wait_all_tasks_blocked()
+            (session,) = world.server.sessions
+            world.server.all_sessions.append(session)
+            pcm = synthesise(script, RATE)
+            for offset in range(0, len(pcm), 1600):
+                websocket.send_nowait(pcm[offset : offset + 1600])
+                await trio.sleep(0.1)
+            await world.sessions_ended()
+            assert session._close_code == 1011
+            balance = session.coverage.balance()
+            assert balance.finalised == balance.received > 0
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_device_that_vanishes_without_a_word_is_noticed_by_its_silence(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake):
+        stream = world.open_stream()
+        from omi_rt.net.websocket import open_websocket
+
+        await open_websocket(stream, "ws://server/listen?uid=u1")
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        world.server.all_sessions.append(session)
+        await world.sessions_ended()
+        assert 60 <= trio.current_time() < 110
