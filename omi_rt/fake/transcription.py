@@ -1,0 +1,114 @@
+"""All the audio of one connection: bytes in, finals of each channel out. No clock."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from omi_rt.fake.finals import ChannelTranscriber, Final
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from random import Random
+
+    from omi_rt.fake.language import Samples
+    from omi_rt.fake.parameters import ListenParameters
+    from omi_rt.fake.records import Options
+
+ChannelFinal = tuple[int, Final]
+"""A final and the channel that it is of."""
+
+
+class StreamTranscriber:
+    """Takes a connection's messages as one stream of interleaved linear16.
+
+    Attributes:
+        samples: whole samples (per channel) taken so far.
+    """
+
+    def __init__(self, parameters: ListenParameters, options: Options, rng: Random) -> None:
+        self._parameters = parameters
+        self._channels = [
+            ChannelTranscriber(
+                parameters.sample_rate,
+                endpointing=parameters.endpointing,
+                max_utterance=options.max_utterance,
+                empty_spans=_spans(rng, options.empty_finals),
+                minimum_finalize=options.minimum_finalize,
+            )
+            for _ in range(parameters.tracks)
+        ]
+        self._ends_empty = options.empty_finals is not None
+        self._frame_bytes = 2 * parameters.channels
+        self._sha256 = hashlib.sha256()
+        self._carry = b""
+        self._unheard: list[bytes] = []
+        self._heard = 0
+        self.samples = 0
+
+    @property
+    def seconds(self) -> float:
+        """Seconds of audio taken so far."""
+        return self.samples / self._parameters.sample_rate
+
+    @property
+    def unheard_seconds(self) -> float:
+        """Seconds taken and not heard yet."""
+        return (self.samples - self._heard) / self._parameters.sample_rate
+
+    @property
+    def sha256(self) -> str:
+        """Hash of all that was taken."""
+        return self._sha256.hexdigest()
+
+    def take(self, message: bytes) -> None:
+        """Take a message; it may end in the middle of a sample. It is heard by `hear`."""
+        self._sha256.update(message)
+        data = self._carry + message if self._carry else message
+        rest = len(data) % self._frame_bytes
+        self._carry = b""
+        if rest:
+            self._carry, data = data[-rest:], data[:-rest]
+        self._unheard.append(data)
+        self.samples += len(data) // self._frame_bytes
+
+    def hear(self) -> list[ChannelFinal]:
+        """Listen to what was taken: the cost is in the call, not in the length."""
+        if not self._unheard:
+            return []
+        samples: Samples = np.frombuffer(b"".join(self._unheard), dtype="<i2")
+        self._unheard.clear()
+        self._heard = self.samples
+        count = self._parameters.channels
+        if count > 1 and not self._parameters.multichannel:
+            samples = samples.reshape(-1, count).mean(axis=1).round().astype("<i2")
+            count = 1
+        return [
+            (index, final)
+            for index, channel in enumerate(self._channels)
+            for final in channel.feed(samples[index::count])
+        ]
+
+    def finalize(self, only: int | None = None) -> list[ChannelFinal]:
+        """Bring out what is buffered, on one channel or on all."""
+        return self.hear() + [
+            (index, final)
+            for index, channel in enumerate(self._channels)
+            if only is None or only == index
+            for final in channel.finalize()
+        ]
+
+    def close(self) -> list[ChannelFinal]:
+        """End the stream."""
+        return self.hear() + [
+            (index, final)
+            for index, channel in enumerate(self._channels)
+            for final in channel.close(empty=self._ends_empty)
+        ]
+
+
+def _spans(rng: Random, limits: tuple[float, float] | None) -> Iterator[float]:
+    while limits is not None:
+        yield rng.uniform(*limits)
