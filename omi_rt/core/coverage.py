@@ -49,6 +49,11 @@ class Coverage:
         return min(self._watermarks)
 
     @property
+    def high_watermark(self) -> int:
+        """The highest watermark: no channel has words before it still to come from a new epoch."""
+        return max(self._watermarks)
+
+    @property
     def is_full(self) -> bool:
         """Whether the backlog has no more room."""
         return self.backlog.excess >= 0

@@ -11,7 +11,7 @@ from attrs import field, frozen
 from omi_rt.core.speakers import Identity
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Iterable, Iterator
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
@@ -23,11 +23,14 @@ SPEAKER_SECONDS = 3.0
 """Of each speaker heard in the session, at most."""
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
-MIN_ANCHOR_SECONDS = 1.0
-"""A shorter one could win no label (`omi_rt.core.speakers.WINNING_SECONDS`)."""
+MIN_ANCHOR_SECONDS = 1.4
+"""A shorter one could hardly win a label: that takes 1 s of words (`speakers.WINNING_SECONDS`)."""
 CLEAR_CONFIDENCE = 0.6
 MAX_SPEAKERS = 8
 """Clips are kept of the speakers heard last: as many as a lead-in has room for."""
+_LEAST_SHARE_SECONDS = 2.4
+_PIECE_SECONDS = 1.2
+"""Longer stretches are kept in pieces, so that a part of a clip can be sent."""
 _JOINT_SECONDS = 0.1
 """Of silence where two stretches of a clip are joined, so that their words do not run together."""
 
@@ -51,40 +54,69 @@ class LeadInPart:
     """Number of the anchor that it is, or None for silence."""
 
 
-def lead_in_parts(anchors: Iterable[Anchor], audio_format: AudioFormat) -> tuple[LeadInPart, ...]:
-    """Lay the anchors out, each with silence behind it."""
-    silence = audio_format.silence(SILENCE_SECONDS)
-    parts: list[LeadInPart] = []
-    for number, anchor in enumerate(anchors):
-        parts += [LeadInPart(anchor.payload, number), LeadInPart(silence, None)]
-    return tuple(parts)
+class LeadIn:
+    """The anchors of one epoch, in the order in which they go up: stored voices, then the session's.
 
-
-def fit_lead_in(
-    known: Iterable[Anchor], speakers: Iterable[Anchor], audio_format: AudioFormat
-) -> list[Anchor]:
-    """Choose what a lead-in has room for: known voices first, in their order, then the speakers.
-
-    Both are in the order of their weight; what does not fit as a whole is left out.
+    The clips of the session's speakers are taken when their turn comes, not before: whoever has
+    spoken meanwhile is among them.
     """
-    room = audio_format.samples(LEAD_IN_SECONDS)
-    least = audio_format.samples(MIN_ANCHOR_SECONDS)
-    fitting = []
-    for anchor in (*known, *speakers):
-        samples = audio_format.samples_in(anchor.payload)
-        if least <= samples <= room:
-            fitting.append(anchor)
-            room -= samples
-    return fitting
+
+    __slots__ = ("_format", "_known", "_voices", "anchors")
+
+    def __init__(
+        self,
+        known: list[Anchor],
+        voices: VoiceClips,
+        audio_format: AudioFormat,
+        known_seconds: float = LEAD_IN_SECONDS,
+    ) -> None:
+        """Take the stored voices, ``known_seconds`` of each at most."""
+        most = audio_format.samples(known_seconds) * audio_format.frame_bytes
+        self._known = [Anchor(anchor.who, anchor.payload[:most]) for anchor in known]
+        self._voices = voices
+        self._format = audio_format
+        self.anchors: list[Anchor] = []
+        """Those that have gone up; a part's ``anchor`` is a place in this list."""
+
+    def __bool__(self) -> bool:
+        """Whether there is any voice to hear."""
+        return bool(self._known or self._voices.anchors(self._format.samples(LEAD_IN_SECONDS)))
+
+    def parts(self) -> Iterator[LeadInPart]:
+        """Yield the anchors, each with silence behind it: `LEAD_IN_SECONDS` of voices at most."""
+        room = self._format.samples(LEAD_IN_SECONDS)
+        for anchor in self._known:
+            samples = self._format.samples_in(anchor.payload)
+            if samples <= room:
+                room -= samples
+                yield from self._part(anchor)
+        for anchor in self._voices.anchors(room):
+            yield from self._part(anchor)
+
+    def misses_somebody(self) -> bool:
+        """Whether somebody unknown was heard whom this came too early for, or had no room for."""
+        here = {anchor.who for anchor in self.anchors}
+        room = self._format.samples(LEAD_IN_SECONDS)
+        return any(
+            anchor.who not in here and anchor.who not in self._voices.identified
+            for anchor in self._voices.anchors(room)
+        )
+
+    def _part(self, anchor: Anchor) -> Iterator[LeadInPart]:
+        self.anchors.append(anchor)
+        yield LeadInPart(anchor.payload, len(self.anchors) - 1)
+        yield LeadInPart(self._format.silence(SILENCE_SECONDS), None)
 
 
 class VoiceClips:
     """Up to `SPEAKER_SECONDS` of each speaker heard last: whole words, the most recent clear ones."""
 
-    __slots__ = ("_clips", "_format")
+    __slots__ = ("_clips", "_format", "identified")
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
+        self.identified: set[int] = set()
+        """Speakers who are found again by their stored voice: they come last."""
         self._clips: OrderedDict[int, list[bytes]] = OrderedDict()
 
     def hear(self, words: Iterable[tuple[int, HeardWord]], backlog: Backlog) -> None:
@@ -110,38 +142,52 @@ class VoiceClips:
         if clips is not None:
             self._store(into, [*clips, *self._clips.get(into, [])])
 
-    def anchors(self) -> list[Anchor]:
-        """One anchor for each speaker, those heard last first."""
+    def anchors(self, room: int) -> list[Anchor]:
+        """One anchor for each speaker, those heard last first, ``room`` samples at most in all.
+
+        Short room is shared, as long as each share is long enough to win a label.
+        """
+        least = self._format.samples(MIN_ANCHOR_SECONDS)
+        speakers = [n for n, clips in self._clips.items() if self._length(clips) >= least][::-1]
+        speakers.sort(key=lambda number: number in self.identified)
+        speakers = speakers[: room // self._format.samples(_LEAST_SHARE_SECONDS)]
+        if not speakers:
+            return []
+        share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         joint = self._format.silence(_JOINT_SECONDS)
-        return [
-            Anchor(number, joint.join(clips)) for number, clips in reversed(self._clips.items())
-        ]
+        return [Anchor(n, joint.join(self._latest(self._clips[n], share))) for n in speakers]
 
     def _keep(self, speaker: int | None, run: list[HeardWord], backlog: Backlog) -> None:
         assert speaker is not None
-        most = self._format.samples(SPEAKER_SECONDS)
-        end = run[-1].end
-        # Whole words from the end: the first that still fits begins the stretch.
-        start = next((word.start for word in run if end - word.start <= most), end)
-        chunk = backlog.read(start, end - start) if end > start else None
-        if chunk is None or chunk.position != start or chunk.end != end:
-            return
-        payload = self._one_voice(chunk.payload, run[-1].channel)
-        self._store(speaker, [*self._clips.get(speaker, []), payload])
+        most = self._format.samples(_PIECE_SECONDS)
+        while run:
+            # Whole words, as many as a piece holds.
+            start = run[0].start
+            piece = [word for word in run if word.end - start <= most] or run[:1]
+            run = run[len(piece) :]
+            end = piece[-1].end
+            chunk = backlog.read(start, end - start) if end > start else None
+            if chunk is not None and (chunk.position, chunk.end) == (start, end):
+                payload = self._one_voice(chunk.payload, piece[0].channel)
+                self._store(speaker, [*self._clips.get(speaker, []), payload])
 
     def _store(self, speaker: int, clips: list[bytes]) -> None:
-        room = self._format.samples(SPEAKER_SECONDS) * self._format.frame_bytes
-        kept: list[bytes] = []
-        for clip in reversed(clips):
-            room -= len(clip)
-            if room < 0:
-                break
-            kept.append(clip)
-            room -= self._format.samples(_JOINT_SECONDS) * self._format.frame_bytes
-        self._clips[speaker] = kept[::-1]
+        self._clips[speaker] = self._latest(clips, self._format.samples(SPEAKER_SECONDS))
         self._clips.move_to_end(speaker)
         while len(self._clips) > MAX_SPEAKERS:
             self._clips.popitem(last=False)
+
+    def _latest(self, clips: list[bytes], most: int) -> list[bytes]:
+        """The last clips that, joined, have at most ``most`` samples."""
+        first = len(clips)
+        while first > 0 and self._length(clips[first - 1 :]) <= most:
+            first -= 1
+        return clips[first:]
+
+    def _length(self, clips: list[bytes]) -> int:
+        """Samples of the clips, joined."""
+        joints = max(0, len(clips) - 1) * self._format.samples(_JOINT_SECONDS)
+        return sum(self._format.samples_in(clip) for clip in clips) + joints
 
     def _one_voice(self, payload: bytes, channel: int) -> bytes:
         """The one channel's audio on all channels: an anchor goes on every channel."""

@@ -59,6 +59,7 @@ class Narrator:
             (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
         ]
         if self._keeps_voices:
+            self.voices.identified = self._speakers.identified
             self.voices.hear(numbered, backlog)
         segments = make_segments(numbered, self._speakers, self._new_id)
         for segment in segments:

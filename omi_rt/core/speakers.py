@@ -135,6 +135,11 @@ class Speakers:
         """Who that is, if a vote has told."""
         return self._identities.get(number)
 
+    @property
+    def identified(self) -> set[int]:
+        """The numbers of those who are known."""
+        return set(self._identities)
+
     def remember(self, segment_id: str, number: int) -> None:
         """Note a segment that went out, for later corrections."""
         self._segments.append((segment_id, number))

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
     from omi_rt.core.epoch import Heard
-    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 class Attempt:
     """Dials, runs the link, and keeps what became of it."""
 
-    def __init__(self, lead_in: tuple[LeadInPart, ...] = ()) -> None:
+    def __init__(self, lead_in: LeadIn | None = None) -> None:
         self.lead_in = lead_in
         self.link: Link | None = None
         """Once the connection is open."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from omi_rt.core.coverage import Coverage
-    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
     from omi_rt.deepgram.connection import Connection
 
@@ -46,7 +46,7 @@ class Link:
         on_heard: Callable[[Link, Results, Heard], None],
         on_progress: Callable[[], None],
         on_ignored: Callable[[Message], None],
-        lead_in: tuple[LeadInPart, ...] = (),
+        lead_in: LeadIn | None = None,
     ) -> None:
         self.connection = connection
         self.epoch = Epoch(coverage.audio_format)
@@ -64,7 +64,6 @@ class Link:
         self._on_progress = on_progress
         self._on_ignored = on_ignored
         self._undigested = set(range(coverage.audio_format.channels))
-        self._anchors_end = _end_of_last_anchor(lead_in, coverage)
         self._opened_at = trio.current_time()
         self._watch = AnswerWatch(coverage.audio_format.samples(UNANSWERED_SECONDS))
         self._scope = trio.CancelScope()
@@ -121,17 +120,17 @@ class Link:
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
             self._progress()
-        if not self.digested.is_set():
-            self._digest(results, heard.channels)
+        if results.from_finalize and self.pump.lead_in_sent.is_set():
+            self._undigested -= set(heard.channels)
+        self.check_digested()
 
-    def _digest(self, results: Results, channels: range) -> None:
-        self._undigested -= {
-            channel
-            for channel in channels
-            if results.from_finalize or self.epoch.heard_until(channel) >= self._anchors_end
-        }
-        if not self._undigested:
-            self.digested.set()
+    def check_digested(self) -> None:
+        """Set ``digested`` where finals have covered the lead-in, or answered its Finalize."""
+        if self.pump.lead_in_sent.is_set():
+            end = self.pump.anchors_end
+            self._undigested = {c for c in self._undigested if self.epoch.heard_until(c) < end}
+            if not self._undigested:
+                self.digested.set()
 
     def _apply_metadata(self, metadata: Metadata) -> None:
         self.metadata = metadata
@@ -195,16 +194,6 @@ class Link:
         if self.epoch.sent_samples == 0:
             dues.append(self._opened_at + FIRST_AUDIO_SECONDS)
         return min((due for due in dues if due > now), default=now + _WATCH_SECONDS)
-
-
-def _end_of_last_anchor(lead_in: tuple[LeadInPart, ...], coverage: Coverage) -> int:
-    """On the connection's clock, in samples."""
-    last = end = 0
-    for part in lead_in:
-        end += coverage.audio_format.samples_in(part.payload)
-        if part.anchor is not None:
-            last = end
-    return last
 
 
 def _first(group: BaseExceptionGroup[ProviderError]) -> ProviderError:

@@ -12,14 +12,14 @@ import trio
 
 from omi_rt.core import events
 from omi_rt.core.errors import OmiRtError
-from omi_rt.core.lead_in import Anchor, VoiceClips, fit_lead_in, lead_in_parts
+from omi_rt.core.lead_in import LEAD_IN_SECONDS, LeadIn
 from omi_rt.core.speakers import Win, count_votes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.lead_in import Anchor, VoiceClips
     from omi_rt.deepgram.attempt import Attempt
 
 DIGEST_SECONDS = 5.0
@@ -27,6 +27,10 @@ DIGEST_SECONDS = 5.0
 UTTERANCE_SECONDS = 5.0
 """For the end of an utterance, at which to switch."""
 RETRY_SECONDS = 60.0
+RELABEL_KNOWN_SECONDS = 5.0
+"""Of a stored voice, where the session's own speakers need the room to get their labels back."""
+MAX_FOLLOW_UPS = 2
+"""After one plain epoch: each costs a lead-in."""
 NO_PROFILE = "no speech profile is stored"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 
@@ -34,10 +38,10 @@ ONE_SPEAKER = "this recogniser does not tell speakers apart"
 class Stage(Protocol):
     """What the primer needs of the transcriber."""
 
-    def start(self, lead_in: tuple[LeadInPart, ...]) -> Attempt:
+    def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open a second epoch beside the current one."""
 
-    def switch(self, attempt: Attempt, wins: list[Win], anchors: list[Anchor]) -> None:
+    def switch(self, attempt: Attempt, wins: list[Win]) -> None:
         """Make a primed epoch the current one, at the watermark."""
 
     async def utterance_end(self) -> None:
@@ -63,8 +67,8 @@ class Primer:
         self._load_anchors = load_anchors
         self._wanted = trio.Event()
         self._relabel = False
+        self._follow_ups = 0
         self._has_told = False
-        self._anchors: list[Anchor] = []
 
     def want(self, *, relabel: bool) -> None:
         """A plain epoch has opened: prime one.
@@ -73,6 +77,7 @@ class Primer:
         worth it even where no voice is stored.
         """
         self._relabel |= relabel
+        self._follow_ups = 0
         self._wanted.set()
 
     async def run(self) -> None:
@@ -86,10 +91,10 @@ class Primer:
             if failure is not None:
                 self.tell(failure)
 
-    async def gather(self) -> tuple[list[Anchor], str | None]:
-        """Collect the voices for a lead-in: the stored ones, then those of the session.
+    async def gather(self) -> tuple[LeadIn | None, str | None]:
+        """Collect the voices for a lead-in, if it is worth one.
 
-        Bounded by the store's own time limit. Returns also why there are none of the stored ones.
+        Bounded by the store's own time limit. Returns also why there are no stored voices in it.
         """
         known: list[Anchor] = []
         failure: str | None = NO_PROFILE
@@ -100,27 +105,30 @@ class Primer:
         if known:
             failure = None
         elif not self._relabel:
-            return [], failure
-        return fit_lead_in(known, self._voices.anchors(), self._format), failure
+            return None, failure
+        seconds = RELABEL_KNOWN_SECONDS if self._relabel else LEAD_IN_SECONDS
+        lead_in = LeadIn(known, self._voices, self._format, seconds)
+        return lead_in or None, failure
 
-    async def lead_in(self) -> tuple[LeadInPart, ...]:
+    async def gather_first(self) -> LeadIn | None:
         """Collect the voices for an epoch that hears them first; what is missing is told."""
-        self._anchors, failure = await self.gather()
+        lead_in, failure = await self.gather()
         if failure is not None:
             self.tell(failure)
-        return lead_in_parts(self._anchors, self._format)
+        return lead_in
 
     async def hear_first(self, attempt: Attempt) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
         wins = await self.digest(attempt)
         if not attempt.ended.is_set():
-            self._stage.switch(attempt, wins or [], self._anchors)
+            self._stage.switch(attempt, wins or [])
 
     async def digest(self, attempt: Attempt) -> list[Win] | None:
         """Wait until an open epoch has heard its lead-in; None if it does not in time."""
         link = attempt.link
         assert link is not None
         await first_of(link.pump.lead_in_sent, attempt.ended)
+        link.check_digested()
         with trio.move_on_after(DIGEST_SECONDS):
             await first_of(link.digested, attempt.ended)
         if not link.digested.is_set() or attempt.ended.is_set():
@@ -135,10 +143,10 @@ class Primer:
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; returns what went wrong, if anything did."""
-        anchors, failure = await self.gather()
-        if not anchors:
+        lead_in, failure = await self.gather()
+        if lead_in is None:
             return failure
-        attempt = self._stage.start(lead_in_parts(anchors, self._format))
+        attempt = self._stage.start(lead_in)
         has_switched = False
         try:
             await first_of(attempt.opened, attempt.ended)
@@ -151,12 +159,23 @@ class Primer:
             if not wins:
                 return "the voices of the lead-in were not recognised"
             self._relabel = False
-            self._stage.switch(attempt, wins, anchors)
+            self._stage.switch(attempt, wins)
             has_switched = True
+            self._follow_up(lead_in)
         finally:
             if not has_switched:
                 attempt.stop()
         return failure
+
+    def _follow_up(self, lead_in: LeadIn) -> None:
+        """Prime once more for those who began to speak too late for this lead-in.
+
+        Their labels are new with the switch; a later lead-in tells which number each had before.
+        """
+        if lead_in.misses_somebody() and self._follow_ups < MAX_FOLLOW_UPS:
+            self._follow_ups += 1
+            self._relabel = True
+            self._wanted.set()
 
 
 async def first_of(*awaited: trio.Event) -> None:

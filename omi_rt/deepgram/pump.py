@@ -13,9 +13,11 @@ from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.epoch import Epoch
-    from omi_rt.core.lead_in import LeadInPart
+    from omi_rt.core.lead_in import LeadIn, LeadInPart
     from omi_rt.core.ledger import Cost
     from omi_rt.deepgram.connection import Connection
 
@@ -43,7 +45,7 @@ class Pump:
         coverage: Coverage,
         cost: Cost,
         options: PumpOptions,
-        lead_in: tuple[LeadInPart, ...],
+        lead_in: LeadIn | None,
     ) -> None:
         self.lead_in_sent = trio.Event()
         """Set when all of the lead-in, and Finalize, has gone up."""
@@ -55,7 +57,9 @@ class Pump:
         self._format = coverage.audio_format
         self._cost = cost
         self._options = options
-        self._lead_in = deque(lead_in)
+        self.anchors_end = 0
+        """On the connection's clock, in samples: where the last anchor sent ends."""
+        self._lead_in = lead_in.parts() if lead_in is not None else None
         self._cursor: int | None = None
         self._is_planned = False
         self._is_finishing = False
@@ -107,8 +111,9 @@ class Pump:
         while not self._connection.has_failed_to_send:
             if self._controls:
                 await self._connection.send(self._controls.popleft())
-            elif self._lead_in:
-                await self._send_lead_in()
+            elif self._lead_in is not None:
+                await self._send_lead_in(self._lead_in)
+                self._lead_in = None
             elif self._needs_filler:
                 await self._send_filler()
             elif not await self._send_audio():
@@ -145,21 +150,22 @@ class Pump:
         await self._connection.send(chunk.payload)
         return True
 
-    async def _send_lead_in(self) -> None:
-        part = self._lead_in.popleft()
+    async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:
         step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
-        for offset in range(0, len(part.payload), step):
-            payload = part.payload[offset : offset + step]
-            samples = self._format.samples_in(payload)
-            seconds = samples / self._format.sample_rate
-            await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
-            self._bucket.take(seconds, trio.current_time())
-            self._epoch.sent_foreign(samples, part.anchor)
-            self._cost.lead_in += samples
-            await self._connection.send(payload)
-        if not self._lead_in:
-            await self._connection.send(FINALIZE)
-            self.lead_in_sent.set()
+        for part in parts:
+            for offset in range(0, len(part.payload), step):
+                payload = part.payload[offset : offset + step]
+                samples = self._format.samples_in(payload)
+                seconds = samples / self._format.sample_rate
+                await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
+                self._bucket.take(seconds, trio.current_time())
+                self._epoch.sent_foreign(samples, part.anchor)
+                self._cost.lead_in += samples
+                if part.anchor is not None:
+                    self.anchors_end = self._epoch.sent_samples
+                await self._connection.send(payload)
+        await self._connection.send(FINALIZE)
+        self.lead_in_sent.set()
 
     async def _send_filler(self) -> None:
         self._needs_filler = False

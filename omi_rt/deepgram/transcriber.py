@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
     from omi_rt.core.epoch import Heard
-    from omi_rt.core.lead_in import Anchor, LeadInPart
+    from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.narrator import Narrator
     from omi_rt.core.speakers import Win
@@ -175,12 +175,12 @@ class Transcriber:
         return None
 
     async def _start_current(self) -> Attempt:
-        lead_in: tuple[LeadInPart, ...] = ()
+        lead_in: LeadIn | None = None
         if self._primer is not None and self._profile_first:
-            lead_in = await self._primer.lead_in()
+            lead_in = await self._primer.gather_first()
         return self.start(lead_in)
 
-    def start(self, lead_in: tuple[LeadInPart, ...]) -> Attempt:
+    def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open an epoch; one with a lead-in waits for `switch`."""
         assert self._nursery is not None
         attempt = Attempt(lead_in)
@@ -196,14 +196,17 @@ class Transcriber:
         )
         return attempt
 
-    def switch(self, attempt: Attempt, wins: list[Win], anchors: list[Anchor]) -> None:
+    def switch(self, attempt: Attempt, wins: list[Win]) -> None:
         """Make a primed epoch the current one, at the watermark."""
         assert attempt.link is not None
+        assert attempt.lead_in is not None
         former, self._current = self._current, attempt
         if former is not None and former is not attempt:
             former.stop()
         self._between.cancel()
-        self._narrator.learn(attempt.link.labels, wins, anchors, self._coverage.watermark)
+        self._narrator.learn(
+            attempt.link.labels, wins, attempt.lead_in.anchors, self._coverage.high_watermark
+        )
         self._go_live(attempt.link, is_planned=former is not attempt)
         self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))
 
@@ -215,7 +218,7 @@ class Transcriber:
         self._presence.opened()
         self._has_renewed = False
         is_first = self._health.opened(link.connection.request_id)
-        if not attempt.lead_in:
+        if attempt.lead_in is None:
             self._go_live(link, is_planned=False)
             self._want_primed(link, relabel=not is_first)
         elif self._profile_first and self._primer is not None and self._nursery is not None:

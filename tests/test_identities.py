@@ -1,0 +1,430 @@
+"""Whose words: profiles first, votes, switches, and speakers who stay the same people."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from omi_rt.codecs.wav import WavAudio, write_wav
+from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
+from omi_rt.fake.faults import Close, Drop, Fault, Refuse, Silence
+from omi_rt.fake.speech import utterance
+from omi_rt.profiles.memory import MemoryProfileStore
+from omi_rt.profiles.service import Profiles
+from omi_rt.profiles.store import StoreUnavailable, sample_name
+from tests.harness import Device, listening_server, words_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+
+    from trio.testing import MockClock
+
+    from omi_rt.fake.speech import SpokenWord
+
+RATE = 8000
+USER = 1
+ANNA, BEN, CARL = 4, 6, 2
+STRANGER = 7
+TURN = "amber bako celu dorin elfa fimo garo hesta"
+
+
+def voice_wav(voice: int, seconds: float = 12.0, rate: int = 16000) -> bytes:
+    """A recording of one voice, as a person would store it."""
+    words: list[SpokenWord] = []
+    start = 0.5
+    texts = ["lento mirva nolo opal pesto", "quano rilke sumi tarok ulmo", "veska wido xelo yarrow"]
+    while start < seconds - 3.0:
+        words += utterance(texts[len(words) % 3], voice, start)
+        start = words[-1].end + 0.4
+    script = Script(words, words[-1].end + 0.5)
+    return write_wav(WavAudio(rate, 1, synthesise(script, rate)))
+
+
+def stored(*, user: bool = True, people: Mapping[str, int] | None = None, **more: Any) -> Profiles:
+    """A store in memory with the user's profile and people's samples."""
+    store = MemoryProfileStore(**more)
+    if user:
+        store.put_nowait("u1", sample_name("u1", None), voice_wav(USER))
+    for person_id, voice in (people or {}).items():
+        store.put_nowait("u1", sample_name("u1", person_id), voice_wav(voice, 8.0))
+    return Profiles(store, 10.0)
+
+
+def conversation(voices: Sequence[int], seconds: float = 60.0, text: str = TURN) -> Script:
+    """The voices take turns, in this order, over and over."""
+    words: list[SpokenWord] = []
+    start, turn = 0.5, 0
+    while start < seconds - 5.0:
+        words += utterance(text, voices[turn % len(voices)], start)
+        start = words[-1].end + 0.6
+        turn += 1
+    return Script(words, seconds)
+
+
+async def play(device: Device, script: Script) -> dict[str, Any]:
+    pcm = synthesise(script, RATE)
+    await device.stream_audio(pcm, RATE * 2 * script.channels)
+    return await device.finish()
+
+
+def assert_whole(device: Device, script: Script, ended: dict[str, Any]) -> None:
+    """Every word once; nothing of a lead-in; the cost adds up."""
+    assert words_of(device.segments) == script.transcript()
+    assert ended["received"] == ended["finalised"] == script.seconds
+    assert ended["lost"] == 0.0
+    assert ended["sent"]["live"] == script.seconds
+
+
+def voices_in(device: Device, script: Script) -> list[tuple[int, dict[str, Any]]]:
+    """Each segment with the voice that spoke it, by the time of its first word."""
+    found = []
+    for segment in device.segments:
+        word = min(script.words, key=lambda each: abs(each.start - segment["start"]))
+        assert abs(word.start - segment["start"]) < 0.05
+        found.append((word.voice, segment))
+    return found
+
+
+def known_after(ended: dict[str, Any]) -> float:
+    assert ended["identities_known_from"] is not None
+    return float(ended["identities_known_from"])
+
+
+def merged_number(device: Device, number: int) -> int:
+    """What a number is called after all merges that were told."""
+    for event in device.events("speakers_merged"):
+        if event["from"] == number:
+            number = event["into"]
+    return number
+
+
+def assert_identities(
+    device: Device, script: Script, ended: dict[str, Any], known: Mapping[int, str | None]
+) -> None:
+    """After the switch every known voice is known, and no other; numbers are one to a voice."""
+    since = known_after(ended)
+    numbers: dict[int, set[int]] = {}
+    for voice, segment in voices_in(device, script):
+        numbers.setdefault(voice, set()).add(merged_number(device, segment["speaker_id"]))
+        if segment["start"] >= since:
+            assert segment["is_user"] == (voice in known and known[voice] is None)
+            assert segment["person_id"] == known.get(voice)
+    assert all(len(each) == 1 for each in numbers.values()), numbers
+    assert len({frozenset(each) for each in numbers.values()}) == len(numbers)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize(
+    "voices",
+    [(USER, STRANGER), (STRANGER, USER), (USER,), (STRANGER,), (STRANGER, ANNA, USER)],
+    ids=["user-first", "user-second", "user-alone", "never", "user-third"],
+)
+async def test_the_user_is_known_after_the_switch_and_nobody_else_is(
+    autojump_clock: MockClock, voices: tuple[int, ...], seed: int
+) -> None:
+    script = conversation(voices)
+    async with (
+        listening_server(profiles=stored(), options=Options(seed=seed)) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert_identities(device, script, ended, {USER: None})
+    assert known_after(ended) < 25
+    # A third, where somebody began to speak too late for the first lead-in.
+    assert len(fake.connections) == (3 if len(voices) == 3 else 2)
+    assert ended["sent"]["lead_in"] > 5.0
+    assert "USER" not in repr(device.messages)
+
+
+async def test_the_user_before_the_switch_only_is_told_by_a_correction(
+    autojump_clock: MockClock,
+) -> None:
+    early, late = conversation([USER], 10.0), conversation([STRANGER], 50.0)
+    shifted = [
+        type(word)(word.text, word.voice, word.start + 10.0, word.channel) for word in late.words
+    ]
+    script = Script([*early.words, *shifted], 60.0)
+    async with listening_server(profiles=stored()) as (world, _fake), world.device() as device:
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    (told,) = device.events("speaker_identified")
+    ids = {s["id"] for voice, s in voices_in(device, script) if voice == USER}
+    assert told == {
+        "type": "speaker_identified",
+        "speaker": "SPEAKER_00",
+        "speaker_id": 0,
+        "is_user": True,
+        "person_id": None,
+        "segment_ids": told["segment_ids"],
+    }
+    assert set(told["segment_ids"]) == ids
+
+
+async def test_the_user_after_the_switch_only_is_known_from_the_first_word(
+    autojump_clock: MockClock,
+) -> None:
+    quiet, late = conversation([STRANGER], 25.0), conversation([USER, STRANGER], 35.0)
+    shifted = [
+        type(word)(word.text, word.voice, word.start + 25.0, word.channel) for word in late.words
+    ]
+    script = Script([*quiet.words, *shifted], 60.0)
+    async with listening_server(profiles=stored()) as (world, _fake), world.device() as device:
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert_identities(device, script, ended, {USER: None})
+    assert device.events("speaker_identified") == []
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_three_people_and_the_user_are_all_known(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    script = conversation([ANNA, USER, BEN, CARL, STRANGER], 90.0)
+    profiles = stored(people={"anna": ANNA, "ben": BEN, "carl": CARL})
+    async with (
+        listening_server(profiles=profiles, options=Options(seed=seed)) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    known = {USER: None, ANNA: "anna", BEN: "ben", CARL: "carl"}
+    assert_identities(device, script, ended, known)
+
+
+async def test_no_word_waits_for_a_profile(autojump_clock: MockClock) -> None:
+    script = conversation([USER, STRANGER], 15.0)
+    times = []
+    for profiles in (None, stored()):
+        started = trio.current_time()
+        async with (
+            listening_server(profiles=profiles) as (world, _fake),
+            world.device() as device,
+            trio.open_nursery() as nursery,
+        ):
+            nursery.start_soon(play, device, script)
+            await device.until(lambda: device.segments)
+            times.append(trio.current_time() - started)
+    assert times[1] - times[0] <= 0.05
+
+
+async def test_include_speech_profile_false_opens_no_second_connection(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER])
+    faults = FaultScript.of([Drop(after_audio=20.0)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device(include_speech_profile="false") as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert len(fake.connections) == 2
+    assert ended["sent"]["lead_in"] == 0.0
+    assert not any(segment["is_user"] for segment in device.segments)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    "faults",
+    [
+        [[Drop(after_audio=30.0)]],
+        [[], [Drop(after_audio=5.0)]],
+        [[], [Drop(after_audio=16.5)]],
+        [[], [Drop(after_audio=20.0)]],
+        [[Drop(after_audio=8.0)]],
+        [[Drop(after_audio=14.0)], []],
+        [[Drop(after_audio=6.0)], [], [Drop(after_audio=9.0)]],
+        [[], [Close(code=1011, after_audio=30.0)], [], [Close(code=1011, after_audio=30.0)]],
+    ],
+    ids=[
+        "after",
+        "primed-during",
+        "primed-at-its-end",
+        "right-after-the-switch",
+        "plain-during",
+        "plain-late",
+        "both",
+        "twice-after",
+    ],
+)
+async def test_drops_around_the_switch_cost_no_word_and_no_identity(
+    autojump_clock: MockClock, faults: list[list[Fault]], seed: int
+) -> None:
+    script = conversation([STRANGER, USER, ANNA], 150.0)
+    async with (
+        listening_server(
+            profiles=stored(people={"anna": ANNA}),
+            faults=FaultScript.of(*faults),
+            options=Options(seed=seed),
+        ) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 120.0]
+    assert {voice for voice, _ in last} == {STRANGER, USER, ANNA}
+    for voice, segment in last:
+        assert segment["is_user"] == (voice == USER)
+        assert segment["person_id"] == ("anna" if voice == ANNA else None)
+    early = {
+        voice: merged_number(device, s["speaker_id"])
+        for voice, s in reversed(voices_in(device, script))
+    }
+    assert {voice: merged_number(device, s["speaker_id"]) for voice, s in last} == early
+    assert sorted(early.values()) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("seed", range(3))
+async def test_without_a_profile_speakers_keep_their_numbers_over_reconnects(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    script = conversation([STRANGER, ANNA, BEN], 150.0)
+    faults = FaultScript.of([Drop(after_audio=40.0)], [], [Drop(after_audio=60.0)])
+    async with (
+        listening_server(
+            profiles=stored(user=False), faults=faults, options=Options(seed=seed)
+        ) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    numbers: dict[int, set[int]] = {}
+    for voice, segment in voices_in(device, script):
+        numbers.setdefault(voice, set()).add(merged_number(device, segment["speaker_id"]))
+    assert all(len(each) == 1 for each in numbers.values()), numbers
+    told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
+    assert [event["reason"] for event in told] == ["no speech profile is stored"]
+
+
+async def test_profile_first_holds_the_audio_until_the_lead_in_is_heard(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([STRANGER, USER])
+    async with (
+        listening_server(profiles=stored(), profile_mode="first") as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert known_after(ended) == 0.0
+    assert_identities(device, script, ended, {USER: None})
+    assert len(fake.connections) == 1
+    assert ended["sent"]["overlap"] == ended["sent"]["replay"] == 0.0
+
+
+# Failure is harmless
+
+
+@pytest.mark.parametrize(
+    ("profiles", "reason"),
+    [
+        (lambda: stored(user=False), "no speech profile is stored"),
+        (lambda: stored(delay=30.0), "over 5 s"),
+        (lambda: stored(failure=StoreUnavailable("the bucket burns")), "the bucket burns"),
+    ],
+    ids=["none", "slow", "down"],
+)
+async def test_a_store_that_gives_nothing_is_told_once_and_tried_again(
+    autojump_clock: MockClock, profiles: Any, reason: str
+) -> None:
+    script = conversation([USER, STRANGER], 140.0)
+    service = profiles()
+    async with listening_server(profiles=service) as (world, fake), world.device() as device:
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert len(fake.connections) == 1
+    told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
+    assert len(told) == 1
+    assert reason in told[0]["reason"]
+    assert service.store.listings >= 3
+    assert ended["identities_known_from"] is None
+
+
+async def test_a_broken_wav_is_told_and_harmless(autojump_clock: MockClock) -> None:
+    store = MemoryProfileStore()
+    store.put_nowait("u1", sample_name("u1", None), b"RIFF, but not quite")
+    script = conversation([USER, STRANGER], 30.0)
+    async with (
+        listening_server(profiles=Profiles(store, 10.0)) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert "identities_unavailable" in device.statuses()
+
+
+async def test_a_second_connection_that_is_refused_is_tried_again_after_a_minute(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER], 120.0)
+    faults = FaultScript.of([], [Refuse(status=429)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert_identities(device, script, ended, {USER: None})
+    assert 60 < known_after(ended) < 90
+    assert len(fake.connections) == 3
+    assert "stt_degraded" not in device.statuses()
+
+
+async def test_a_lead_in_that_is_never_answered_brings_no_switch(autojump_clock: MockClock) -> None:
+    script = conversation([USER, STRANGER], 50.0)
+    faults = FaultScript.of([], [Silence()])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert ended["identities_known_from"] is None
+    assert ended["sent"]["overlap"] == 0.0
+
+
+async def test_two_channels_have_speakers_of_their_own_and_one_user(
+    autojump_clock: MockClock,
+) -> None:
+    left = conversation([USER, STRANGER], 60.0)
+    right = conversation([ANNA], 60.0, "ulmo veska wido xelo yarrow zubin")
+    words = [*left.words, *(type(w)(w.text, w.voice, w.start, 1) for w in right.words)]
+    script = Script(words, 60.0, 2)
+    async with (
+        listening_server(profiles=stored(people={"anna": ANNA})) as (world, _fake),
+        world.device(channels=2) as device,
+    ):
+        ended = await play(device, script)
+    for channel in range(2):
+        assert words_of(device.segments, channel) == script.transcript(channel)
+    since = known_after(ended)
+    for segment in device.segments:
+        if segment["start"] >= since:
+            expected = list(script.on_channel(segment["channel"]))
+            word = min(expected, key=lambda each: abs(each.start - segment["start"]))
+            assert segment["is_user"] == (word.voice == USER)
+            assert segment["person_id"] == ("anna" if word.voice == ANNA else None)
+
+
+@pytest.mark.parametrize("seed", range(6))
+async def test_a_random_conversation_with_drops_keeps_words_and_people(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    random = Random(seed)
+    script = random_script(random, 120.0, voices=(USER, ANNA, STRANGER))
+    faults = FaultScript.of(*[[Drop(after_audio=random.uniform(5.0, 60.0))] for _ in range(4)])
+    async with (
+        listening_server(
+            profiles=stored(people={"anna": ANNA}), faults=faults, options=Options(seed=seed)
+        ) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    for voice, segment in voices_in(device, script):
+        assert not segment["is_user"] or voice == USER
+        assert segment["person_id"] is None or voice == ANNA
