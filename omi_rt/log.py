@@ -11,7 +11,6 @@ from typing import Any
 
 import structlog
 
-
 _traceback = structlog.processors.format_exc_info
 
 

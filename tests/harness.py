@@ -11,7 +11,6 @@ from urllib.parse import urlencode
 import trio
 from attrs import define, field
 
-from omi_rt.core.coalescing import LoadMeter
 from omi_rt.core.errors import PeerClosed
 from omi_rt.deepgram.provider import Provider, make_provider
 from omi_rt.fake import FakeDeepgram, FaultScript, Options, plain_words
@@ -196,7 +195,6 @@ async def running_server(
         settings,
         base_url="ws://deepgram",
         metrics=metrics,
-        load=LoadMeter(),
         dial=dial,
         random=Random(seed),
     )

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backoff import Backoff
 from omi_rt.core.breaker import PROBE_SECONDS, Breaker, DialGate
-from omi_rt.core.coalescing import LoadMeter, message_interval
+from omi_rt.core.coalescing import LoadMeter, read_pause
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
@@ -132,16 +132,16 @@ def test_first_dials_wait_too_while_dials_are_failing() -> None:
 # Coalescing
 
 
-def test_with_slack_audio_goes_up_at_once() -> None:
-    assert message_interval(0.0, 0.1) == 0.0
-    assert message_interval(0.5, 0.1) == 0.0
+def test_with_slack_audio_is_read_at_once() -> None:
+    assert read_pause(0.0, 0.1) == 0.0
+    assert read_pause(0.5, 0.1) == 0.0
 
 
 @given(st.floats(0, 1), st.floats(0, 1), st.floats(0, 0.25))
-def test_messages_grow_with_the_load_up_to_the_cap(low: float, high: float, cap: float) -> None:
+def test_reads_grow_apart_with_the_load_up_to_the_cap(low: float, high: float, cap: float) -> None:
     low, high = sorted((low, high))
-    assert 0.0 <= message_interval(low, cap) <= message_interval(high, cap) <= cap
-    assert message_interval(0.95, cap) == cap
+    assert 0.0 <= read_pause(low, cap) <= read_pause(high, cap) <= cap
+    assert read_pause(0.95, cap) == cap
 
 
 def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:

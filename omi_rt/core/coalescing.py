@@ -1,13 +1,12 @@
-"""How much audio goes up in one message.
+"""How often a device's stream is read, and so how much audio goes up in one message.
 
-A message costs the same whatever it holds, so a busy server sends fewer and larger ones. The one
-place where this is decided:
+A read, a decode and a message cost much the same whatever they hold, so a busy server reads each
+stream less often, and each message holds more. The one place where this is decided:
 
-* While the loop has slack, what has arrived goes up at once.
-* As it fills, the least time between two messages of a stream grows to ``cap`` seconds, in
-  proportion, from `SLACK_LOAD` on; at `FULL_LOAD` it is the cap.
-* What has already waited, or arrived in one piece, goes up in messages of at most
-  `MAX_MESSAGE_SECONDS`.
+* While the loop has slack, what has arrived is read and goes up at once.
+* From `SLACK_LOAD` on a stream is left alone for a while after each read: gently at first, for
+  ``cap`` seconds at `FULL_LOAD`. What is read then goes up as one message.
+* What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ MAX_MESSAGE_SECONDS = 0.25
 """Deepgram advises 20 to 250 ms a message (its page on measuring streaming latency)."""
 DEFAULT_CAP_SECONDS = 0.1
 SLACK_LOAD = 0.5
-FULL_LOAD = 0.9
+FULL_LOAD = 0.95
 _SMOOTHING_SECONDS = 0.5
 """Time constant of the load's moving average: longer than a burst, shorter than a stampede."""
 
 
-def message_interval(load: float, cap: float) -> float:
-    """Least time between two messages of one stream, in seconds, at ``load`` (0..1)."""
+def read_pause(load: float, cap: float) -> float:
+    """Seconds to leave a stream alone after a read, at ``load`` (0..1)."""
     if load <= SLACK_LOAD:
         return 0.0
-    return cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD))
+    return cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
 
 
 @define

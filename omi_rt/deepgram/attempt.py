@@ -53,7 +53,7 @@ class Attempt:
                     self.link = Link(
                         connection,
                         coverage,
-                        provider.pump_options,
+                        provider.send_timeout,
                         cost,
                         on_heard,
                         on_progress,

@@ -28,7 +28,9 @@ from omi_rt.core.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
+from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
 from omi_rt.net.stream import open_tcp_stream
+from omi_rt.net.wire import client_binary_frame
 
 if TYPE_CHECKING:
     from omi_rt.deepgram.credentials import Credentials
@@ -44,13 +46,12 @@ EMBEDDED_MODEL = "omi-rt-local"
 """``dg-model-name`` of the embedded recogniser, which does not tell speakers apart."""
 _MAX_REASON_CHARACTERS = 200
 _NO_FRAME = 1006
-_NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class Connection:
     """An open connection. Made by `open_connection`."""
 
-    def __init__(self, socket: trio_websocket.WebSocketConnection, stream: _WatchedStream) -> None:
+    def __init__(self, socket: trio_websocket.WebSocketConnection, stream: WatchedStream) -> None:
         headers = {name.lower(): value for name, value in socket.handshake_headers}
         self._socket = socket
         self._stream = stream
@@ -65,16 +66,38 @@ class Connection:
         """Whether a send met a broken connection. What had arrived can still be received."""
         return self._stream.send_failed
 
-    async def send(self, message: bytes | str) -> None:
-        """Send audio (bytes) or a control message (text).
+    def send_audio_nowait(self, payload: bytes) -> bool:
+        """Send audio if that needs no waiting; returns whether it is done.
+
+        If not, `send_audio` must follow at once: a part of it may be on the wire. Only while nobody
+        else sends.
+        """
+        if not self._stream.send_nowait(client_binary_frame(payload)):
+            return False
+        self.last_sent = trio.current_time()
+        return True
+
+    async def send_audio(self, payload: bytes) -> None:
+        """Send audio, or finish what `send_audio_nowait` could not. As `send` in all else.
+
+        The frame is made here and written below trio-websocket, which takes its locks and events to
+        one message: 45 µs against 7 µs for 20 ms of audio.
+        """
+        # An empty binary frame is Deepgram's old way to end a stream.
+        assert payload, "never send an empty frame"
+        self.sending_since = trio.current_time()
+        await self._stream.send_rest(client_binary_frame, payload)
+        self.last_sent = trio.current_time()
+        self.sending_since = None
+
+    async def send(self, message: str) -> None:
+        """Send a control message.
 
         A broken connection does not raise here: it shows in ``has_failed_to_send``, so that what
         the provider said before is still read. Cancelling this may leave half a frame on the wire:
         the connection must then be left. There is no deadline here: whoever supervises the
         connection looks at ``sending_since``.
         """
-        # An empty binary frame is Deepgram's old way to end a stream.
-        assert message, "never send an empty frame"
         self.sending_since = trio.current_time()
         try:
             await self._socket.send_message(message)
@@ -115,12 +138,12 @@ async def open_connection(
     """
     body_error: Exception | None = None
     library_error: Exception | None = None
-    stream: _WatchedStream | None = None
+    stream: WatchedStream | None = None
     try:
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(within) as limit:
                 authorization = await credentials.authorization()
-                stream = watched = _WatchedStream(await _dialled(dial, url))
+                stream = watched = WatchedStream(await _dialled(dial, url))
                 socket = await _handshake(nursery, stream, url, authorization)
             if limit.cancelled_caught:
                 raise ProviderUnreachable(f"no connection within {within:g} s")
@@ -166,13 +189,13 @@ async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:
     host = urlsplit(url).netloc
     try:
         return await dial(url)
-    except (OSError, *_NETWORK_ERRORS) as error:
+    except (OSError, *NETWORK_ERRORS) as error:
         cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
         raise ProviderUnreachable(f"can not connect to {host}: {cause or error}") from None
 
 
 async def _handshake(
-    nursery: trio.Nursery, stream: _WatchedStream, url: str, authorization: str
+    nursery: trio.Nursery, stream: WatchedStream, url: str, authorization: str
 ) -> trio_websocket.WebSocketConnection:
     parts = urlsplit(url)
     headers = [(b"Authorization", authorization.encode())] if authorization else []
@@ -201,41 +224,6 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     # A refusal and the end of the stream come together: the refusal is to be seen first.
     await trio.lowlevel.checkpoint()
     scope.cancel()
-
-
-class _WatchedStream(trio.abc.Stream):
-    """The stream below the library: remembers a failed send, and tells when the peer has ended."""
-
-    def __init__(self, stream: trio.abc.Stream) -> None:
-        self._stream = stream
-        self.send_failed = False
-        self.ended = trio.Event()
-
-    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if self.send_failed:
-            return
-        try:
-            await self._stream.send_all(data)
-        except _NETWORK_ERRORS:
-            # The library would throw away what has arrived if it knew.
-            self.send_failed = True
-
-    async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
-
-    async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except _NETWORK_ERRORS:
-            self.ended.set()
-            raise
-        if not data:
-            self.ended.set()
-        return data
-
-    async def aclose(self) -> None:
-        self.ended.set()
-        await self._stream.aclose()
 
 
 def _first(group: BaseExceptionGroup[Exception]) -> Exception:

@@ -11,7 +11,7 @@ from omi_rt.core.epoch import Epoch, Heard
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
 from omi_rt.core.watchdog import UNANSWERED_SECONDS, AnswerWatch, Verdict
-from omi_rt.deepgram.pump import Pump, PumpOptions
+from omi_rt.deepgram.pump import Pump
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -41,7 +41,7 @@ class Link:
         self,
         connection: Connection,
         coverage: Coverage,
-        options: PumpOptions,
+        send_timeout: float,
         cost: Cost,
         on_heard: Callable[[Link, Results, Heard], None],
         on_progress: Callable[[], None],
@@ -51,7 +51,7 @@ class Link:
         self.connection = connection
         self.epoch = Epoch(coverage.audio_format)
         self.labels = EpochLabels()
-        self.pump = Pump(connection, self.epoch, coverage, cost, options, lead_in)
+        self.pump = Pump(connection, self.epoch, coverage, cost, lead_in)
         self.metadata: Metadata | None = None
         """The answer to our CloseStream."""
         self.progressed = False
@@ -59,7 +59,7 @@ class Link:
         self.digested = trio.Event()
         """Set when finals cover the lead-in on every channel."""
         self._coverage = coverage
-        self._send_timeout = options.send_timeout
+        self._send_timeout = send_timeout
         self._on_heard = on_heard
         self._on_progress = on_progress
         self._on_ignored = on_ignored

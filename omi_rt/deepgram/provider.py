@@ -14,13 +14,11 @@ from omi_rt.core.deepgram import Malformed, Message, listen_url
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
-from omi_rt.deepgram.pump import PumpOptions
 from omi_rt.metrics import Metrics
 
 if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
-    from omi_rt.core.coalescing import LoadMeter
     from omi_rt.core.listen import ListenRequest
     from omi_rt.settings import Settings
 
@@ -34,7 +32,7 @@ class Provider:
     credentials: Credentials
     dial: Dial
     connect_timeout: float
-    pump_options: PumpOptions
+    send_timeout: float
     breaker: Breaker
     gate: DialGate
     random: Random
@@ -80,7 +78,6 @@ def make_provider(
     *,
     base_url: str,
     metrics: Metrics,
-    load: LoadMeter,
     client: HTTPClient | None = None,
     dial: Dial = dial_tcp,
     random: Random | None = None,
@@ -102,11 +99,7 @@ def make_provider(
         credentials=credentials,
         dial=dial,
         connect_timeout=settings.connect_timeout,
-        pump_options=PumpOptions(
-            send_timeout=settings.send_timeout,
-            message_cap=settings.message_cap_ms / 1000,
-            load=load,
-        ),
+        send_timeout=settings.send_timeout,
         breaker=Breaker(random),
         gate=DialGate(bucket),
         random=random,

@@ -6,15 +6,15 @@ from collections import deque
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import frozen
 
-from omi_rt.core.coalescing import MAX_MESSAGE_SECONDS, LoadMeter, message_interval
+from omi_rt.core.coalescing import MAX_MESSAGE_SECONDS
 from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from omi_rt.core.audio import AudioChunk
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.epoch import Epoch
     from omi_rt.core.lead_in import LeadIn, LeadInPart
@@ -22,17 +22,6 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.connection import Connection
 
 FILLER_SECONDS = 0.1
-
-
-@frozen
-class PumpOptions:
-    """What a pump needs to know of the server."""
-
-    send_timeout: float
-    """Seconds that one send may take."""
-    message_cap: float
-    """Seconds of audio that a busy server collects for one message at most."""
-    load: LoadMeter
 
 
 class Pump:
@@ -44,7 +33,6 @@ class Pump:
         epoch: Epoch,
         coverage: Coverage,
         cost: Cost,
-        options: PumpOptions,
         lead_in: LeadIn | None,
     ) -> None:
         self.lead_in_sent = trio.Event()
@@ -56,7 +44,7 @@ class Pump:
         self._coverage = coverage
         self._format = coverage.audio_format
         self._cost = cost
-        self._options = options
+        self._most = self._format.samples(MAX_MESSAGE_SECONDS)
         self.anchors_end = 0
         """On the connection's clock, in samples: where the last anchor sent ends."""
         self._lead_in = lead_in.parts() if lead_in is not None else None
@@ -67,6 +55,8 @@ class Pump:
         self._needs_filler = False
         self._bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, trio.current_time())
         self._work = trio.Event()
+        self._is_idle = False
+        self._unsent = b""
 
     def go_live(self, origin: int, *, is_planned: bool) -> None:
         """Send the session's audio from position ``origin`` on.
@@ -84,8 +74,25 @@ class Pump:
         self.wake()
 
     def wake(self) -> None:
-        """There is audio, or something else to do."""
+        """There is something to do."""
         self._work.set()
+
+    def offer(self) -> None:
+        """There is audio: send it from here if that needs no waiting, else wake the task.
+
+        Sending from the task that received the audio saves a task switch for every message, 25 µs.
+        """
+        if not self._is_idle:
+            return
+        chunk = self._next_chunk()
+        if chunk is None or self._wait_for(chunk) > 0.0:
+            self._work.set()
+            return
+        self._account(chunk)
+        if not self._connection.send_audio_nowait(chunk.payload):
+            self._unsent = chunk.payload
+            self._is_idle = False
+            self._work.set()
 
     def keep_alive(self) -> None:
         """Send KeepAlive, unless something else waits to be sent."""
@@ -109,7 +116,10 @@ class Pump:
         Cancelling this may leave half a frame on the wire: the connection must then be dropped.
         """
         while not self._connection.has_failed_to_send:
-            if self._controls:
+            if self._unsent:
+                payload, self._unsent = self._unsent, b""
+                await self._connection.send_audio(payload)
+            elif self._controls:
                 await self._connection.send(self._controls.popleft())
             elif self._lead_in is not None:
                 await self._send_lead_in(self._lead_in)
@@ -121,34 +131,40 @@ class Pump:
                     self.closing_since = trio.current_time()
                     await self._connection.send(CLOSE_STREAM)
                     return
+                self._is_idle = True
                 await self._work.wait()
+                self._is_idle = False
                 self._work = trio.Event()
 
     async def _send_audio(self) -> bool:
         """Send the next message of session audio; returns whether there was any."""
-        if self._cursor is None:
-            return False
-        limit = self._format.samples(MAX_MESSAGE_SECONDS)
-        chunk = self._coverage.backlog.read(self._cursor, limit)
+        chunk = self._next_chunk()
         if chunk is None:
             return False
-        now = trio.current_time()
-        seconds = chunk.samples / self._format.sample_rate
-        wait = self._bucket.delay(seconds, now)
-        if not self._is_finishing:
-            interval = message_interval(self._options.load.load, self._options.message_cap)
-            wait = max(wait, self._connection.last_sent + interval - now)
+        wait = self._wait_for(chunk)
         if wait > 0.0:
             # More may have come by then, or the oldest may be gone: look again.
             await trio.sleep(wait)
             return True
-        self._bucket.take(seconds, now)
+        self._account(chunk)
+        await self._connection.send_audio(chunk.payload)
+        return True
+
+    def _next_chunk(self) -> AudioChunk | None:
+        if self._cursor is None:
+            return None
+        return self._coverage.backlog.read(self._cursor, self._most)
+
+    def _wait_for(self, chunk: AudioChunk) -> float:
+        """Seconds until ``chunk`` may go up."""
+        return self._bucket.delay(chunk.samples / self._format.sample_rate, trio.current_time())
+
+    def _account(self, chunk: AudioChunk) -> None:
         # Before the send, not after: an answer may come while it still waits for its turn.
+        self._bucket.take(chunk.samples / self._format.sample_rate, trio.current_time())
         self._epoch.sent(chunk.position, chunk.samples)
         self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
         self._cursor = chunk.end
-        await self._connection.send(chunk.payload)
-        return True
 
     async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:
         step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
@@ -163,7 +179,7 @@ class Pump:
                 self._cost.lead_in += samples
                 if part.anchor is not None:
                     self.anchors_end = self._epoch.sent_samples
-                await self._connection.send(payload)
+                await self._connection.send_audio(payload)
         await self._connection.send(FINALIZE)
         self.lead_in_sent.set()
 
@@ -173,7 +189,7 @@ class Pump:
         samples = self._format.samples_in(payload)
         self._epoch.sent_foreign(samples)
         self._cost.filler += samples
-        await self._connection.send(payload)
+        await self._connection.send_audio(payload)
 
     def _is_all_sent(self) -> bool:
         return self._is_finishing and (

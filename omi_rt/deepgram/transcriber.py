@@ -95,7 +95,7 @@ class Transcriber:
         if self._coverage.receive(payload):
             self._presence.received(trio.current_time())
             if self._current is not None and self._current.link is not None:
-                self._current.link.pump.wake()
+                self._current.link.pump.offer()
 
     async def make_room(self) -> None:
         """Return when the backlog can take more. Cancelling is safe.

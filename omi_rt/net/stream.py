@@ -25,7 +25,7 @@ class TCPStream(trio.abc.HalfCloseableStream):
     sent; cancelling ``receive_some`` loses nothing.
     """
 
-    __slots__ = ("_fd", "socket")
+    __slots__ = ("_expects_data", "_fd", "socket")
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.socket = socket
@@ -33,15 +33,11 @@ class TCPStream(trio.abc.HalfCloseableStream):
         # The descriptor, which Trio has put in non-blocking mode: its own send and recv add
         # checkpoints. -1 once closed, so that a number that the system gave out again is not used.
         self._fd = socket.fileno()
+        self._expects_data = False
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Raises as ``trio.abc.SendStream.send_all`` does."""
-        try:
-            sent = os.write(self._fd, data)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            raise _stream_error(error) from error
+        sent = self.send_nowait(data)
         if sent == len(data):
             return
         with memoryview(data) as view:
@@ -55,6 +51,18 @@ class TCPStream(trio.abc.HalfCloseableStream):
                 except OSError as error:
                     raise _stream_error(error) from error
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Send what the kernel takes at once; returns how many bytes that is, perhaps 0.
+
+        Raises as ``send_all`` does. Nobody may be in ``send_all``.
+        """
+        try:
+            return os.write(self._fd, data)
+        except BlockingIOError:
+            return 0
+        except OSError as error:
+            raise _stream_error(error) from error
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket is writable."""
         try:
@@ -67,12 +75,22 @@ class TCPStream(trio.abc.HalfCloseableStream):
         size = RECEIVE_BYTES if max_bytes is None else max_bytes
         while True:
             try:
-                await trio.lowlevel.wait_readable(self.socket)
+                if self._expects_data:
+                    self._expects_data = False
+                else:
+                    await trio.lowlevel.wait_readable(self.socket)
                 return os.read(self._fd, size)
             except BlockingIOError:
                 continue
             except OSError as error:
                 raise _stream_error(error) from error
+
+    def expect_data(self) -> None:
+        """Let the next receive read before it waits: after a pause there is data, most likely.
+
+        That receive is then no checkpoint; the pause was.
+        """
+        self._expects_data = True
 
     async def send_eof(self) -> None:
         """Shut down the sending side."""

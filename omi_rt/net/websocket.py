@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerTooSlow
+from omi_rt.net.stream import TCPStream
 from omi_rt.net.wire import ClientWire, HTTPRequest, ServerWire, Wire, ends_stream
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ class WebSocket:
         "_queued_bytes",
         "_sent",
         "_stream",
+        "_tcp",
         "_wake_writer",
         "_wire",
         "_writer_done",
@@ -48,6 +50,7 @@ class WebSocket:
 
     def __init__(self, stream: trio.abc.Stream, wire: Wire) -> None:
         self._stream = stream
+        self._tcp = stream if isinstance(stream, TCPStream) else None
         self._wire = wire
         self._outgoing: list[bytes] = []
         self._queued_bytes = 0
@@ -77,6 +80,15 @@ class WebSocket:
             if not self._wire.is_open:
                 raise self._wire.closed()
             await self._feed()
+
+    async def rest(self, seconds: float) -> None:
+        """Leave the peer alone for a while, so that the next `receive` gets more at once.
+
+        Cancelling is safe.
+        """
+        await trio.sleep(seconds)
+        if self._tcp is not None:
+            self._tcp.expect_data()
 
     def send_nowait(self, message: str | bytes) -> None:
         """Queue one message; the writer sends it. After the close this does nothing.

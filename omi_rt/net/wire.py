@@ -8,16 +8,18 @@ client's, for ``omi-rt stream``.
 from __future__ import annotations
 
 import logging
+import struct
 from collections.abc import Mapping
 from http import HTTPStatus
+from secrets import token_bytes
 
 from attrs import frozen
 from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidStatus
-from websockets.frames import CloseCode, Frame, Opcode
+from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
 from websockets.http11 import Request, Response
-from websockets.protocol import CLOSED, CONNECTING, OPEN, SEND_EOF, Protocol
+from websockets.protocol import CLOSED, CONNECTING, OPEN, SEND_EOF, SERVER, Protocol
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
@@ -26,18 +28,25 @@ from omi_rt.core.errors import HandshakeFailed, PeerClosed
 # The library logs every connection at INFO; ours are logged by the session, once.
 _silent = logging.getLogger("omi_rt.websocket")
 _silent.setLevel(logging.CRITICAL + 1)
+_WHOLE_BINARY = 0x82
+_MASKED = 0x80
+_TWO_BYTE_LENGTH = 126
+_SHORTEST_FRAME = 6
 _BINARY, _TEXT, _CONT = Opcode.BINARY, Opcode.TEXT, Opcode.CONT
 
 
 class Wire:
     """One open WebSocket connection."""
 
-    __slots__ = ("_fragments", "_fragments_are_text", "_protocol")
+    __slots__ = ("_fragments", "_fragments_are_text", "_plain", "_protocol", "_takes_plain")
 
     def __init__(self, protocol: Protocol) -> None:
         self._protocol = protocol
         self._fragments: list[bytes] | None = None
         self._fragments_are_text = False
+        self._plain: list[bytes | str] = []
+        limit = protocol.max_message_size
+        self._takes_plain = protocol.side is SERVER and (limit is None or limit > 65_535)
 
     @property
     def is_open(self) -> bool:
@@ -51,14 +60,45 @@ class Wire:
 
     def receive(self, data: bytes | bytearray) -> None:
         """Take bytes from the stream; ``b""`` is its end."""
+        protocol = self._protocol
+        if not data:
+            protocol.receive_eof()
+            return
+        if self._takes_plain and not protocol.reader.buffer and protocol.current_size is None:
+            data = self._take_plain(data)
         if data:
-            self._protocol.receive_data(data)
-        else:
-            self._protocol.receive_eof()
+            protocol.receive_data(data)
+
+    def _take_plain(self, data: bytes | bytearray) -> bytes | bytearray:
+        """Take the whole binary messages at the start of ``data``; returns what is left.
+
+        All that a device sends hour after hour are masked binary frames of under 64 KiB. Read here
+        they cost 2 µs each, through the protocol's coroutines 8; whatever else begins, and all that
+        is not whole, is the protocol's.
+        """
+        if not self.is_open:
+            return data
+        start, size = 0, len(data)
+        while size - start >= _SHORTEST_FRAME and data[start] == _WHOLE_BINARY:
+            length = data[start + 1] - _MASKED
+            body = start + 6
+            if length == _TWO_BYTE_LENGTH and size - start >= 8:
+                length = int.from_bytes(data[start + 2 : start + 4], "big")
+                body = start + 8
+            elif not 0 <= length < _TWO_BYTE_LENGTH:
+                break
+            end = body + length
+            if end > size:
+                break
+            self._plain.append(apply_mask(data[body:end], data[body - 4 : body]))
+            start = end
+        return data[start:] if start else data
 
     def take_messages(self) -> list[bytes | str]:
         """Return the whole messages that have arrived."""
-        messages: list[bytes | str] = []
+        messages, self._plain = self._plain, []
+        if not self._protocol.events:
+            return messages
         for event in self._protocol.events_received():
             if not isinstance(event, Frame):
                 continue
@@ -218,6 +258,37 @@ class ClientWire:
             reason = str(error) if isinstance(error, InvalidHandshake) else type(error).__name__
             raise HandshakeFailed(f"no WebSocket server: {reason}")
         return Wire(self._protocol)
+
+
+class _Masks:
+    """Masking keys of strong randomness, drawn 1,024 at a time: a system call each was 5 %."""
+
+    def __init__(self) -> None:
+        self._bytes = b""
+        self._used = 0
+
+    def take(self) -> bytes:
+        if self._used == len(self._bytes):
+            self._bytes = token_bytes(4096)
+            self._used = 0
+        self._used += 4
+        return self._bytes[self._used - 4 : self._used]
+
+
+_masks = _Masks()
+
+
+def client_binary_frame(payload: bytes) -> bytes:
+    """Frame one binary message as a client must, masked (RFC 6455, 5.2 and 5.3)."""
+    mask = _masks.take()
+    length = len(payload)
+    if length < 126:
+        head = struct.pack("!BB", 0x82, 0x80 | length)
+    elif length < 65_536:
+        head = struct.pack("!BBH", 0x82, 0xFE, length)
+    else:
+        head = struct.pack("!BBQ", 0x82, 0xFF, length)
+    return b"".join((head, mask, apply_mask(payload, mask)))
 
 
 def ends_stream(writes: list[bytes]) -> bool:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.codecs.opus import OpusUnavailable
+from omi_rt.core.coalescing import LoadMeter
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
 from omi_rt.log import get_logger
@@ -44,12 +45,14 @@ class Server:
         provider: Provider,
         metrics: Metrics,
         profiles: Profiles | None = None,
+        load: LoadMeter | None = None,
     ) -> None:
         self.sessions: set[Session] = set()
         self._settings = settings
         self._provider = provider
         self._metrics = metrics
         self._profiles = profiles
+        self._load = load or LoadMeter()
         self._draining = trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
@@ -143,7 +146,13 @@ class Server:
     async def _run_session(self, websocket: WebSocket, listen: ListenRequest) -> None:
         try:
             session = Session(
-                websocket, listen, self._provider, self._settings, self._metrics, self._profiles
+                websocket,
+                listen,
+                self._provider,
+                self._settings,
+                self._metrics,
+                self._profiles,
+                self._load,
             )
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))

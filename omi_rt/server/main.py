@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
@@ -52,6 +53,7 @@ async def serve(
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
+    _calm_the_collector()
     _load_libopus(announce)
     metrics, load = Metrics(), LoadMeter()
     metrics.load.set_function(lambda: load.load)
@@ -64,10 +66,8 @@ async def serve(
         _profiles(settings) as profiles,
         trio.open_nursery() as nursery,
     ):
-        provider = make_provider(
-            settings, base_url=base_url, metrics=metrics, load=load, client=client
-        )
-        server = Server(settings, provider, metrics, profiles)
+        provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
+        server = Server(settings, provider, metrics, profiles, load)
         trio.lowlevel.add_instrument(LoadInstrument(load))
         nursery.start_soon(drain_on_signal, server, nursery.cancel_scope)
         announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
@@ -87,6 +87,17 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
     finally:
         with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
             await store.aclose()
+
+
+def _calm_the_collector() -> None:
+    """Collect garbage seldom: a full collection stops every session for milliseconds.
+
+    Sessions free themselves by counting references; cycles come with exceptions only. What has been
+    imported by now is never looked at again.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(20_000, 50, 100)
 
 
 def _load_libopus(announce: Callable[[str], None]) -> None:

@@ -12,6 +12,7 @@ import trio
 
 from omi_rt.codecs import is_fake_pong, open_decoder
 from omi_rt.core import events
+from omi_rt.core.coalescing import read_pause
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import JSONError, dumps, loads
@@ -20,6 +21,7 @@ from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
+    from omi_rt.core.coalescing import LoadMeter
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
@@ -51,6 +53,7 @@ class Session:
         settings: Settings,
         metrics: Metrics,
         profiles: Profiles | None,
+        load: LoadMeter,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.coverage = Coverage(request.audio_format, settings.backlog_seconds)
@@ -58,6 +61,8 @@ class Session:
         self._request = request
         self._settings = settings
         self._metrics = metrics
+        self._load = load
+        self._longest_pause = settings.message_cap_ms / 1000
         self._log = get_logger(session=self.id)
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         load_anchors = None
@@ -149,7 +154,7 @@ class Session:
 
     async def _receive_audio(self) -> None:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
-        websocket = self._websocket
+        websocket, load = self._websocket, self._load
         while True:
             messages = await websocket.receive()
             for start in range(0, len(messages), MESSAGES_PER_STEP):
@@ -160,6 +165,9 @@ class Session:
                     self._is_reading = False
                     await self._transcriber.make_room()
                     self._is_reading = True
+            pause = read_pause(load.load, self._longest_pause)
+            if pause > 0.0:
+                await websocket.rest(pause)
 
     def _take(self, messages: list[bytes | str]) -> None:
         decode = self._decoder.decode
