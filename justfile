@@ -15,15 +15,31 @@ fmt:
 lint:
     ruff format --check .
     ruff check .
-    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 $(git ls-files '*.py')
+    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 --startable-in-context-manager=run_local_recogniser $(git ls-files '*.py')
 
 types:
     mypy
 
 test *arguments:
-    {{python}} -m pytest {{arguments}}
+    {{python}} -m pytest -n auto {{arguments}}
 
 demo:
-    omi-rt demo
+    {{python}} -m omi_rt demo
+
+# All figures of bench/README.md against all peers: 45 minutes. Needs `pip install -e '.[bench]'`.
+bench:
+    {{python}} -m bench.run
+
+# The same in small: 3 minutes.
+bench-quick:
+    {{python}} -m bench.run --quick
+
+# A flame graph of a loaded server.
+profile *arguments:
+    {{python}} -m bench.flame {{arguments}}
+
+# Fifty sessions for ten minutes with random drops, in real time.
+soak *arguments:
+    {{python}} -m bench.soak {{arguments}}
 
 check: lint types test demo

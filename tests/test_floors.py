@@ -6,6 +6,8 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
+from omi_rt.settings import settings_table
+
 PACKAGE = Path(__file__).parent.parent / "omi_rt"
 
 # From the ground up. A module belongs to the longest prefix that fits.
@@ -126,3 +128,13 @@ def test_no_file_is_longer_than_it_should_be() -> None:
         if (lines := len(path.read_text().splitlines())) > 320
     }
     assert too_long == {}
+
+
+def test_the_readme_lists_every_setting_as_it_is() -> None:
+    readme = (PACKAGE.parent / "README.md").read_text()
+    rows = [
+        f"| `{name}` | {f'`{default}`' if default else ''} | {text} |"
+        for name, default, text in settings_table()
+    ]
+    table = "\n".join(["| variable | default | |", "|---|---|---|", *rows])
+    assert f"<!-- settings -->\n{table}\n<!-- /settings -->" in readme

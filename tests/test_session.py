@@ -279,10 +279,17 @@ async def test_a_fault_inside_one_session_touches_no_other(
         async with world.device() as broken, world.device(uid="u2") as other:
             await trio.sleep(1)
 
-            def explode(_payload: bytes) -> None:
-                raise ZeroDivisionError("a bug")
+            class Exploding:
+                concealed_packets = 0
+                failures_in_a_row = 0
 
-            broken.session._transcriber.receive = explode
+                def decode(self, _message: bytes) -> bytes:
+                    raise ZeroDivisionError("a bug")
+
+                def close(self) -> None:
+                    pass
+
+            broken.session._decoder = Exploding()
             broken.send(bytes(1600))
             await broken.ended()
             assert broken.closed is not None

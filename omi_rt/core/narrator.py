@@ -32,6 +32,18 @@ class Narrator:
         keeps_voices: whether clips of the speakers are kept, for later lead-ins.
     """
 
+    __slots__ = (
+        "_format",
+        "_keeps_voices",
+        "_new_id",
+        "_send",
+        "_speakers",
+        "identities_known_from",
+        "session_id",
+        "started_at",
+        "voices",
+    )
+
     def __init__(
         self,
         session_id: str,

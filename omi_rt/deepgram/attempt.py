@@ -24,6 +24,15 @@ if TYPE_CHECKING:
 class Attempt:
     """Dials, runs the link, and keeps what became of it."""
 
+    __slots__ = (
+        "_dialling",
+        "ended",
+        "error",
+        "lead_in",
+        "link",
+        "opened",
+    )
+
     def __init__(self, lead_in: LeadIn | None = None) -> None:
         self.lead_in = lead_in
         self.link: Link | None = None

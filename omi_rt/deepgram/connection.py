@@ -29,6 +29,7 @@ from omi_rt.core.errors import (
     ProviderUnreachable,
 )
 from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
+from omi_rt.local.wire import MODEL_NAME
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.wire import client_binary_frame
 
@@ -42,8 +43,6 @@ MAX_RESULT_BYTES = 1_048_576
 """Of one message; a final with 1,000 words takes 150 KB."""
 RECEIVED_QUEUE_MESSAGES = 16
 CLOSE_SECONDS = 1.0
-EMBEDDED_MODEL = "omi-rt-local"
-"""``dg-model-name`` of the embedded recogniser, which does not tell speakers apart."""
 _MAX_REASON_CHARACTERS = 200
 _NO_FRAME = 1006
 
@@ -51,12 +50,22 @@ _NO_FRAME = 1006
 class Connection:
     """An open connection. Made by `open_connection`."""
 
+    __slots__ = (
+        "_socket",
+        "_stream",
+        "last_sent",
+        "request_id",
+        "sending_since",
+        "tells_speakers_apart",
+    )
+
     def __init__(self, socket: trio_websocket.WebSocketConnection, stream: WatchedStream) -> None:
         headers = {name.lower(): value for name, value in socket.handshake_headers}
         self._socket = socket
         self._stream = stream
         self.request_id = headers.get(b"dg-request-id", b"").decode("ascii", "replace")
-        self.tells_speakers_apart = headers.get(b"dg-model-name") != EMBEDDED_MODEL.encode()
+        # The embedded recogniser names itself; it has one speaker.
+        self.tells_speakers_apart = headers.get(b"dg-model-name") != MODEL_NAME.encode()
         self.sending_since: float | None = None
         """When the send that is under way began (`trio.current_time`), if one is."""
         self.last_sent = trio.current_time()

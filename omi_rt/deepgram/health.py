@@ -21,6 +21,17 @@ _REPORT_GAP_SECONDS = 1.0
 class HealthReport:
     """Turns what happens to a session's provider into events for the device, and log lines."""
 
+    __slots__ = (
+        "_format",
+        "_gap",
+        "_is_degraded",
+        "_is_ready",
+        "_log",
+        "_session_id",
+        "_started_at",
+        "_tell",
+    )
+
     def __init__(
         self,
         session_id: str,

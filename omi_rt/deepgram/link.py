@@ -37,6 +37,25 @@ class Link:
     It sends no session audio until ``pump.go_live``: with a lead-in it is *primed* meanwhile.
     """
 
+    __slots__ = (
+        "_coverage",
+        "_on_heard",
+        "_on_ignored",
+        "_on_progress",
+        "_opened_at",
+        "_scope",
+        "_send_timeout",
+        "_undigested",
+        "_watch",
+        "connection",
+        "digested",
+        "epoch",
+        "labels",
+        "metadata",
+        "progressed",
+        "pump",
+    )
+
     def __init__(
         self,
         connection: Connection,

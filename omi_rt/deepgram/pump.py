@@ -27,6 +27,28 @@ FILLER_SECONDS = 0.1
 class Pump:
     """Sends one epoch's audio, at the pace that the provider takes, and records it in the epoch."""
 
+    __slots__ = (
+        "_bucket",
+        "_connection",
+        "_controls",
+        "_cost",
+        "_coverage",
+        "_cursor",
+        "_epoch",
+        "_format",
+        "_is_finishing",
+        "_is_idle",
+        "_is_planned",
+        "_lead_in",
+        "_most",
+        "_needs_filler",
+        "_unsent",
+        "_work",
+        "anchors_end",
+        "closing_since",
+        "lead_in_sent",
+    )
+
     def __init__(
         self,
         connection: Connection,

@@ -20,6 +20,16 @@ class WatchedStream(trio.abc.Stream):
     Two send over it, the library and our audio; a frame that has begun keeps the other waiting.
     """
 
+    __slots__ = (
+        "_is_sending",
+        "_rest",
+        "_stream",
+        "_tcp",
+        "_waiting",
+        "ended",
+        "send_failed",
+    )
+
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
         self._tcp = stream if isinstance(stream, TCPStream) else None

@@ -77,6 +77,8 @@ class TCPStream(trio.abc.HalfCloseableStream):
             try:
                 if self._expects_data:
                     self._expects_data = False
+                elif self._fd < 0:
+                    raise trio.ClosedResourceError("this socket was closed")
                 else:
                     await trio.lowlevel.wait_readable(self.socket)
                 return os.read(self._fd, size)

@@ -114,6 +114,7 @@ class Session:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver)
                 nursery.start_soon(self._serve_device)
+                nursery.start_soon(self._send_heartbeat)
                 await self._transcribe()
                 await self._take_leave()
                 nursery.cancel_scope.cancel()
@@ -143,12 +144,8 @@ class Session:
     async def _serve_device(self) -> None:
         with self._incoming:
             try:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send_heartbeat)
-                    await self._receive_audio()
-            except* PeerClosed as group:
-                closed = group.exceptions[0]
-                assert isinstance(closed, PeerClosed)
+                await self._receive_audio()
+            except PeerClosed as closed:
                 self._lose_device(f"device_closed_{closed.code}", closed.code)
         self._incoming_ended.set()
 
@@ -208,7 +205,8 @@ class Session:
             await trio.sleep_until(beat)
             silent = trio.current_time() - self._websocket.received_at
             if self._is_reading and silent > MISSED_HEARTBEATS * interval:
-                raise PeerClosed(1006, "the device has vanished")
+                self._lose_device("device_vanished", 1006)
+                return
             self._send(events.PING)
             self._websocket.ping_nowait()
 

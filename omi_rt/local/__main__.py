@@ -1,0 +1,91 @@
+"""``python -m omi_rt.local``: the embedded recogniser's server.
+
+When it is ready it prints one line, its port on 127.0.0.1. It ends when its standard input does,
+so that it can not outlive whoever started it, and on SIGTERM.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+from functools import partial
+from typing import TYPE_CHECKING
+
+import trio
+
+from omi_rt.core.errors import OmiRtError
+from omi_rt.local.pool import WorkerPool
+from omi_rt.local.server import DEFAULT_MAX_CONNECTIONS, Server
+from omi_rt.net.stream import TCPStream
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+
+def main() -> int:
+    """Serve until told to end; return the exit status."""
+    parser = argparse.ArgumentParser(prog="python -m omi_rt.local")
+    parser.add_argument("--port", type=int, default=0, help="0 takes a free one")
+    parser.add_argument("--max-connections", type=int, default=DEFAULT_MAX_CONNECTIONS)
+    arguments = parser.parse_args()
+    # Ctrl-C in a terminal reaches every process of the group; whoever started this one may still
+    # have sessions to finish. The workers inherit it.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    status = 0
+    try:
+        trio.run(serve, arguments.port, arguments.max_connections)
+    except* (OmiRtError, OSError) as errors:
+        sys.stderr.write(f"omi-rt: the embedded recogniser failed: {_first(errors)}\n")
+        status = 1
+    return status
+
+
+async def serve(port: int, max_connections: int) -> None:
+    """Serve on ``port`` of 127.0.0.1 until SIGTERM or the end of standard input.
+
+    Raises:
+        OSError: the port is taken.
+        RecogniserError: no worker can be started.
+    """
+    listeners = await trio.open_tcp_listeners(port, host="127.0.0.1")
+    pool = WorkerPool()
+    with trio.open_signal_receiver(signal.SIGTERM) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_cancel_at_end_of_input, nursery.cancel_scope)
+            nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
+            nursery.start_soon(pool.run)
+            await pool.wait_ready()
+            server = Server(pool, max_connections)
+
+            async def handle(stream: trio.SocketStream) -> None:
+                await server.handle(TCPStream(stream.socket))
+
+            await nursery.start(partial(trio.serve_listeners, handle, listeners))
+            sys.stdout.write(f"{listeners[0].socket.getsockname()[1]}\n")
+            sys.stdout.flush()
+
+
+async def _cancel_at_end_of_input(scope: trio.CancelScope) -> None:
+    async with trio.lowlevel.FdStream(os.dup(sys.stdin.fileno())) as standard_input:
+        async for _ in standard_input:
+            pass
+    scope.cancel()
+
+
+async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for _ in signals:
+        scope.cancel()
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
+    """Return the first error that is no group."""
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,112 @@
+"""Where utterances begin and end: decisions over frames that are speech or are not.
+
+pocketsphinx has an endpointer of its own, but it counts time in single-precision seconds, which
+drift within minutes; here positions are whole samples.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from enum import Enum, auto
+
+from attrs import define, field
+
+from omi_rt.local.resampler import MODEL_RATE
+
+FRAME_SAMPLES = MODEL_RATE * 30 // 1000
+"""30 ms: the longest frame of the voice activity detector (WebRTC's)."""
+FRAME_BYTES = FRAME_SAMPLES * 2
+LEAD_IN_FRAMES = 10
+"""0.3 s before speech is certain are decoded with it, so that a soft first sound is not cut off."""
+ONSET_FRAMES = 8
+"""So many of the lead-in's frames must be speech for an utterance to begin."""
+FAINT_FRAMES = 4
+"""At the end of a stream so many are enough: nothing more will come to make it certain."""
+PAUSE_FRAMES = 10
+"""0.3 s without speech end an utterance; the closure of a plosive lasts up to 0.15 s."""
+LONGEST_UTTERANCE = 10 * MODEL_RATE
+SILENCE_INTERVAL = 3 * MODEL_RATE
+"""In samples: in silence, a final without words covers each such stretch."""
+
+
+class Step(Enum):
+    """What a frame leads to."""
+
+    NOTHING = auto()
+    BEGIN = auto()
+    """An utterance has begun with the frames of the lead-in, this one included."""
+    CONTINUE = auto()
+    PAUSE = auto()
+    """The utterance has ended with this frame, at a pause."""
+    CUT = auto()
+    """The utterance has ended with this frame for its length; the next one begins right after."""
+    SILENCE = auto()
+    """Nothing was said up to `Endpointer.settled`."""
+
+
+@define
+class Endpointer:
+    """Follows one channel, frame by frame. All positions are in samples at `MODEL_RATE`."""
+
+    position: int = 0
+    """The end of the last frame."""
+    covered: int = 0
+    """Up to here finals were given."""
+    in_utterance: bool = False
+    _utterance_start: int = 0
+    _quiet_frames: int = 0
+    _lead_in: deque[bool] = field(factory=lambda: deque[bool](maxlen=LEAD_IN_FRAMES))
+
+    @property
+    def settled(self) -> int:
+        """Up to here nothing can become part of an utterance any more, out of an utterance."""
+        return self.position - len(self._lead_in) * FRAME_SAMPLES
+
+    @property
+    def utterance_start(self) -> int:
+        """Where the utterance that goes on, or the last one, began."""
+        return self._utterance_start
+
+    def push(self, is_speech: bool) -> Step:
+        """Take one frame."""
+        self.position += FRAME_SAMPLES
+        return self._push_speaking(is_speech) if self.in_utterance else self._push_idle(is_speech)
+
+    def begin_faint(self) -> bool:
+        """Begin an utterance with the lead-in if it may hold a short word; tell whether it did."""
+        if self.in_utterance or sum(self._lead_in) < FAINT_FRAMES:
+            return False
+        self._begin()
+        return True
+
+    def end(self, position: int) -> None:
+        """End whatever goes on at ``position``, at or after the last frame; all before is covered."""
+        self.position = self.covered = position
+        self.in_utterance = False
+        self._lead_in.clear()
+
+    def _push_idle(self, is_speech: bool) -> Step:
+        self._lead_in.append(is_speech)
+        if sum(self._lead_in) >= ONSET_FRAMES:
+            self._begin()
+            return Step.BEGIN
+        if self.settled - self.covered >= SILENCE_INTERVAL:
+            self.covered = self.settled
+            return Step.SILENCE
+        return Step.NOTHING
+
+    def _push_speaking(self, is_speech: bool) -> Step:
+        self._quiet_frames = 0 if is_speech else self._quiet_frames + 1
+        if self._quiet_frames >= PAUSE_FRAMES:
+            self.end(self.position)
+            return Step.PAUSE
+        if self.position - self._utterance_start >= LONGEST_UTTERANCE:
+            self._utterance_start = self.covered = self.position
+            return Step.CUT
+        return Step.CONTINUE
+
+    def _begin(self) -> None:
+        self._utterance_start = self.settled
+        self._lead_in.clear()
+        self._quiet_frames = 0
+        self.in_utterance = True

@@ -1,0 +1,230 @@
+"""The provider's side of Deepgram's live protocol, as far as the embedded recogniser speaks it.
+
+Pure: query parameters and client messages in, messages for the client out. Shapes and rules are
+those of Deepgram's published API specification for ``/v1/listen``.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+from typing import TYPE_CHECKING, Any
+from urllib.parse import parse_qsl, urlsplit
+
+from attrs import frozen
+
+from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.local.errors import UnusableParameters
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from omi_rt.local.recogniser import Final, FinalWord
+
+PATH = "/v1/listen"
+MODEL_NAME = "omi-rt-local"
+"""In the header ``dg-model-name`` and in ``model_info``: a client that finds it knows that every
+word will have speaker 0, whoever speaks."""
+MODEL_UUID = "6f6d6972-7400-4c6f-8361-6c0000000001"
+MODEL_INFO = {"name": MODEL_NAME, "version": "en-us", "arch": "pocketsphinx"}
+
+LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
+MOST_CHANNELS = 2
+IDLE_REASON = "NET-0001: no audio and no text message within 10 s"
+FAULT_REASON = "NET-0000: the recogniser failed"
+
+_FILLERS = frozenset({"uh", "um", "mhm", "mm", "hm", "hmm", "uh-huh"})
+_CAPITALISED = {"i": "I", "i'm": "I'm", "i'll": "I'll", "i've": "I've", "i'd": "I'd"}
+
+
+@frozen
+class ListenParameters:
+    """The query of one connection, as far as it changes what the recogniser does.
+
+    ``model``, ``endpointing``, ``interim_results`` and all others are accepted and make no
+    difference: there is one model, and finals come at pauses of 0.3 s.
+    """
+
+    sample_rate: int
+    channels: int
+    multichannel: bool
+    diarize: bool
+    punctuate: bool
+    """Words carry ``punctuated_word``. The model knows no punctuation: only "I" is written so."""
+    filler_words: bool
+
+    @classmethod
+    def from_query(cls, query: str) -> ListenParameters:
+        """Read the query of a request for `PATH`.
+
+        Raises:
+            UnusableParameters: the audio or the language is none that can be recognised.
+        """
+        given = dict(parse_qsl(query, keep_blank_values=True))
+        if given.get("encoding") != "linear16":
+            raise UnusableParameters("encoding: only linear16 is understood")
+        language = given.get("language", "en").lower()
+        if language.split("-")[0] not in ("en", "multi"):
+            raise UnusableParameters("language: the embedded recogniser knows English only")
+        channels = _integer(given, "channels", 1, MOST_CHANNELS, default="1")
+        return cls(
+            sample_rate=_integer(given, "sample_rate", LOWEST_RATE, HIGHEST_RATE),
+            channels=channels,
+            multichannel=_flag(given, "multichannel") and channels > 1,
+            diarize=_flag(given, "diarize") or "diarize_model" in given,
+            punctuate=_flag(given, "punctuate") or _flag(given, "smart_format"),
+            filler_words=_flag(given, "filler_words"),
+        )
+
+
+class ControlKind(Enum):
+    """The text messages that a client may send."""
+
+    KEEP_ALIVE = "KeepAlive"
+    FINALIZE = "Finalize"
+    CLOSE_STREAM = "CloseStream"
+
+
+@frozen
+class Control:
+    """A client's text message."""
+
+    kind: ControlKind
+    channel: int | None = None
+    """Of a Finalize for one channel alone."""
+
+
+def read_control(text: str) -> Control | None:
+    """Read a client's text message; None for one that is not understood."""
+    try:
+        message: dict[str, Any] = loads(text)
+        kind = ControlKind(message["type"])
+        channel = message.get("channel")
+    except (JSONError, ValueError, TypeError, KeyError):
+        return None
+    if channel is not None and not (isinstance(channel, int) and 0 <= channel < MOST_CHANNELS):
+        return None
+    return Control(kind, channel)
+
+
+class ResultsWriter:
+    """Writes the finals of one connection as Deepgram's Results."""
+
+    def __init__(self, parameters: ListenParameters, request_id: str) -> None:
+        self._parameters = parameters
+        self._channels = parameters.channels if parameters.multichannel else 1
+        self._metadata = {
+            "request_id": request_id,
+            "model_uuid": MODEL_UUID,
+            "model_info": MODEL_INFO,
+        }
+
+    def write(self, final: Final, *, from_finalize: bool = False) -> str:
+        """Return the message for one final."""
+        words = [
+            self._word(word)
+            for word in final.words
+            if self._parameters.filler_words or word.text not in _FILLERS
+        ]
+        shown = "punctuated_word" if self._parameters.punctuate else "word"
+        confidences = [word["confidence"] for word in words]
+        start, end = _rounded(final.start), _rounded(final.end)
+        alternative = {
+            "transcript": " ".join(word[shown] for word in words),
+            "confidence": _rounded(sum(confidences) / len(words)) if words else 0.0,
+            "words": words,
+        }
+        return dumps(
+            {
+                "type": "Results",
+                "channel_index": [final.channel, self._channels],
+                "start": start,
+                "duration": _rounded(end - start),
+                "is_final": True,
+                "speech_final": final.at_pause,
+                "from_finalize": from_finalize,
+                "channel": {"alternatives": [alternative]},
+                "metadata": self._metadata,
+            }
+        )
+
+    def _word(self, word: FinalWord) -> dict[str, Any]:
+        written: dict[str, Any] = {
+            "word": word.text,
+            "start": _rounded(word.start),
+            "end": _rounded(word.end),
+            "confidence": _rounded(word.confidence),
+        }
+        if self._parameters.punctuate:
+            written["punctuated_word"] = _CAPITALISED.get(word.text, word.text)
+        if self._parameters.diarize:
+            written["speaker"] = 0
+        return written
+
+
+def metadata_message(
+    *, request_id: str, sha256: str, created: str, duration: float, channels: int
+) -> str:
+    """Return the summary that ends a stream; ``duration`` in seconds of audio accepted."""
+    return dumps(
+        {
+            "type": "Metadata",
+            "transaction_key": "deprecated",
+            "request_id": request_id,
+            "sha256": sha256,
+            "created": created,
+            "duration": _rounded(duration),
+            "channels": channels,
+            "models": [MODEL_UUID],
+            "model_info": {MODEL_UUID: MODEL_INFO},
+        }
+    )
+
+
+def schema_error_message() -> str:
+    """Return what answers a text message that is not understood; the stream goes on."""
+    return dumps(
+        {
+            "type": "Error",
+            "variant": "SchemaError",
+            "description": "expected KeepAlive, Finalize or CloseStream as JSON",
+        }
+    )
+
+
+def refusal_body(code: str, message: str, request_id: str) -> str:
+    """Return the body of an HTTP refusal."""
+    return dumps({"err_code": code, "err_msg": message, "request_id": request_id})
+
+
+def split_target(target: str) -> tuple[str, str]:
+    """Return path and query of a request line's target.
+
+    Raises:
+        UnusableParameters: it is no URL at all.
+    """
+    try:
+        parts = urlsplit(target)
+    except ValueError as error:
+        raise UnusableParameters("the request target is no URL") from error
+    return parts.path, parts.query
+
+
+def _integer(
+    given: Mapping[str, str], name: str, lowest: int, highest: int, default: str = ""
+) -> int:
+    value = given.get(name, default)
+    # isdecimal alone would let any number of digits through to int.
+    if not (value.isascii() and value.isdecimal() and len(value) < 10):
+        raise UnusableParameters(f"{name}: a whole number is needed")
+    if not lowest <= int(value) <= highest:
+        raise UnusableParameters(f"{name}: only {lowest} to {highest} is understood")
+    return int(value)
+
+
+def _flag(given: Mapping[str, str], name: str) -> bool:
+    return given.get(name, "false").lower() == "true"
+
+
+def _rounded(value: float) -> float:
+    """Cut the noise of binary fractions; a microsecond is less than a sample at any rate."""
+    return round(value, 6)

@@ -1,0 +1,134 @@
+"""The embedded recogniser's resampling and endpointing."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.local.endpointer import (
+    FRAME_SAMPLES,
+    LONGEST_UTTERANCE,
+    ONSET_FRAMES,
+    PAUSE_FRAMES,
+    SILENCE_INTERVAL,
+    Endpointer,
+    Step,
+)
+from omi_rt.local.resampler import MODEL_RATE, Resampler
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from numpy.typing import NDArray
+
+
+def sine(hertz: float, rate: int, seconds: float = 0.5) -> NDArray[np.int16]:
+    time = np.arange(round(rate * seconds)) / rate
+    samples: NDArray[np.int16] = np.rint(10_000 * np.sin(2 * np.pi * hertz * time)).astype(np.int16)
+    return samples
+
+
+@pytest.mark.parametrize("rate", [8_000, 11_025, 12_000, 22_050, 44_100, 48_000])
+def test_a_tone_keeps_its_level_and_its_place_in_time(rate: int) -> None:
+    resampler = Resampler(rate)
+    output = np.concatenate((resampler.convert(sine(440, rate)), resampler.flush()))
+    expected = sine(440, MODEL_RATE)
+    assert len(output) == len(expected)
+    middle = slice(200, -200)  # the tone begins and ends with a jump
+    assert np.abs(output[middle] - expected[middle].astype(int)).max() < 20
+
+
+def test_what_the_model_can_not_hear_does_not_fold_back_into_what_it_can() -> None:
+    output = Resampler(48_000).convert(sine(12_000, 48_000))
+    assert np.abs(output[200:]).max() < 10
+
+
+@given(
+    rate=st.sampled_from([8_000, 11_025, 44_100, 48_000]),
+    cuts=st.lists(st.integers(0, 600), max_size=6),
+)
+def test_the_output_does_not_depend_on_how_the_input_is_cut(rate: int, cuts: list[int]) -> None:
+    tone = sine(440, rate, 0.05)
+    whole = Resampler(rate)
+    pieces = Resampler(rate)
+    output = [pieces.convert(piece) for piece in np.split(tone, sorted(cuts))]
+    np.testing.assert_array_equal(
+        np.concatenate([*output, pieces.flush()]),
+        np.concatenate([whole.convert(tone), whole.flush()]),
+    )
+
+
+def test_the_clock_goes_on_after_a_flush() -> None:
+    tone = sine(440, 8_000)
+    resampler = Resampler(8_000)
+    output = [resampler.convert(tone[:1_234]), resampler.flush()]
+    assert sum(map(len, output)) == 2 * 1_234
+    output += [resampler.convert(tone[1_234:]), resampler.flush()]
+    expected = sine(440, MODEL_RATE)
+    joined = np.concatenate(output)
+    assert len(joined) == len(expected)
+    assert np.abs(joined[3_000:-200] - expected[3_000:-200].astype(int)).max() < 20
+
+
+def steps(endpointer: Endpointer, frames: Sequence[bool]) -> list[Step]:
+    return [endpointer.push(is_speech) for is_speech in frames]
+
+
+def test_an_utterance_begins_with_the_lead_in_and_ends_after_a_pause() -> None:
+    endpointer = Endpointer()
+    assert steps(endpointer, [False] * 20 + [True] * ONSET_FRAMES)[-2:] == [
+        Step.NOTHING,
+        Step.BEGIN,
+    ]
+    assert endpointer.utterance_start == 18 * FRAME_SAMPLES  # two quiet frames before the speech
+    assert set(steps(endpointer, [False] * (PAUSE_FRAMES - 1) + [True])) == {Step.CONTINUE}
+    assert steps(endpointer, [False] * PAUSE_FRAMES)[-1] is Step.PAUSE
+    assert endpointer.covered == endpointer.position
+    assert not endpointer.in_utterance
+
+
+def test_a_few_frames_of_speech_begin_nothing() -> None:
+    assert set(steps(Endpointer(), [False] * 10 + [True] * (ONSET_FRAMES - 1) + [False] * 20)) == {
+        Step.NOTHING
+    }
+
+
+def test_silence_is_covered_every_three_seconds() -> None:
+    endpointer = Endpointer()
+    covered = [
+        endpointer.covered for step in steps(endpointer, [False] * 320) if step is Step.SILENCE
+    ]
+    assert len(covered) == 3
+    assert endpointer.covered == 3 * SILENCE_INTERVAL
+
+
+def test_a_long_utterance_is_cut_and_goes_on() -> None:
+    endpointer = Endpointer()
+    frames = LONGEST_UTTERANCE // FRAME_SAMPLES + 1
+    taken = steps(endpointer, [True] * frames)
+    assert taken.count(Step.CUT) == 1
+    assert endpointer.in_utterance
+    assert endpointer.utterance_start == endpointer.covered
+    assert endpointer.position - endpointer.covered < FRAME_SAMPLES
+    assert LONGEST_UTTERANCE <= endpointer.covered < LONGEST_UTTERANCE + FRAME_SAMPLES
+
+
+@given(st.lists(st.tuples(st.booleans(), st.integers(1, 120)), max_size=20))
+def test_no_utterance_reaches_back_into_what_a_final_has_covered(
+    runs: list[tuple[bool, int]],
+) -> None:
+    endpointer = Endpointer()
+    for is_speech in (is_speech for is_speech, length in runs for _ in range(length)):
+        before = endpointer.covered
+        step = endpointer.push(is_speech)
+        assert before <= endpointer.covered <= endpointer.position
+        if step is Step.BEGIN:
+            assert endpointer.utterance_start >= before
+        if step is Step.NOTHING:
+            assert endpointer.settled - endpointer.covered < SILENCE_INTERVAL
+        if endpointer.in_utterance:
+            assert endpointer.position - endpointer.utterance_start < LONGEST_UTTERANCE

@@ -1,0 +1,207 @@
+"""From a connection's audio to its finals, with a decoder that follows a script."""
+
+from __future__ import annotations
+
+import io
+import json
+from fractions import Fraction
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+from attrs import define, field, frozen
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.local import pipe
+from omi_rt.local.endpointer import (
+    FRAME_BYTES,
+    FRAME_SAMPLES,
+)
+from omi_rt.local.pipe import Kind
+from omi_rt.local.recogniser import Final, StreamRecogniser
+from omi_rt.local.resampler import MODEL_RATE
+from omi_rt.local.wire import (
+    ListenParameters,
+)
+from omi_rt.local.worker import work
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+LINEAR16 = "encoding=linear16&sample_rate=16000"
+LOUD, QUIET = b"\x00\x10" * FRAME_SAMPLES, b"\x00\x00" * FRAME_SAMPLES
+
+
+@frozen
+class ScriptedWord:
+    text: str
+    start: int
+    end: int
+    confidence: float = 0.5
+
+
+@define
+class ScriptedDecoder:
+    """Takes every frame with a sample other than 0 for speech; hears one word in each utterance."""
+
+    utterances: list[bytes] = field(factory=list)
+    is_open: bool = False
+
+    def is_speech(self, frame: bytes, /) -> bool:
+        assert len(frame) == FRAME_BYTES
+        return any(frame)
+
+    def start(self) -> None:
+        assert not self.is_open
+        self.is_open = True
+        self.utterances.append(b"")
+
+    def feed(self, pcm: bytes, /) -> None:
+        assert self.is_open
+        assert pcm
+        self.utterances[-1] += pcm
+
+    def finish(self) -> Sequence[ScriptedWord]:
+        assert self.is_open
+        self.is_open = False
+        # Rounded up to whole decoder frames, as pocketsphinx does: it may end after the audio.
+        end = -(-len(self.utterances[-1]) // 320) * 160
+        return (
+            [ScriptedWord(f"word{len(self.utterances)}", 0, end)]
+            if any(self.utterances[-1])
+            else []
+        )
+
+
+def recogniser(
+    *decoders: ScriptedDecoder,
+    rate: int = MODEL_RATE,
+    channels: int = 1,
+    multichannel: bool = False,
+) -> StreamRecogniser:
+    remaining = list(decoders) or [ScriptedDecoder()]
+    return StreamRecogniser(
+        sample_rate=rate,
+        channels=channels,
+        multichannel=multichannel,
+        make_decoder=lambda: remaining.pop(0),
+    )
+
+
+@given(
+    frames=st.lists(st.tuples(st.booleans(), st.integers(1, 150)), min_size=1, max_size=12),
+    cuts=st.lists(st.integers(1, 9_999), max_size=8),
+    flushes=st.sets(st.integers(0, 8)),
+    rate=st.sampled_from([8_000, 16_000, 44_100]),
+    torn=st.integers(0, 600),
+)
+def test_finals_follow_each_other_exactly_and_cover_all_audio(
+    frames: list[tuple[bool, int]], cuts: list[int], flushes: set[int], rate: int, torn: int
+) -> None:
+    stream = recogniser(rate=rate)
+    audio = b"".join((LOUD if loud else QUIET) * length for loud, length in frames) + b"\x01" * torn
+    finals: list[Final] = []
+    accepted = 0
+    bounds = sorted({min(len(audio) * cut // 10_000, len(audio)) for cut in cuts} | {len(audio)})
+    for number, (begin, end) in enumerate(zip([0, *bounds], bounds, strict=False)):
+        finals += stream.feed(audio[begin:end])
+        accepted = end // 2
+        if number in flushes:
+            finals += stream.flush()
+            assert Fraction(finals[-1].end) == Fraction(accepted / rate)
+    finals += stream.flush()
+    assert finals[-1].end == accepted / rate
+    covered = 0.0
+    for final in finals:
+        assert final.start == covered
+        assert final.end >= final.start
+        covered = final.end
+        for word in final.words:
+            assert final.start <= word.start <= word.end <= final.end
+    assert {final.channel for final in finals} == {0}
+
+
+def test_each_utterance_is_decoded_once_and_whole() -> None:
+    decoder = ScriptedDecoder()
+    stream = recogniser(decoder)
+    finals = list(stream.feed(QUIET * 5 + LOUD * 40 + QUIET * 30 + LOUD * 20 + QUIET * 10))
+    assert [[word.text for word in final.words] for final in finals] == [["word1"], ["word2"]]
+    assert [final.at_pause for final in finals] == [True, True]
+    assert [utterance.count(LOUD) for utterance in decoder.utterances] == [40, 20]
+
+
+def test_the_last_word_is_heard_though_it_is_short() -> None:
+    stream = recogniser()
+    assert list(stream.feed(QUIET * 20 + LOUD * 5)) == []
+    (final,) = stream.flush()
+    assert [word.text for word in final.words] == ["word1"]
+    assert not final.at_pause
+
+
+def test_the_last_utterance_is_decoded_to_its_last_sample() -> None:
+    decoder = ScriptedDecoder()
+    stream = recogniser(decoder)
+    audio = LOUD * 20 + LOUD[:100]
+    assert list(stream.feed(audio)) == []
+    assert len(list(stream.flush())) == 1
+    assert decoder.utterances == [audio]
+
+
+def test_two_channels_are_recognised_apart_or_mixed() -> None:
+    left, right = np.frombuffer(QUIET * 60, "<i2"), np.frombuffer(LOUD * 60, "<i2")
+    audio = np.stack((left, right), axis=1).tobytes()
+    decoders = ScriptedDecoder(), ScriptedDecoder()
+    stream = recogniser(*decoders, channels=2, multichannel=True)
+    finals = [*stream.feed(audio), *stream.flush()]
+    assert [(final.channel, len(final.words)) for final in finals] == [(0, 0), (1, 1)]
+    assert list(stream.flush(1)) == [Final(1, 1.8, 1.8, ())]
+    mixed = recogniser(channels=2)
+    finals = [*mixed.feed(audio), *mixed.flush()]
+    assert [(final.channel, len(final.words)) for final in finals] == [(0, 1)]
+
+
+def worked(*frames: bytes) -> list[Any]:
+    sink = io.BytesIO()
+    work(io.BytesIO(b"".join(frames)), sink, ScriptedDecoder)
+    ready, *lines = sink.getvalue().decode().splitlines()
+    assert ready == pipe.READY_LINE
+    return [json.loads(line) for line in lines]
+
+
+def opening(query: str = "") -> bytes:
+    return pipe.open_frame(ListenParameters.from_query(f"{LINEAR16}&{query}"), "request-1")
+
+
+def test_a_worker_answers_audio_finalize_and_the_end_in_order() -> None:
+    messages = worked(
+        opening(),
+        pipe.frame(Kind.AUDIO, LOUD * 20),
+        pipe.frame(Kind.FINALIZE),
+        pipe.frame(Kind.FINALIZE),
+        pipe.frame(Kind.AUDIO, QUIET),
+        pipe.frame(Kind.END),
+        pipe.frame(Kind.AUDIO, LOUD * 20),
+    )
+    assert [
+        (message["start"], message["duration"], message["from_finalize"]) for message in messages
+    ] == [(0.0, 0.6, True), (0.6, 0.0, True), (0.6, 0.03, False)]
+
+
+def test_a_worker_finalizes_one_channel_alone() -> None:
+    messages = worked(
+        opening("channels=2&multichannel=true"),
+        pipe.frame(Kind.AUDIO, QUIET * 4),
+        pipe.frame(Kind.FINALIZE, b"\x01"),
+        pipe.frame(Kind.END),
+    )
+    assert [(m["channel_index"], m["duration"], m["from_finalize"]) for m in messages] == [
+        ([1, 2], 0.06, True),
+        ([0, 2], 0.06, False),
+    ]
+
+
+@pytest.mark.parametrize("cut", [0, 3, 20])
+def test_a_worker_ends_when_its_input_does(cut: int) -> None:
+    assert worked((opening() + pipe.frame(Kind.AUDIO, LOUD * 20))[:cut]) == []
