@@ -17,6 +17,7 @@ from omi_rt.fake import Options, Script, random_schedule, random_script, synthes
 from omi_rt.fake.speech import audio_chunks
 from omi_rt.log import configure_logging
 from tests.harness import listening_server, words_of
+from tests.test_identities import ANNA, stored
 
 RATE = 8000
 STORM_SEEDS = 1000
@@ -24,8 +25,12 @@ SEEDS_PER_TEST = 50
 
 
 async def storm(seed: int) -> None:
-    """One session under a random schedule that ends inside the backlog's bound."""
+    """One session under a random schedule that ends inside the backlog's bound.
+
+    Every tenth has a speech profile: epochs are primed and switched in the middle of it all.
+    """
     random = Random(seed)
+    profiles = stored(people={"anna": ANNA}) if seed % 10 == 0 else None
     channels = 1 if random.random() < 0.8 else 2
     script = random_script(random, random.uniform(15.0, 40.0), channels=channels)
     script = Script(script.words, round(script.seconds, 2), channels)
@@ -37,7 +42,10 @@ async def storm(seed: int) -> None:
     )
     pcm = synthesise(script, RATE)
     async with (
-        listening_server(options=options, faults=faults, seed=seed) as (world, _fake),
+        listening_server(options=options, faults=faults, seed=seed, profiles=profiles) as (
+            world,
+            _fake,
+        ),
         world.device(channels=channels) as device,
     ):
         message_seconds = random.choice([0.06, 0.1, 0.25])
