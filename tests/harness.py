@@ -85,9 +85,9 @@ class World:
             nursery.start_soon(websocket.run_writer, 1e6)
             nursery.start_soon(device.read)
             await trio.testing.wait_all_tasks_blocked()
-            device.session = next(iter(set(self.server.sessions) - before), None)
-            if device.session is not None:
-                self.server.all_sessions.append(device.session)
+            for session in set(self.server.sessions) - before:
+                device.session = session
+                self.server.all_sessions.append(session)
             yield device
             nursery.cancel_scope.cancel()
         self.server.assert_balanced()
@@ -107,7 +107,7 @@ class Device:
     stream: BoundedStream
     messages: list[Any] = field(factory=list)
     closed: PeerClosed | None = None
-    session: Session | None = None
+    _session: Session | None = None
     _ended: trio.Event = field(factory=trio.Event)
     _news: trio.Event = field(factory=trio.Event)
 
@@ -122,6 +122,16 @@ class Device:
             self.closed = closed
             self._ended.set()
             self._tell()
+
+    @property
+    def session(self) -> Session:
+        """The server's end; a device that was refused has none."""
+        assert self._session is not None
+        return self._session
+
+    @session.setter
+    def session(self, session: Session) -> None:
+        self._session = session
 
     def _tell(self) -> None:
         self._news.set()

@@ -125,7 +125,8 @@ def test_a_word_without_punctuated_word_is_its_word() -> None:
 
 
 def test_a_transcript_without_words_is_one_word_that_spans_the_final() -> None:
-    for words in ([], None, 3, "x"):
+    nothing: list[Any] = [[], None, 3, "x"]
+    for words in nothing:
         (word,) = parsed(results(words)).words
         assert (word.text, word.start, word.end) == ("all of it", 1.0, 3.0)
 

@@ -10,6 +10,7 @@ import pytest
 import trio
 
 from omi_rt.codecs.opus import OpusEncoder
+from omi_rt.core.json import dumps
 from omi_rt.fake import Options, Script, random_script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
@@ -111,9 +112,7 @@ async def test_segments_have_the_documented_fields(autojump_clock: MockClock) ->
     assert isinstance(first["start"], float)
 
 
-async def test_times_are_written_with_a_decimal_point(autojump_clock: MockClock) -> None:
-    from omi_rt.core.json import dumps
-
+def test_times_are_written_with_a_decimal_point() -> None:
     assert dumps({"start": 0.0, "end": 12.0}) == '{"start":0.0,"end":12.0}'
 
 

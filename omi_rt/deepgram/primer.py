@@ -38,6 +38,9 @@ ONE_SPEAKER = "this recogniser does not tell speakers apart"
 class Stage(Protocol):
     """What the primer needs of the transcriber."""
 
+    async def wait_for_turn(self, *, is_redial: bool) -> None:
+        """Wait until the process may dial."""
+
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open a second epoch beside the current one."""
 
@@ -146,6 +149,7 @@ class Primer:
         lead_in, failure = await self.gather()
         if lead_in is None:
             return failure
+        await self._stage.wait_for_turn(is_redial=self._relabel)
         attempt = self._stage.start(lead_in)
         has_switched = False
         try:

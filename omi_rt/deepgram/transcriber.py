@@ -160,7 +160,7 @@ class Transcriber:
             if self._current is None:
                 with trio.CancelScope() as self._between:
                     await trio.sleep(delay)
-                    await self._provider.wait_for_turn(is_redial=self._backoff.failures > 0)
+                    await self.wait_for_turn(is_redial=self._backoff.failures > 0)
                     self._current = await self._start_current()
                 # A switch may have come first: then a primed epoch is current already.
                 continue
@@ -179,6 +179,10 @@ class Transcriber:
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
         return self.start(lead_in)
+
+    async def wait_for_turn(self, *, is_redial: bool) -> None:
+        """Wait until the process may dial again. Cancelling is safe."""
+        await self._provider.wait_for_turn(is_redial=is_redial)
 
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open an epoch; one with a lead-in waits for `switch`."""
