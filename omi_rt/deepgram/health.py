@@ -13,6 +13,8 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.errors import ProviderError
+    from omi_rt.deepgram.link import Link
+    from omi_rt.metrics import Metrics
 
 _REPORT_GAP_SECONDS = 1.0
 """Lost audio is told in stretches of at least this length, not message by message."""
@@ -27,6 +29,7 @@ class HealthReport:
         "_is_degraded",
         "_is_ready",
         "_log",
+        "_metrics",
         "_session_id",
         "_started_at",
         "_tell",
@@ -37,12 +40,14 @@ class HealthReport:
         session_id: str,
         started_at: datetime,
         audio_format: AudioFormat,
+        metrics: Metrics,
         tell: Callable[[dict[str, Any]], None],
         log: Any,
     ) -> None:
         self._session_id = session_id
         self._started_at = started_at
         self._format = audio_format
+        self._metrics = metrics
         self._tell = tell
         self._log = log
         self._is_ready = False
@@ -73,6 +78,18 @@ class HealthReport:
         self._is_degraded = True
         self._log.warning("provider_degraded", reason=str(error))
         self._tell(events.service_status("stt_degraded", str(error)))
+
+    def closed(self, link: Link) -> None:
+        """A connection has ended: compare what it took with what was sent, if it tells."""
+        if link.metadata is None or link.epoch.covers_all(link.metadata.duration):
+            return
+        self._metrics.provider_disagreements.inc()
+        self._log.warning(
+            "provider_disagrees",
+            sent_seconds=round(link.epoch.sent_seconds, 3),
+            accepted_seconds=link.metadata.duration,
+            request_id=link.connection.request_id,
+        )
 
     def lost(self, gap: Gap | None) -> None:
         """Audio was given up."""

@@ -74,7 +74,12 @@ class Transcriber:
             self._primer = Primer(self, coverage.audio_format, narrator.voices, load_anchors)
         self._profile_first = profile_first
         self._health = HealthReport(
-            narrator.session_id, narrator.started_at, coverage.audio_format, tell, log
+            narrator.session_id,
+            narrator.started_at,
+            coverage.audio_format,
+            provider.metrics,
+            tell,
+            log,
         )
         self._presence = Presence()
         self._backoff = Backoff(provider.random)
@@ -259,7 +264,7 @@ class Transcriber:
     def _is_final(self, attempt: Attempt) -> bool:
         """Account for an attempt that ended; returns whether there is to be no other."""
         if attempt.link is not None:
-            self._compare_durations(attempt.link)
+            self._health.closed(attempt.link)
             self._presence.ended(progressed=attempt.link.progressed)
         else:
             self._presence.dial_failed()
@@ -305,17 +310,6 @@ class Transcriber:
             return False
         self._has_renewed = isinstance(error, ProviderRefused) and error.status == _UNAUTHORIZED
         return self._has_renewed
-
-    def _compare_durations(self, link: Link) -> None:
-        if link.metadata is None or link.epoch.covers_all(link.metadata.duration):
-            return
-        self._provider.metrics.provider_disagreements.inc()
-        self._log.warning(
-            "provider_disagrees",
-            sent_seconds=round(link.epoch.sent_seconds, 3),
-            accepted_seconds=link.metadata.duration,
-            request_id=link.connection.request_id,
-        )
 
     def _is_done(self) -> bool:
         backlog = self._coverage.backlog
