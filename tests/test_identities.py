@@ -331,7 +331,7 @@ async def test_profile_first_holds_the_audio_until_the_lead_in_is_heard(
 async def test_a_store_that_gives_nothing_is_told_once_and_tried_again(
     autojump_clock: MockClock, profiles: Any, reason: str
 ) -> None:
-    script = conversation([USER, STRANGER], 140.0)
+    script = conversation([USER, STRANGER], 180.0)
     service = profiles()
     async with listening_server(profiles=service) as (world, fake), world.device() as device:
         ended = await play(device, script)
@@ -428,3 +428,40 @@ async def test_a_random_conversation_with_drops_keeps_words_and_people(
     for voice, segment in voices_in(device, script):
         assert not segment["is_user"] or voice == USER
         assert segment["person_id"] is None or voice == ANNA
+
+
+async def test_audio_that_ends_during_the_lead_in_of_profile_first_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    script = Script(utterance(TURN, USER, 0.5), 4.0)
+    async with (
+        listening_server(profiles=stored(), profile_mode="first") as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+
+
+async def test_without_diarization_nobody_is_taken_for_the_user(autojump_clock: MockClock) -> None:
+    script = conversation([STRANGER], 60.0)
+    options = {"diarize": ("false",)}
+    async with (
+        listening_server(profiles=stored(), deepgram_options=options) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert not any(segment["is_user"] for segment in device.segments)
+    assert ended["identities_known_from"] is None
+
+
+async def test_a_drop_while_priming_is_answered_by_that_priming(autojump_clock: MockClock) -> None:
+    script = conversation([USER], 60.0)
+    faults = FaultScript.of([Drop(after_audio=6.0)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    assert len(fake.connections) <= 4

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -118,15 +119,18 @@ def test_an_open_connection_closes_the_breaker() -> None:
 
 def test_first_dials_pass_the_gate_and_redials_share_its_rate() -> None:
     gate = DialGate(TokenBucket.full(10.0, 20.0, 0.0))
-    assert all(gate.delay(0.0, is_redial=False) == 0.0 for _ in range(1000))
-    passed = [gate.delay(0.0, is_redial=True) == 0.0 for _ in range(100)]
-    assert sum(passed) == 20
+    assert all(gate.reserve(0.0, is_redial=False) == 0.0 for _ in range(1000))
+    delays = [gate.reserve(0.0, is_redial=True) for _ in range(100)]
+    assert delays[:20] == [0.0] * 20
+    assert delays[-1] == pytest.approx(8.0)
+    gate.give_back()
+    assert gate.reserve(0.0, is_redial=True) == pytest.approx(8.0)
 
 
 def test_first_dials_wait_too_while_dials_are_failing() -> None:
     gate = DialGate(TokenBucket.full(10.0, 20.0, 0.0))
     gate.failing = True
-    assert sum(gate.delay(0.0, is_redial=False) == 0.0 for _ in range(100)) == 20
+    assert sum(gate.reserve(0.0, is_redial=False) == 0.0 for _ in range(100)) == 20
 
 
 # Coalescing

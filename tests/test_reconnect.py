@@ -308,15 +308,71 @@ async def test_thirty_seconds_without_progress_count_as_away(autojump_clock: Moc
     faults = FaultScript((), (Silence(),))
     async with listening_server(faults=faults, backlog_seconds=10.0) as (world, fake):
         async with world.device() as device:
-            await device.stream_audio(bytes(RATE * 2 * 9), RATE * 2, speed=10.0)
-            await trio.sleep(20)
-            device.send(bytes(RATE * 2 * 2))
-            await trio.sleep(5)
-            assert device.events("audio_lost") == []
-            await trio.sleep(10)
-            assert device.events("audio_lost") != []
-            fake.faults = FaultScript()
+            # Four messages a second, none longer than 64 KiB; the backlog is full after 10 s.
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(device.stream_audio, bytes(RATE * 2 * 60), RATE * 2)
+                await trio.sleep(28)
+                assert device.events("audio_lost") == []
+                await trio.sleep(10)
+                assert device.events("audio_lost") != []
+                fake.faults = FaultScript()
             await device.finish()
+
+
+async def test_a_pause_of_the_device_s_is_not_held_against_deepgram(
+    autojump_clock: MockClock,
+) -> None:
+    """Its last words before the pause come in it; a burst after it loses nothing."""
+    script = random_script(Random(8), 200.0)
+    pcm = synthesise(script, RATE)
+    cut = RATE * 2 * 20 + 1000
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.stream_audio(pcm[:cut], RATE * 2)
+        await trio.sleep(40)
+        balance = device.session.coverage.balance()
+        assert balance.pending < RATE
+        await device.stream_audio(pcm[cut:], RATE * 2, speed=20.0)
+        ended = await device.finish(400)
+    assert ended["lost"] == 0.0
+    assert [w for w in words_of(device.segments) if w != "?"]
+
+
+@pytest.mark.parametrize("message_seconds", [0.256, 1.0, 1.9])
+async def test_messages_longer_than_one_to_deepgram_go_up_whole(
+    autojump_clock: MockClock, message_seconds: float
+) -> None:
+    async with listening_server() as (world, fake), world.device() as device:
+        pcm = synthesise(TALK, RATE)
+        await device.stream_audio(pcm, RATE * 2, message_seconds=message_seconds)
+        await trio.sleep(1.0)
+        assert fake.connections[0].audio_seconds == pytest.approx(40.0, abs=0.01)
+        ended = await device.finish()
+    assert_whole(device, ended)
+
+
+async def test_a_small_backlog_does_not_keep_a_silent_provider(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Silence(after_audio=5.0)])
+    async with (
+        listening_server(faults=faults, backlog_seconds=8.0) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device)
+        assert len(fake.connections) >= 2
+    assert ended["lost"] < 25.0
+
+
+async def test_two_stretches_of_lost_audio_are_told_apart(autojump_clock: MockClock) -> None:
+    faults = FaultScript((), (Unreachable(),))
+    async with listening_server(faults=faults, backlog_seconds=5.0) as (world, fake):
+        async with world.device() as device:
+            await device.stream_audio(bytes(int(RATE * 2 * 5.4)), RATE * 2)
+            fake.faults = FaultScript()
+            await trio.sleep(20)
+            await device.stream_audio(bytes(RATE * 2 * 20), RATE * 2)
+            ended = await device.finish()
+    told = sum(event["end"] - event["start"] for event in device.events("audio_lost"))
+    assert told == pytest.approx(ended["lost"], abs=0.001)
+    assert 0.0 < ended["lost"] < 2.0
 
 
 # Silence that is none

@@ -63,11 +63,12 @@ class DialGate:
     failing: bool = False
     """Whether the last dial of the process failed."""
 
-    def delay(self, now: float, *, is_redial: bool) -> float:
-        """Seconds to wait before dialling; what is 0.0 has been counted."""
+    def reserve(self, now: float, *, is_redial: bool) -> float:
+        """Take a place in the queue; returns the seconds until its turn, 0.0 where there is none."""
         if not is_redial and not self.failing:
             return 0.0
-        delay = self._bucket.delay(1.0, now)
-        if delay == 0.0:
-            self._bucket.take(1.0, now)
-        return delay
+        return self._bucket.reserve(now)
+
+    def give_back(self) -> None:
+        """Leave the queue: the dial is not made after all."""
+        self._bucket.give_back()

@@ -15,10 +15,14 @@ NaN, infinite, no number                         without words it is malformed
 a word's times missing, negative, NaN ...        the word stands at the end of the one before it
                                                  (the first at the final's start), length 0
 a word that ends before it starts                its end is its start
+no usable ``channel_index``                      it is channel 0's where there is only one, else it
+                                                 brings nothing
 ``speaker`` no whole number from 0 to 999         as if there were none: the word before's
 no ``punctuated_word``                           ``word``
 a word without text                              skipped
 a transcript without words                       one word that spans the final
+over 1 MiB (closed with 1009), invalid UTF-8     the connection is lost: a new epoch begins at the
+(1007)                                           watermark
 a final beyond what was sent, overlapping,       clamped to what was sent; each word once, by the
 doubled, of an ended epoch                       rules in ``core/epoch.py``
 ===============================================  ===================================================
@@ -97,6 +101,14 @@ def is_retryable_status(status: int) -> bool:
     return status >= 500 or status in _RETRYABLE_STATUSES
 
 
+def retry_after_seconds(header: str) -> float | None:
+    """Read ``Retry-After``; its date form (RFC 9110) is sent by no provider known, and ignored."""
+    try:
+        return max(0.0, float(header))
+    except ValueError:
+        return None
+
+
 def is_retryable_close(code: int) -> bool:
     """Tell whether a connection that ended with this close code is worth another.
 
@@ -127,15 +139,13 @@ def _flag(value: Any) -> bool:
     return value is True
 
 
-def _channel_index(value: Any) -> tuple[int, int]:
+def _channel_index(value: Any) -> tuple[int, int] | None:
     numbers = value if isinstance(value, list) else []
-    match [_label(number) for number in numbers[:2]]:
+    match [_label(number) for number in numbers]:
         case [int(channel), int(count)]:
             return channel, count
-        case [int(channel), *_]:
-            return channel, channel + 1
         case _:
-            return 0, 1
+            return None
 
 
 def _words(value: Any) -> tuple[Word, ...]:
@@ -180,8 +190,8 @@ class Results:
     """A transcript of a stretch of one channel; only ``is_final`` ones count for us."""
 
     channel: Channel
-    channel_index: tuple[int, int] = field(default=(0, 1), converter=_channel_index)
-    """Which channel, of how many."""
+    channel_index: tuple[int, int] | None = field(default=None, converter=_channel_index)
+    """Which channel, of how many; None if it says nothing usable."""
     start: float | None = field(default=None, converter=_number)
     duration: float | None = field(default=None, converter=_number)
     is_final: bool = field(default=False, converter=_flag)

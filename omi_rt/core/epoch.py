@@ -147,7 +147,10 @@ class Epoch:
 
         A message for a channel that the session does not have brings nothing.
         """
-        channel, count = results.channel_index
+        several = self._format.channels > 1
+        channel, count = results.channel_index or (
+            (self._format.channels, 0) if several else (0, 1)
+        )
         # One result for all channels: the provider mixed them down.
         channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
         if channel >= self._format.channels:
@@ -212,7 +215,9 @@ class Epoch:
         if middle is None:
             return None
         if middle.position is None:
-            if middle.anchor is None:
+            # A word that the provider gave no label is no vote, nor is one that came before.
+            heard_before = (start + end) // 2 < self._heard_until[channel]
+            if middle.anchor is None or word.speaker is None or heard_before:
                 return None
             return LeadInWord(middle.anchor, channel, label, end - start)
         first = self._run_at(start) or middle

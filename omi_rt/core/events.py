@@ -26,7 +26,11 @@ def service_status(status: str, reason: str | None = None, **more: Any) -> dict[
 
 
 def ready(session_id: str, started_at: datetime) -> dict[str, Any]:
-    """The first connection to Deepgram is open; ``started_at`` is the session clock's zero."""
+    """The first connection to Deepgram is open.
+
+    ``started_at`` is the session clock's zero, when the first audio came; where none has come yet,
+    it is now: a device that waits for this event begins with it.
+    """
     return service_status("ready", session_id=session_id, started_at=started_at.isoformat())
 
 

@@ -93,6 +93,11 @@ class LeadIn:
         for anchor in self._voices.anchors(room):
             yield from self._part(anchor)
 
+    def release(self) -> None:
+        """Let go of the audio: it has been heard. Who the anchors are stays."""
+        self.anchors = [Anchor(anchor.who, b"") for anchor in self.anchors]
+        self._known = []
+
     def misses_somebody(self) -> bool:
         """Whether somebody unknown was heard whom this came too early for, or had no room for."""
         here = {anchor.who for anchor in self.anchors}

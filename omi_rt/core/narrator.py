@@ -11,7 +11,6 @@ from omi_rt.core.transcript import make_segments
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
-    from datetime import datetime
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
@@ -25,7 +24,6 @@ class Narrator:
 
     Args:
         session_id: told to the device.
-        started_at: wall-clock UTC of the session clock's zero.
         audio_format: of the session.
         send: takes a message for the device: a list of segments, or an event.
         new_id: makes a segment's id.
@@ -40,14 +38,12 @@ class Narrator:
         "_speakers",
         "identities_known_from",
         "session_id",
-        "started_at",
         "voices",
     )
 
     def __init__(
         self,
         session_id: str,
-        started_at: datetime,
         audio_format: AudioFormat,
         *,
         send: Callable[[Any], None],
@@ -55,7 +51,6 @@ class Narrator:
         keeps_voices: bool,
     ) -> None:
         self.session_id = session_id
-        self.started_at = started_at
         self.voices = VoiceClips(audio_format)
         self.identities_known_from: int | None = None
         """Session position, or None: they never were."""

@@ -36,6 +36,16 @@ class TokenBucket:
         self._fill(now)
         self._level -= tokens
 
+    def reserve(self, now: float) -> float:
+        """Take one token, also of those to come; returns the seconds until it is there."""
+        self._fill(now)
+        self._level -= 1.0
+        return max(0.0, -self._level / self.rate)
+
+    def give_back(self) -> None:
+        """Return a reserved token that is not needed after all."""
+        self._level = min(self.depth, self._level + 1.0)
+
     def _fill(self, now: float) -> None:
         if now > self._filled_at:
             self._level = min(self.depth, self._level + (now - self._filled_at) * self.rate)

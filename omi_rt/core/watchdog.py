@@ -5,6 +5,7 @@ Times are seconds of the caller's clock, passed in; audio is in samples.
 
 from __future__ import annotations
 
+import math
 from enum import Enum
 from typing import TYPE_CHECKING
 
@@ -20,6 +21,8 @@ ANSWER_SECONDS = 10.0
 CHANNEL_GRACE_SECONDS = 5.0
 """After the first channel's answer to Finalize: then the silent channels go along with it."""
 AWAY_SECONDS = 30.0
+PAUSE_SECONDS = 5.0
+"""Without audio from the device: then it has paused."""
 AWAY_EPOCHS = 3
 
 
@@ -93,13 +96,22 @@ class Presence:
     """
 
     _waiting_since: float | None = None
+    _received_at: float = -math.inf
     _idle_epochs: int = 0
     _dial_failed: bool = False
 
     def received(self, now: float) -> None:
-        """Note that there is audio that waits for a final."""
-        if self._waiting_since is None:
+        """Note that there is audio that waits for a final.
+
+        A pause of the device's is not held against Deepgram: the wait begins anew after it.
+        """
+        if self._waiting_since is None or now - self._received_at >= PAUSE_SECONDS:
             self._waiting_since = now
+        self._received_at = now
+
+    def held_back(self, now: float) -> None:
+        """Note that it was we who did not read, not the device that paused."""
+        self._received_at = now
 
     def progressed(self, now: float, *, pending: bool) -> None:
         """Note that a watermark moved, and whether audio is left that waits."""

@@ -58,6 +58,8 @@ class Attempt:
         try:
             with self._dialling:
                 async with provider.connect(request) as connection:
+                    if not connection.tells_speakers_apart:
+                        self.lead_in = None
                     provider.opened(trio.current_time() - dialled_at)
                     self.link = Link(
                         connection,
@@ -73,7 +75,9 @@ class Attempt:
                     on_open(self, self.link)
                     await self.link.run()
         except ProviderError as error:
-            self.error = error
+            # Without its frames: they hold this attempt, and the error would hold them.
+            error.__context__ = error.__cause__ = None
+            self.error = error.with_traceback(None)
             provider.failed(was_open=self.link is not None)
         self.ended.set()
 

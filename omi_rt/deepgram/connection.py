@@ -6,7 +6,7 @@ own, and turns its exceptions into ours. Sending is for one task only, receiving
 
 from __future__ import annotations
 
-import contextlib
+import functools
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -21,6 +21,7 @@ from omi_rt.core.deepgram import (
     is_retryable_close,
     is_retryable_status,
     parse_message,
+    retry_after_seconds,
 )
 from omi_rt.core.errors import (
     ProviderClosed,
@@ -170,10 +171,14 @@ async def open_connection(
         if stream is not None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
                 await trio.aclose_forcefully(stream)
-    if body_error is not None:
-        raise body_error
-    if library_error is not None:
-        raise _as_provider_error(library_error)
+    try:
+        if body_error is not None:
+            raise body_error
+        if library_error is not None:
+            raise _as_provider_error(library_error)
+    finally:
+        # Or each error would hold this frame, and the frame the error.
+        body_error = library_error = None
 
 
 async def dial_tcp(url: str) -> trio.abc.Stream:
@@ -184,14 +189,21 @@ async def dial_tcp(url: str) -> trio.abc.Stream:
     stream = await open_tcp_stream(parts.hostname, parts.port or (443 if secure else 80))
     if not secure:
         return stream
-    context = ssl.create_default_context()
-    tls = trio.SSLStream(stream, context, server_hostname=parts.hostname, https_compatible=True)
+    tls = trio.SSLStream(
+        stream, _tls_context(), server_hostname=parts.hostname, https_compatible=True
+    )
     try:
         await tls.do_handshake()
     except BaseException:
         await trio.aclose_forcefully(stream)
         raise
     return tls
+
+
+@functools.cache
+def _tls_context() -> ssl.SSLContext:
+    """Made once: reading the system's certificates stops the loop for 20 ms."""
+    return ssl.create_default_context()
 
 
 async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:
@@ -253,17 +265,10 @@ def _as_provider_error(error: Exception) -> ProviderError:
             retryable=is_retryable_status(error.status_code),
             error=_shown(headers.get(b"dg-error", b"")),
             request_id=_shown(headers.get(b"dg-request-id", b"")),
-            retry_after=_retry_after(headers.get(b"retry-after", b"")),
+            retry_after=retry_after_seconds(_shown(headers.get(b"retry-after", b""))),
         )
     return ProviderClosed(_NO_FRAME, f"{type(error).__name__} in the protocol", retryable=True)
 
 
 def _shown(value: bytes) -> str:
     return value.decode("ascii", "replace")[:_MAX_REASON_CHARACTERS]
-
-
-def _retry_after(value: bytes) -> float | None:
-    """Seconds; the date form of RFC 9110 is not used for 429 by anyone we know, and is ignored."""
-    with contextlib.suppress(ValueError):
-        return max(0.0, float(value))
-    return None

@@ -10,12 +10,13 @@ from urllib.parse import urlsplit, urlunsplit
 
 import httpx
 
-from omi_rt.core.deepgram import is_retryable_status
+from omi_rt.core.deepgram import is_retryable_status, retry_after_seconds
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
 
 HTTPClient = httpx.AsyncClient
 GRANT_PATH = "/v1/auth/grant"
 GRANT_TIMEOUT_SECONDS = 5.0
+_MAX_SHOWN_CHARACTERS = 200
 
 
 class Credentials(Protocol):
@@ -76,8 +77,9 @@ class GrantedToken:
             raise ProviderRefused(
                 response.status_code,
                 retryable=is_retryable_status(response.status_code),
-                error=response.headers.get("dg-error", "grant refused"),
-                request_id=response.headers.get("dg-request-id", ""),
+                error=response.headers.get("dg-error", "grant refused")[:_MAX_SHOWN_CHARACTERS],
+                request_id=response.headers.get("dg-request-id", "")[:_MAX_SHOWN_CHARACTERS],
+                retry_after=retry_after_seconds(response.headers.get("retry-after", "")),
             )
         try:
             token = response.json()["access_token"]

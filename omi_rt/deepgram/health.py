@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from omi_rt.core import events
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from datetime import datetime
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
@@ -38,14 +38,13 @@ class HealthReport:
     def __init__(
         self,
         session_id: str,
-        started_at: datetime,
         audio_format: AudioFormat,
         metrics: Metrics,
         tell: Callable[[dict[str, Any]], None],
         log: Any,
     ) -> None:
         self._session_id = session_id
-        self._started_at = started_at
+        self._started_at: datetime | None = None
         self._format = audio_format
         self._metrics = metrics
         self._tell = tell
@@ -58,12 +57,17 @@ class HealthReport:
         """The session begins to dial."""
         self._tell(events.service_status("initiating"))
 
+    def audio_began(self) -> None:
+        """The first audio has come: the session clock's zero."""
+        self._started_at = datetime.now(UTC)
+
     def opened(self, request_id: str) -> bool:
         """An epoch is open that serves the session; returns whether it is the first."""
         is_first = not self._is_ready
         if is_first:
             self._is_ready = True
-            self._tell(events.ready(self._session_id, self._started_at))
+            self._tell(events.ready(self._session_id, self._started_at or datetime.now(UTC)))
+        self.flush()
         if self._is_degraded:
             self._is_degraded = False
             self._log.info("provider_recovered", request_id=request_id)
@@ -95,6 +99,8 @@ class HealthReport:
         """Audio was given up."""
         if gap is None:
             return
+        if self._gap is not None and self._gap.end != gap.start:
+            self.flush()
         self._gap = gap if self._gap is None else self._gap.joined(gap)
         if self._gap.end - self._gap.start >= self._format.samples(_REPORT_GAP_SECONDS):
             self.flush()

@@ -10,7 +10,7 @@ from omi_rt.core.deepgram import Message, Metadata, Results
 from omi_rt.core.epoch import Epoch, Heard
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
-from omi_rt.core.watchdog import UNANSWERED_SECONDS, AnswerWatch, Verdict
+from omi_rt.core.watchdog import PAUSE_SECONDS, UNANSWERED_SECONDS, AnswerWatch, Verdict
 from omi_rt.deepgram.pump import Pump
 
 if TYPE_CHECKING:
@@ -29,6 +29,7 @@ CLOSING_SECONDS = 10.0
 _LAST_WORDS_SECONDS = 1.0
 """For what had arrived before a send failed."""
 _WATCH_SECONDS = 1.0
+_NORMAL_CLOSURE = 1000
 
 
 class Link:
@@ -38,6 +39,7 @@ class Link:
     """
 
     __slots__ = (
+        "_asked_in_pause",
         "_coverage",
         "_on_heard",
         "_on_ignored",
@@ -84,7 +86,10 @@ class Link:
         self._on_ignored = on_ignored
         self._undigested = set(range(coverage.audio_format.channels))
         self._opened_at = trio.current_time()
-        self._watch = AnswerWatch(coverage.audio_format.samples(UNANSWERED_SECONDS))
+        self._watch = AnswerWatch(
+            min(coverage.audio_format.samples(UNANSWERED_SECONDS), coverage.backlog.capacity // 2)
+        )
+        self._asked_in_pause: int | None = None
         self._scope = trio.CancelScope()
 
     def retire(self) -> None:
@@ -109,8 +114,12 @@ class Link:
                     self.retire()
         except* ProviderError as group:
             failure = _first(group)
-        if failure is not None:
-            raise failure
+        try:
+            if failure is not None:
+                raise failure
+        finally:
+            # Or the error would hold this frame, and the frame the error.
+            failure = None
 
     # The reader.
 
@@ -118,8 +127,8 @@ class Link:
         while True:
             try:
                 message = await self.connection.receive()
-            except ProviderClosed:
-                if self.metadata is not None:
+            except ProviderClosed as closed:
+                if closed.code == _NORMAL_CLOSURE and self.pump.closing_since is not None:
                     return
                 raise
             if isinstance(message, Results):
@@ -133,8 +142,12 @@ class Link:
                 self._on_ignored(message)
 
     def _apply(self, results: Results) -> None:
+        if self._scope.cancel_called:
+            # Another epoch has its origin already: what this one says now comes twice.
+            return
         heard = self.epoch.hear(results, self._coverage)
-        self._watch.answered(results.channel_index[0], trio.current_time())
+        for channel in heard.channels:
+            self._watch.answered(channel, trio.current_time())
         # While the audio of the words is still there.
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
@@ -193,6 +206,11 @@ class Link:
             self.pump.keep_alive()
         if position is None:
             return
+        if self._is_paused(now) and position > self._coverage.watermark:
+            # The last words before a pause of the device's are not to wait for the next ones. Once:
+            # a provider need not answer where little is buffered.
+            self._asked_in_pause = position
+            self.pump.finalize()
         match self._watch.verdict(position, self._coverage, now):
             case Verdict.FINALIZE:
                 self.pump.finalize()
@@ -203,6 +221,12 @@ class Link:
                 raise ProviderUnreachable("no answer to Finalize")
             case Verdict.WAIT:
                 pass
+
+    def _is_paused(self, now: float) -> bool:
+        return (
+            now - self.pump.audio_sent_at >= PAUSE_SECONDS
+            and self._asked_in_pause != self.epoch.sent_position
+        )
 
     def _next_due(self, now: float) -> float:
         dues = [self.connection.last_sent + KEEP_ALIVE_SECONDS]

@@ -17,6 +17,7 @@ from omi_rt.core.speakers import Win, count_votes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
+    from random import Random
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.lead_in import Anchor, VoiceClips
@@ -32,6 +33,8 @@ RELABEL_KNOWN_SECONDS = 5.0
 MAX_FOLLOW_UPS = 2
 """After one plain epoch: each costs a lead-in."""
 NO_PROFILE = "no speech profile is stored"
+NOT_RECOGNISED = "the voices of the lead-in were not recognised"
+"""Tried again after the next reconnect only: each try costs a whole lead-in."""
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 
 
@@ -63,15 +66,18 @@ class Primer:
         audio_format: AudioFormat,
         voices: VoiceClips,
         load_anchors: Callable[[], Awaitable[list[Anchor]]],
+        random: Random,
     ) -> None:
         self._stage = stage
         self._format = audio_format
         self._voices = voices
         self._load_anchors = load_anchors
+        self._random = random
         self._wanted = trio.Event()
         self._relabel = False
         self._follow_ups = 0
         self._has_told = False
+        self._has_failed = False
 
     def want(self, *, relabel: bool) -> None:
         """A plain epoch has opened: prime one.
@@ -87,7 +93,9 @@ class Primer:
         """Prime and hand over, again after every reconnect. Cancelling drops what is being primed."""
         failure: str | None = None
         while True:
-            with trio.move_on_after(math.inf if failure is None else RETRY_SECONDS):
+            is_worth_a_retry = failure is not None and failure != NOT_RECOGNISED
+            pause = RETRY_SECONDS * self._random.uniform(1.0, 1.2)
+            with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
             self._wanted = trio.Event()
             failure = await self._prime()
@@ -149,7 +157,7 @@ class Primer:
         lead_in, failure = await self.gather()
         if lead_in is None:
             return failure
-        await self._stage.wait_for_turn(is_redial=self._relabel)
+        await self._stage.wait_for_turn(is_redial=self._relabel or self._has_failed)
         attempt = self._stage.start(lead_in)
         has_switched = False
         try:
@@ -158,13 +166,16 @@ class Primer:
             if wins:
                 with trio.move_on_after(UTTERANCE_SECONDS):
                     await self._stage.utterance_end()
-            if attempt.ended.is_set():
+            self._has_failed = attempt.ended.is_set()
+            if self._has_failed:
                 return f"no primed connection: {attempt.error}"
             if not wins:
-                return "the voices of the lead-in were not recognised"
+                return NOT_RECOGNISED
             self._relabel = False
             self._stage.switch(attempt, wins)
             has_switched = True
+            # A reconnect while this was being primed is answered by it.
+            self._wanted = trio.Event()
             self._follow_up(lead_in)
         finally:
             if not has_switched:

@@ -64,13 +64,14 @@ class Provider:
         self.metrics.provider_messages.labels(kind).inc()
 
     async def wait_for_turn(self, *, is_redial: bool) -> None:
-        """Wait until this process may dial again. Cancelling gives up the place."""
-        while True:
-            delay = self.gate.delay(trio.current_time(), is_redial=is_redial)
-            if delay == 0.0:
-                return
-            # Jittered, or all that wait would wake together for one token.
-            await trio.sleep(delay * self.random.uniform(1.0, 2.0))
+        """Wait until this process may dial again. Cancelling gives the place up."""
+        delay = self.gate.reserve(trio.current_time(), is_redial=is_redial)
+        try:
+            await trio.sleep(delay)
+        except trio.Cancelled:
+            if delay > 0.0:
+                self.gate.give_back()
+            raise
 
 
 def make_provider(

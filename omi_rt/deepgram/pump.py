@@ -45,6 +45,7 @@ class Pump:
         "_unsent",
         "_work",
         "anchors_end",
+        "audio_sent_at",
         "closing_since",
         "lead_in_sent",
     )
@@ -67,6 +68,8 @@ class Pump:
         self._format = coverage.audio_format
         self._cost = cost
         self._most = self._format.samples(MAX_MESSAGE_SECONDS)
+        self.audio_sent_at = trio.current_time()
+        """When session audio last went up (`trio.current_time`)."""
         self.anchors_end = 0
         """On the connection's clock, in samples: where the last anchor sent ends."""
         self._lead_in = lead_in.parts() if lead_in is not None else None
@@ -114,6 +117,9 @@ class Pump:
         if not self._connection.send_audio_nowait(chunk.payload):
             self._unsent = chunk.payload
             self._is_idle = False
+            self._work.set()
+        elif chunk.end < self._coverage.backlog.end:
+            # A message holds no more than so much: the task sends the rest.
             self._work.set()
 
     def keep_alive(self) -> None:
@@ -187,6 +193,7 @@ class Pump:
         self._epoch.sent(chunk.position, chunk.samples)
         self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
         self._cursor = chunk.end
+        self.audio_sent_at = trio.current_time()
 
     async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:
         step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
@@ -214,6 +221,9 @@ class Pump:
         await self._connection.send_audio(payload)
 
     def _is_all_sent(self) -> bool:
-        return self._is_finishing and (
-            self._cursor is None or self._cursor >= self._coverage.backlog.end
+        # A primed epoch that is not live yet has the session's audio still to come.
+        return (
+            self._is_finishing
+            and self._cursor is not None
+            and self._cursor >= self._coverage.backlog.end
         )

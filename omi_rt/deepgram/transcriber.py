@@ -71,11 +71,12 @@ class Transcriber:
         self._log = log
         self._primer: Primer | None = None
         if load_anchors is not None:
-            self._primer = Primer(self, coverage.audio_format, narrator.voices, load_anchors)
+            self._primer = Primer(
+                self, coverage.audio_format, narrator.voices, load_anchors, provider.random
+            )
         self._profile_first = profile_first
         self._health = HealthReport(
             narrator.session_id,
-            narrator.started_at,
             coverage.audio_format,
             provider.metrics,
             tell,
@@ -85,6 +86,7 @@ class Transcriber:
         self._backoff = Backoff(provider.random)
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
+        self._priming = trio.CancelScope()
         self._room = trio.Event()
         self._utterance_end = trio.Event()
         self._nursery: trio.Nursery | None = None
@@ -97,7 +99,10 @@ class Transcriber:
 
     def receive(self, payload: bytes) -> None:
         """Take audio from the device."""
-        if self._coverage.receive(payload):
+        samples = self._coverage.receive(payload)
+        if samples:
+            if samples == self._coverage.backlog.end:
+                self._health.audio_began()
             self._presence.received(trio.current_time())
             if self._current is not None and self._current.link is not None:
                 self._current.link.pump.offer()
@@ -111,10 +116,11 @@ class Transcriber:
         while self._coverage.is_full:
             if self._presence.is_away(trio.current_time()):
                 self._health.lost(self._coverage.drop_excess())
-                return
+                break
             self._room = trio.Event()
             with trio.move_on_after(_ROOM_CHECK_SECONDS):
                 await self._room.wait()
+        self._presence.held_back(trio.current_time())
 
     def end_audio(self, within: float | None = None) -> None:
         """No more audio comes: finish what there is.
@@ -127,6 +133,7 @@ class Transcriber:
         limit = rest + FINISHING_SECONDS if within is None else within
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
+        self._priming.cancel()
         link = self._current.link if self._current is not None else None
         if link is not None:
             link.pump.finish()
@@ -149,7 +156,7 @@ class Transcriber:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
                     if self._primer is not None and not self._profile_first:
-                        self._nursery.start_soon(self._primer.run)
+                        self._nursery.start_soon(self._run_primer, self._primer)
                     failure = await self._keep_current()
                     self._nursery.cancel_scope.cancel()
         finally:
@@ -157,6 +164,10 @@ class Transcriber:
             self._health.flush()
         if failure is not None:
             raise failure
+
+    async def _run_primer(self, primer: Primer) -> None:
+        with self._priming:
+            await primer.run()
 
     async def _keep_current(self) -> ProviderError | None:
         """Run one epoch after another; returns the refusal that ends it all, if there is one."""
@@ -216,7 +227,9 @@ class Transcriber:
         self._narrator.learn(
             attempt.link.labels, wins, attempt.lead_in.anchors, self._coverage.high_watermark
         )
-        self._go_live(attempt.link, is_planned=former is not attempt)
+        attempt.lead_in.release()
+        is_planned = former is not None and former is not attempt and not former.ended.is_set()
+        self._go_live(attempt.link, is_planned=is_planned)
         self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))
 
     async def utterance_end(self) -> None:
@@ -224,19 +237,22 @@ class Transcriber:
         await self._utterance_end.wait()
 
     def _opened(self, attempt: Attempt, link: Link) -> None:
-        self._presence.opened()
         self._has_renewed = False
-        is_first = self._health.opened(link.connection.request_id)
         if attempt.lead_in is None:
-            self._go_live(link, is_planned=False)
+            is_first = self._go_live(link, is_planned=False)
             self._want_primed(link, relabel=not is_first)
         elif self._profile_first and self._primer is not None and self._nursery is not None:
+            self._health.opened(link.connection.request_id)
             self._nursery.start_soon(self._primer.hear_first, attempt)
 
-    def _go_live(self, link: Link, *, is_planned: bool) -> None:
+    def _go_live(self, link: Link, *, is_planned: bool) -> bool:
+        """Let an open epoch serve the session; returns whether it is the first."""
+        self._presence.opened()
+        is_first = self._health.opened(link.connection.request_id)
         link.pump.go_live(self._coverage.watermark, is_planned=is_planned)
         if self._audio_ended:
             link.pump.finish()
+        return is_first
 
     def _want_primed(self, link: Link, *, relabel: bool) -> None:
         if self._primer is None:
@@ -247,6 +263,9 @@ class Transcriber:
             self._primer.tell(ONE_SPEAKER)
 
     def _heard(self, link: Link, results: Results, heard: Heard) -> None:
+        if self._current is None or link is not self._current.link:
+            # It is being primed: what it hears is for the votes alone.
+            return
         self._backoff.reset()
         if heard.words:
             self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)

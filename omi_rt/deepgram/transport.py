@@ -6,8 +6,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from omi_rt.net.stream import TCPStream
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -23,8 +21,8 @@ class WatchedStream(trio.abc.Stream):
     __slots__ = (
         "_is_sending",
         "_rest",
+        "_send_at_once",
         "_stream",
-        "_tcp",
         "_waiting",
         "ended",
         "send_failed",
@@ -32,7 +30,8 @@ class WatchedStream(trio.abc.Stream):
 
     def __init__(self, stream: trio.abc.Stream) -> None:
         self._stream = stream
-        self._tcp = stream if isinstance(stream, TCPStream) else None
+        # Of TCP, not of TLS: what that sends is not what it is given.
+        self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | memoryview = b""
         self._is_sending = False
         self._waiting = trio.lowlevel.ParkingLot()
@@ -43,10 +42,10 @@ class WatchedStream(trio.abc.Stream):
 
     def send_nowait(self, frame: bytes) -> bool:
         """Send a frame if the kernel takes all of it now; the rest waits for `send_rest`."""
-        if self._tcp is None or self._is_sending or self.send_failed:
+        if self._send_at_once is None or self._is_sending or self.send_failed:
             return False
         try:
-            sent = self._tcp.send_nowait(frame)
+            sent = self._send_at_once(frame)
         except NETWORK_ERRORS:
             self.send_failed = True
             return True

@@ -66,6 +66,19 @@ class BoundedStream(trio.abc.HalfCloseableStream):
                     return
                 await pipe.changed.park()
 
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
+        """Send what there is room for, as a socket does; returns how many bytes that is.
+
+        Raises as `send_all` does.
+        """
+        with self._sending:
+            self._check_sending()
+            pipe = self._outgoing
+            room = max(0, pipe.capacity - len(pipe.buffer))
+            pipe.buffer += data[:room]
+            pipe.changed.unpark_all()
+            return min(room, len(data))
+
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room. Raises as `send_all` does."""
         with self._sending:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import uuid
-from datetime import UTC, datetime
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -70,7 +69,6 @@ class Session:
             load_anchors = partial(profiles.anchors, request.uid, request.audio_format)
         self._narrator = Narrator(
             self.id,
-            datetime.now(UTC),
             request.audio_format,
             send=self._send,
             new_id=_new_id,
@@ -147,6 +145,9 @@ class Session:
                 await self._receive_audio()
             except PeerClosed as closed:
                 self._lose_device(f"device_closed_{closed.code}", closed.code)
+        if not self._device_is_there:
+            # Its side ends now, whatever is still to be finalised.
+            await self._websocket.aclose(self._close_code, self._reason)
         self._incoming_ended.set()
 
     async def _receive_audio(self) -> None:
@@ -216,6 +217,7 @@ class Session:
             await self._websocket.run_writer(self._settings.send_timeout)
         except PeerTooSlow as error:
             self._lose_device(str(error), error.close_code)
+            await self._websocket.abort(self._close_code, self._reason)
 
     # The provider's side.
 
@@ -240,7 +242,7 @@ class Session:
                     self._narrator.identities_known_from,
                 )
             )
-        await self._websocket.aclose(self._close_code, self._reason)
+            await self._websocket.aclose(self._close_code, self._reason)
 
     # Ends.
 
