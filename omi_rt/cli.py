@@ -121,7 +121,9 @@ def profile_put(uid: str, file: IO[bytes], person_id: str | None) -> None:
 @_person
 def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
     """Write the stored profile into FILE, as it is ("-" is standard output)."""
-    file.write(_with_store(lambda store: get_profile(store, uid, person_id)))
+    # First: naming the method opens the file, and empties what was there.
+    wav = _with_store(lambda store: get_profile(store, uid, person_id))
+    file.write(wav)
 
 
 @profile.command("list")

@@ -52,8 +52,15 @@ class ListenRequest:
 
 
 def split_target(target: str) -> tuple[str, dict[str, str]]:
-    """Split a request line's target into its path and its parameters; of a repeated one the last."""
-    parts = urlsplit(target)
+    """Split a request line's target into its path and its parameters; of a repeated one the last.
+
+    Raises:
+        BadRequest: it is no target.
+    """
+    try:
+        parts = urlsplit(target)
+    except ValueError:
+        raise BadRequest("not a request target") from None
     return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
 
 

@@ -56,6 +56,7 @@ class Link:
         "metadata",
         "progressed",
         "pump",
+        "was_ignored",
     )
 
     def __init__(
@@ -75,6 +76,8 @@ class Link:
         self.pump = Pump(connection, self.epoch, coverage, cost, lead_in)
         self.metadata: Metadata | None = None
         """The answer to our CloseStream."""
+        self.was_ignored = False
+        """Whether our CloseStream brought nothing within `CLOSING_SECONDS`."""
         self.progressed = False
         """Whether a final has moved a watermark."""
         self.digested = trio.Event()
@@ -193,6 +196,7 @@ class Link:
                     raise ProviderClosed(1006, "connection lost", retryable=True)
             if self.pump.closing_since is not None:
                 if now - self.pump.closing_since >= CLOSING_SECONDS:
+                    self.was_ignored = True
                     self.retire()
             else:
                 self._keep_up(now)

@@ -6,15 +6,13 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
-from omi_rt.core.backoff import Backoff
-from omi_rt.core.epoch import METADATA_TOLERANCE_SECONDS
-from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_RATE
 from omi_rt.core.watchdog import Presence
 from omi_rt.deepgram.attempt import Attempt
 from omi_rt.deepgram.health import HealthReport
 from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
+from omi_rt.deepgram.succession import Succession
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -22,6 +20,7 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
     from omi_rt.core.epoch import Heard
+    from omi_rt.core.errors import ProviderError
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.narrator import Narrator
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
 
 FINISHING_SECONDS = 30.0
 """What ending a session may take, besides sending what is left."""
-_UNAUTHORIZED = 401
 _ROOM_CHECK_SECONDS = 1.0
 
 
@@ -83,7 +81,7 @@ class Transcriber:
             log,
         )
         self._presence = Presence()
-        self._backoff = Backoff(provider.random)
+        self._succession = Succession(coverage, provider, self._health, log)
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
         self._priming = trio.CancelScope()
@@ -92,8 +90,6 @@ class Transcriber:
         self._nursery: trio.Nursery | None = None
         self._current: Attempt | None = None
         self._audio_ended = False
-        self._has_renewed = False
-        self._unanswered_closes = 0
 
     # What the device's side calls.
 
@@ -176,7 +172,7 @@ class Transcriber:
             if self._current is None:
                 with trio.CancelScope() as self._between:
                     await trio.sleep(delay)
-                    await self.wait_for_turn(is_redial=self._backoff.failures > 0)
+                    await self.wait_for_turn(is_redial=self._succession.backoff.failures > 0)
                     self._current = await self._start_current()
                 # A switch may have come first: then a primed epoch is current already.
                 continue
@@ -185,9 +181,10 @@ class Transcriber:
             if attempt is not self._current:
                 continue
             self._current = None
-            if self._is_final(attempt):
+            wait = self._conclude(attempt)
+            if wait is None:
                 return attempt.error
-            delay = self._after(attempt)
+            delay = wait
         return None
 
     async def _start_current(self) -> Attempt:
@@ -237,7 +234,7 @@ class Transcriber:
         await self._utterance_end.wait()
 
     def _opened(self, attempt: Attempt, link: Link) -> None:
-        self._has_renewed = False
+        self._succession.opened()
         if attempt.lead_in is None:
             is_first = self._go_live(link, is_planned=False)
             self._want_primed(link, relabel=not is_first)
@@ -266,7 +263,7 @@ class Transcriber:
         if self._current is None or link is not self._current.link:
             # It is being primed: what it hears is for the votes alone.
             return
-        self._backoff.reset()
+        self._succession.backoff.reset()
         if heard.words:
             self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)
         if results.speech_final:
@@ -280,55 +277,17 @@ class Transcriber:
 
     # After an epoch.
 
-    def _is_final(self, attempt: Attempt) -> bool:
-        """Account for an attempt that ended; returns whether there is to be no other."""
+    def _conclude(self, attempt: Attempt) -> float | None:
+        """Account for an epoch that ended; returns the wait before the next, or None for the end."""
         if attempt.link is not None:
             self._health.closed(attempt.link)
             self._presence.ended(progressed=attempt.link.progressed)
         else:
             self._presence.dial_failed()
-        error = attempt.error
         if self._is_done():
             attempt.error = None
-            return True
-        if error is None:
-            return not self._is_worth_another(attempt.link)
-        if error.retryable or self._can_renew(error):
-            return False
-        status = error.status if isinstance(error, ProviderRefused) else None
-        if status and self._provider.breaker.refused(status, trio.current_time()):
-            self._log.error("breaker_opened", status=status)
-        return True
-
-    def _is_worth_another(self, link: Link | None) -> bool:
-        """Whether an epoch that was closed as we asked has left something to try for again.
-
-        Where CloseStream was not answered, once; where Metadata tells that something is missing,
-        as long as an epoch brings anything.
-        """
-        backlog = self._coverage.backlog
-        rest = self._coverage.audio_format.seconds(backlog.end - backlog.start)
-        if link is None or rest <= METADATA_TOLERANCE_SECONDS:
-            return False
-        if link.metadata is not None:
-            return link.progressed
-        self._unanswered_closes += 1
-        return self._unanswered_closes == 1
-
-    def _after(self, attempt: Attempt) -> float:
-        """Tell of an epoch that was lost; returns the seconds to wait before the next."""
-        error = attempt.error
-        if error is None:
-            return 0.0
-        self._health.degraded(error)
-        return self._backoff.after_failure(error.retry_after)
-
-    def _can_renew(self, error: ProviderError) -> bool:
-        """Whether it is a 401 that a fresh token may mend: once."""
-        if self._has_renewed or not self._provider.credentials.is_renewable:
-            return False
-        self._has_renewed = isinstance(error, ProviderRefused) and error.status == _UNAUTHORIZED
-        return self._has_renewed
+            return None
+        return self._succession.after(attempt)
 
     def _is_done(self) -> bool:
         backlog = self._coverage.backlog

@@ -158,17 +158,20 @@ class WebSocket:
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with ``code`` and wait for the peer's answer, `CLOSE_SECONDS` at most.
 
-        Safe under cancellation: then the bound holds all the same and the stream is closed.
-        ``run_writer`` must still be running, and nobody may be receiving.
+        Cancelling this closes the stream at once. ``run_writer`` must still be running, and nobody
+        may be receiving.
         """
         self.close_nowait(code, reason)
         # Reading on until the end matters even after the peer's close frame: closing a socket with
         # unread data resets it, and the reset can overtake our own close frame.
-        with trio.move_on_after(CLOSE_SECONDS, shield=True):
-            while not self._wire.is_closed:
-                await self._feed()
-            await self._writer_done.wait()
-        await trio.aclose_forcefully(self._stream)
+        try:
+            with trio.move_on_after(CLOSE_SECONDS):
+                while not self._wire.is_closed:
+                    await self._feed()
+                await self._writer_done.wait()
+        finally:
+            with trio.move_on_after(ABORT_SECONDS, shield=True):
+                await trio.aclose_forcefully(self._stream)
 
     async def abort(self, code: int, reason: str = "") -> None:
         """Close at once, when ``run_writer`` no longer runs: what is queued goes out if it can.
@@ -184,6 +187,8 @@ class WebSocket:
         await trio.aclose_forcefully(self._stream)
 
     async def _feed(self) -> None:
+        # Answers to pings are queued by reading: who does not read them is not read either.
+        await self.drained(MAX_QUEUED_BYTES)
         try:
             data = await self._stream.receive_some()
         except _STREAM_ERRORS:

@@ -106,7 +106,11 @@ class Server:
         except HandshakeFailed:
             self._metrics.connections_dropped.inc()
             return
-        path, parameters = split_target(request.target)
+        try:
+            path, parameters = split_target(request.target)
+        except BadRequest as error:
+            await _respond(handshake, HTTPAnswer(400, f"{error}\n"))
+            return
         if path != "/listen" or not request.is_upgrade:
             await _respond(
                 handshake,
@@ -192,9 +196,15 @@ async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
     )
 
 
-async def drain_on_signal(server: Server, scope: trio.CancelScope) -> None:
+async def drain_on_signal(
+    server: Server,
+    scope: trio.CancelScope,
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
     """On the first SIGTERM or SIGINT drain; on the second end everything at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        task_status.started()
         async for _ in signals:
             if server.is_ready:
                 server.drain()

@@ -69,7 +69,8 @@ async def serve(
         provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
         server = Server(settings, provider, metrics, profiles, load)
         trio.lowlevel.add_instrument(LoadInstrument(load))
-        nursery.start_soon(drain_on_signal, server, nursery.cancel_scope)
+        # Before anybody is told that it is ready: a signal may follow at once.
+        await nursery.start(drain_on_signal, server, nursery.cancel_scope)
         announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
         task_status.started(f"ws://{address}")
         await server.serve(listeners)
