@@ -1,0 +1,104 @@
+"""Without a key: the embedded recogniser behind ``omi-rt serve``, and ``omi-rt demo``."""
+
+from __future__ import annotations
+
+import signal
+
+import pytest
+import trio
+from attrs import define, field
+
+from omi_rt.local.accuracy import word_accuracy
+from omi_rt.local.sample import sample_text, sample_wav
+from tests.processes import descendants_of, ended, wait_ended
+from tests.processes_e2e import Finished, run, serving
+
+pytestmark = pytest.mark.realtime
+
+NO_KEY = (
+    "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)"
+)
+AT_LEAST = 0.8
+"""Of the sample's words."""
+
+
+@define
+class Heard:
+    """What came of the sample, at real time."""
+
+    demo: list[Finished] = field(factory=list)
+    stream: list[Finished] = field(factory=list)
+    server_said: str = ""
+    recogniser: set[int] = field(factory=set)
+    """Its processes, while it was used."""
+    server_status: int | None = None
+
+
+@pytest.fixture(scope="module")
+def heard() -> Heard:
+    """The demo, and beside it a server and a device, for both take as long as the sample."""
+    result = Heard()
+
+    async def run_demo() -> None:
+        result.demo.append(await run("demo", within=60))
+
+    async def serve_and_stream() -> None:
+        with sample_wav() as path:
+            async with serving() as server:
+                options = ("--codec", "opus", "--speed", "1")
+                result.stream.append(
+                    await run("stream", str(path), "--url", server.url, *options, within=60)
+                )
+                result.recogniser |= descendants_of(server.program.pid)
+                server.program.signal()
+                result.server_status = await server.program.status()
+                result.server_said = server.program.errors
+
+    async def run_both() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(run_demo)
+            nursery.start_soon(serve_and_stream)
+
+    trio.run(run_both)
+    return result
+
+
+def test_serve_says_in_one_line_that_there_is_no_key(heard: Heard) -> None:
+    assert heard.server_said.splitlines()[0] == NO_KEY
+    assert heard.server_said.count(NO_KEY) == 1
+
+
+def test_a_device_gets_at_least_80_percent_of_the_sample_s_words(heard: Heard) -> None:
+    (stream,) = heard.stream
+    assert (stream.status, stream.errors) == (0, "")
+    text = " ".join(line.split("SPEAKER_00")[1] for line in stream.output.splitlines())
+    assert word_accuracy(sample_text(), text) >= AT_LEAST
+
+
+def test_the_recogniser_s_processes_end_with_the_server(heard: Heard) -> None:
+    assert len(heard.recogniser) >= 2
+    assert all(map(ended, heard.recogniser))
+    assert heard.server_status == 0
+    assert "Traceback" not in heard.server_said
+
+
+def test_the_demo_prints_segments_and_a_summary_with_nothing_lost(heard: Heard) -> None:
+    (demo,) = heard.demo
+    assert demo.status == 0
+    assert "Traceback" not in demo.errors
+    segments, _, summary = demo.output.rpartition("\n\n")
+    assert segments.count("SPEAKER_00") == len(segments.splitlines()) >= 3
+    rows = dict(line.split("  ", maxsplit=1) for line in summary.splitlines())
+    assert {name: value.strip() for name, value in rows.items()}["seconds lost"] == "0"
+    assert rows["audio"].strip() == "11.2 s"
+    assert int(rows["segments"]) == len(segments.splitlines())
+    assert int(rows["words right"].strip().rstrip("%")) >= 100 * AT_LEAST
+
+
+async def test_the_recogniser_s_processes_end_when_the_server_is_killed() -> None:
+    async with serving() as server:
+        recogniser = descendants_of(server.program.pid)
+        assert len(recogniser) >= 2
+        server.program.signal(signal.SIGKILL)
+        assert await server.program.status() == -signal.SIGKILL
+        await wait_ended(recogniser, 5)

@@ -1,0 +1,210 @@
+"""``omi-rt stream`` to ``omi-rt serve`` to ``omi-rt fake-deepgram``: three processes, real sockets."""
+
+from __future__ import annotations
+
+import json
+import socket
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+from attrs import frozen
+
+from omi_rt.codecs.wav import WavAudio, write_wav
+from omi_rt.fake import Script, plain_words, random_script, synthesise
+from tests.processes_e2e import KEY, Finished, fake_program, run, serving
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from omi_rt.fake import SpokenWord
+
+pytestmark = pytest.mark.realtime
+
+TALK = random_script(Random(43), 3.2, longest_pause=0.4)
+TWO_SIDES = random_script(Random(40), 3.2, channels=2, longest_pause=0.4)
+SPEED = "1.2"
+"""What the fake takes from the start on, and a quarter over real time is what a server sends."""
+SEGMENT_FIELDS = {
+    "id",
+    "speaker",
+    "speaker_id",
+    "start",
+    "end",
+    "text",
+    "is_user",
+    "person_id",
+}
+
+
+@frozen
+class Case:
+    """A recording, and how exactly its words must come back."""
+
+    codec: str
+    script: Script
+    sample_rate: int
+    tolerance: float
+    """In seconds."""
+
+
+CASES = {
+    "opus": Case("opus", TALK, 16_000, 0.030),
+    "opus_fs320": Case("opus_fs320", TALK, 16_000, 0.030),
+    "pcm16": Case("pcm16", TALK, 16_000, 0.001),
+    "pcm8": Case("pcm8", TALK, 8_000, 0.001),
+    # The fake knows resampled words by their spectrum alone, and their borders within 25 ms.
+    "pcm8 from 16 kHz": Case("pcm8", TALK, 16_000, 0.030),
+    "stereo pcm16": Case("pcm16", TWO_SIDES, 16_000, 0.001),
+}
+
+
+def write_script(path: Path, script: Script, sample_rate: int = 16_000) -> str:
+    """Record a script as a WAV file; return its path."""
+    pcm = synthesise(script, sample_rate)
+    path.write_bytes(write_wav(WavAudio(sample_rate, script.channels, pcm)))
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def streamed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finished]:
+    """Every case streamed, all at once, to one server."""
+    directory = tmp_path_factory.mktemp("recordings")
+    finished: dict[str, Finished] = {}
+
+    async def stream(name: str, url: str) -> None:
+        case = CASES[name]
+        path = write_script(directory / f"{name}.wav", case.script, case.sample_rate)
+        options = ("--url", url, "--codec", case.codec, "--speed", SPEED, "--json")
+        finished[name] = await run("stream", path, *options)
+
+    async def stream_all() -> None:
+        async with (
+            fake_program("--key", KEY) as fake,
+            serving(DEEPGRAM_URL=fake, DEEPGRAM_API_KEY=KEY) as server,
+            trio.open_nursery() as nursery,
+        ):
+            for name in CASES:
+                nursery.start_soon(stream, name, server.url)
+
+    trio.run(stream_all)
+    return finished
+
+
+def segments_of(finished: Finished) -> list[dict[str, Any]]:
+    """What was printed with --json."""
+    return [json.loads(line) for line in finished.output.splitlines()]
+
+
+def with_words(
+    segments: list[dict[str, Any]], spoken: list[SpokenWord]
+) -> Iterator[tuple[dict[str, Any], list[SpokenWord]]]:
+    """Put each segment together with the words of the script that are its own."""
+    position = 0
+    for segment in segments:
+        count = len(plain_words(segment["text"]))
+        yield segment, spoken[position : position + count]
+        position += count
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_status_is_0_and_standard_output_holds_segments_and_nothing_else(
+    streamed: dict[str, Finished], name: str
+) -> None:
+    finished = streamed[name]
+    assert (finished.status, finished.errors) == (0, "")
+    expected = SEGMENT_FIELDS | ({"channel"} if CASES[name].script.channels > 1 else set())
+    assert [set(segment) for segment in segments_of(finished)] == [expected] * len(
+        finished.output.splitlines()
+    )
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_the_transcript_equals_the_script_word_for_word(
+    streamed: dict[str, Finished], name: str
+) -> None:
+    script = CASES[name].script
+    segments = segments_of(streamed[name])
+    for channel in range(script.channels):
+        texts = [s["text"] for s in segments if s.get("channel", 0) == channel]
+        assert plain_words(" ".join(texts)) == script.transcript(channel)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_times_are_the_script_s_within_1_ms_for_pcm_and_30_ms_for_opus(
+    streamed: dict[str, Finished], name: str
+) -> None:
+    case = CASES[name]
+    segments = segments_of(streamed[name])
+    for channel in range(case.script.channels):
+        own = [s for s in segments if s.get("channel", 0) == channel]
+        for segment, words in with_words(own, case.script.on_channel(channel)):
+            assert segment["start"] == pytest.approx(words[0].start, abs=case.tolerance)
+            assert segment["end"] == pytest.approx(words[-1].end, abs=case.tolerance)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_each_voice_is_a_speaker_of_its_own(streamed: dict[str, Finished], name: str) -> None:
+    script = CASES[name].script
+    segments = segments_of(streamed[name])
+    for channel in range(script.channels):
+        own = [s for s in segments if s.get("channel", 0) == channel]
+        pairs = {
+            (segment["speaker"], word.voice)
+            for segment, words in with_words(own, script.on_channel(channel))
+            for word in words
+        }
+        assert len(pairs) == len({voice for _, voice in pairs}) == len({name for name, _ in pairs})
+
+
+async def test_nobody_listening_is_one_clear_line_and_status_1(tmp_path: Path) -> None:
+    path = write_script(tmp_path / "talk.wav", TALK)
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{bound.getsockname()[1]}"
+        finished = await run("stream", path, "--url", f"ws://{address}/listen", "--json")
+    assert (finished.status, finished.output) == (1, "")
+    assert finished.errors == f"omi-rt stream: cannot connect to {address}: connection refused\n"
+
+
+async def test_a_recording_that_can_not_be_read_is_one_clear_line_and_status_1() -> None:
+    message = "omi-rt stream: cannot read none.wav: no such file or directory\n"
+    assert await run("stream", "none.wav") == Finished(1, "", message)
+    message = "omi-rt stream: not a WAV file (no RIFF WAVE header)\n"
+    assert await run("stream", "/dev/null") == Finished(1, "", message)
+
+
+async def test_an_option_that_can_not_be_is_named_with_what_it_can_be_and_status_2() -> None:
+    finished = await run("stream", "a.wav", "--codec", "mp3")
+    assert (finished.status, finished.output) == (2, "")
+    last = finished.errors.splitlines()[-1]
+    assert "--codec" in last
+    assert "'opus', 'opus_fs320', 'pcm16', 'pcm8'" in last
+
+
+async def test_what_the_server_refuses_is_one_clear_line_and_status_1(tmp_path: Path) -> None:
+    path = write_script(tmp_path / "talk.wav", TALK)
+    finished: dict[str, Finished] = {}
+
+    async def stream(name: str, *options: str) -> None:
+        finished[name] = await run("stream", path, "--json", *options)
+
+    async with (
+        fake_program("--key", "another") as fake,
+        serving(DEEPGRAM_URL=fake, DEEPGRAM_API_KEY=KEY) as server,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(stream, "uid", "--url", server.url, "--uid", "../me")
+            nursery.start_soon(stream, "path", "--url", server.url + "s")
+        # At last, for then the server takes no more sessions for a while.
+        await stream("key", "--url", server.url)
+        await stream("breaker", "--url", server.url)
+    assert [result.status for result in finished.values()] == [1] * 4
+    assert [result.output for result in finished.values()] == [""] * 4
+    assert [result.errors.count("\n") for result in finished.values()] == [1] * 4
+    assert "closed the connection with 1008 (uid: " in finished["uid"].errors
+    assert "refused with HTTP 404" in finished["path"].errors
+    assert "closed the connection with 1011 (stt_failed)" in finished["key"].errors
+    assert "refused with HTTP 503" in finished["breaker"].errors
