@@ -63,8 +63,12 @@ class Finished:
     errors: str
 
 
-async def run(*arguments: str, within: float = 30.0, **settings: str) -> Finished:
+async def run(
+    *arguments: str, within: float = 30.0, stdout: int | None = None, **settings: str
+) -> Finished:
     """Run ``omi-rt`` with ``arguments`` to its end, in an empty directory.
+
+    ``stdout`` may be a file descriptor; what went there is not in the result.
 
     Raises:
         trio.TooSlowError: it takes longer than ``within`` seconds; it is then killed.
@@ -74,11 +78,12 @@ async def run(*arguments: str, within: float = 30.0, **settings: str) -> Finishe
             [*_COMMAND, *arguments],
             env=environment(settings),
             cwd=directory,
-            capture_stdout=True,
             capture_stderr=True,
             check=False,
+            **({"capture_stdout": True} if stdout is None else {"stdout": stdout}),
         )
-    finished = Finished(done.returncode, done.stdout.decode(), done.stderr.decode())
+    output = done.stdout.decode() if done.stdout is not None else ""
+    finished = Finished(done.returncode, output, done.stderr.decode())
     assert KEY not in finished.output + finished.errors
     return finished
 

@@ -127,7 +127,7 @@ async def test_a_signal_right_after_the_ready_line_drains_too() -> None:
             assert await server.program.status() == 0
 
     async with trio.open_nursery() as nursery:
-        for _ in range(3):
+        for _ in range(2):
             nursery.start_soon(start_and_stop)
 
 

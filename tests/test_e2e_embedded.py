@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 import pytest
@@ -11,7 +12,7 @@ from attrs import define, field
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text, sample_wav
 from tests.processes import descendants_of, ended, wait_ended
-from tests.processes_e2e import Finished, run, serving
+from tests.processes_e2e import Finished, run, running, serving
 
 pytestmark = pytest.mark.realtime
 
@@ -27,6 +28,8 @@ class Heard:
     """What came of the sample, at real time."""
 
     demo: list[Finished] = field(factory=list)
+    unread_demo: list[Finished] = field(factory=list)
+    """Whose standard output nobody reads."""
     stream: list[Finished] = field(factory=list)
     server_said: str = ""
     recogniser: set[int] = field(factory=set)
@@ -36,11 +39,19 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def heard() -> Heard:
-    """The demo, and beside it a server and a device, for both take as long as the sample."""
+    """Two demos, and beside them a server and a device: all take as long as the sample."""
     result = Heard()
 
     async def run_demo() -> None:
         result.demo.append(await run("demo", within=60))
+
+    async def run_demo_unread() -> None:
+        read_end, write_end = os.pipe()
+        os.close(read_end)
+        try:
+            result.unread_demo.append(await run("demo", within=60, stdout=write_end))
+        finally:
+            os.close(write_end)
 
     async def serve_and_stream() -> None:
         with sample_wav() as path:
@@ -54,12 +65,13 @@ def heard() -> Heard:
                 result.server_status = await server.program.status()
                 result.server_said = server.program.errors
 
-    async def run_both() -> None:
+    async def run_all() -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(run_demo)
+            nursery.start_soon(run_demo_unread)
             nursery.start_soon(serve_and_stream)
 
-    trio.run(run_both)
+    trio.run(run_all)
     return result
 
 
@@ -93,6 +105,20 @@ def test_the_demo_prints_segments_and_a_summary_with_nothing_lost(heard: Heard) 
     assert rows["audio"].strip() == "11.2 s"
     assert int(rows["segments"]) == len(segments.splitlines())
     assert int(rows["words right"].strip().rstrip("%")) >= 100 * AT_LEAST
+
+
+def test_a_demo_that_nobody_reads_ends_in_one_clear_line(heard: Heard) -> None:
+    (demo,) = heard.unread_demo
+    assert demo.status == 1
+    assert demo.errors.splitlines()[-1] == "omi-rt: standard output was closed"
+
+
+async def test_an_interrupted_demo_ends_with_status_130() -> None:
+    async with running("demo") as program:
+        await program.says("streaming ")
+        program.signal(signal.SIGINT)
+        assert await program.status() == 130
+    assert "Traceback" not in program.errors
 
 
 async def test_the_recogniser_s_processes_end_when_the_server_is_killed() -> None:
