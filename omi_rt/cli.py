@@ -88,12 +88,19 @@ def stream(file: str, url: str, uid: str, codec: str, speed: float, json_output:
 @main.command()
 def demo() -> None:
     """Serve, stream a recorded sample, print the segments and a summary. Needs no key."""
-    from omi_rt.client.terminal import Terminal
+    from omi_rt.client.terminal import OutputClosed, Terminal, give_up_output
     from omi_rt.demo import run_demo
+
+    async def run() -> None:
+        try:
+            await run_demo(Terminal())
+        except* OutputClosed:
+            give_up_output()
+            raise
 
     configure_logging("warning")
     with _one_line_errors():
-        trio.run(run_demo, Terminal())
+        trio.run(run)
 
 
 @main.group()
@@ -203,11 +210,14 @@ def _announce(line: str) -> None:
 def _one_line_errors() -> Iterator[None]:
     """Turn an expected failure into one line and exit status 1."""
     problem: BaseException | None = None
+    was_interrupted = False
     try:
         yield
     except* (OmiRtError, OSError) as group:
         problem = next(_leaves(group))
     except* KeyboardInterrupt:
+        was_interrupted = True
+    if was_interrupted:
         sys.exit(EXIT_INTERRUPTED)
     if problem is not None:
         click.echo(f"omi-rt: {problem}", err=True)

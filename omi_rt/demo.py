@@ -53,7 +53,14 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
         recording = load_recording(path)
     with trio.move_on_after(DEMO_SECONDS) as limit:
         async with trio.open_nursery() as nursery:
-            run_server = partial(serve, Settings(), "127.0.0.1", 0, announce=terminal.print_error)
+            run_server = partial(
+                serve,
+                Settings(),
+                "127.0.0.1",
+                0,
+                announce=terminal.print_error,
+                handles_signals=False,
+            )
             address = await nursery.start(run_server)
             terminal.print_error(f"streaming {recording.seconds:.1f} s of two voices as Opus")
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")

@@ -30,7 +30,7 @@ def test_live_audio_in_bursts_of_250_ms_is_never_held_back() -> None:
     for burst in range(10_000):
         now = burst * 0.25
         assert bucket.delay(0.25, now) == 0.0
-        bucket.take(0.25, now)
+        bucket.take(0.25)
 
 
 @given(st.lists(st.floats(0.001, 0.25), min_size=50, max_size=200))
@@ -39,7 +39,7 @@ def test_what_goes_up_never_exceeds_the_rate_by_more_than_the_depth(pieces: list
     now = sent = 0.0
     for seconds in pieces:
         now += bucket.delay(seconds, now)
-        bucket.take(seconds, now)
+        bucket.take(seconds)
         sent += seconds
         assert sent <= UPSTREAM_DEPTH_SECONDS + now * UPSTREAM_RATE + 1e-4
 
@@ -49,7 +49,7 @@ def test_after_the_delay_the_tokens_are_there_on_a_clock_that_has_run_for_long(
     start: float, tokens: float
 ) -> None:
     bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, start)
-    bucket.take(UPSTREAM_DEPTH_SECONDS, start)
+    bucket.take(UPSTREAM_DEPTH_SECONDS)
     now = start + bucket.delay(tokens, start)
     assert now > start
     assert bucket.delay(tokens, now) == 0.0

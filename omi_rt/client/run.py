@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -17,7 +15,7 @@ from omi_rt.client.stream import (
     load_recording,
     stream_recording,
 )
-from omi_rt.client.terminal import OutputClosed, Terminal
+from omi_rt.client.terminal import OutputClosed, Terminal, give_up_output
 from omi_rt.core.errors import OmiRtError
 
 if TYPE_CHECKING:
@@ -70,8 +68,7 @@ def _stream(
         trio.run(partial(stream_recording, load_recording(path), options, show))
     except OmiRtError as error:
         if isinstance(error, OutputClosed):
-            # Else the interpreter meets the same closed pipe when it flushes at its exit.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            give_up_output()
         terminal.print_error(f"omi-rt stream: {error}")
         return _FAILED
     terminal.clear_progress()

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import os
 import sys
 from typing import TYPE_CHECKING, Any, Final, TextIO
 
@@ -29,6 +30,14 @@ _ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_
 
 class OutputClosed(OmiRtError):
     """Nobody reads standard output any more."""
+
+
+def give_up_output() -> None:
+    """Let what is still to be written to a closed standard output go nowhere.
+
+    Else the interpreter meets the same closed pipe when it flushes at its exit.
+    """
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 class Terminal:

@@ -25,10 +25,10 @@ class Backlog:
     that whoever calls can account for it.
     """
 
-    __slots__ = ("_chunks", "_format", "_start", "capacity", "end")
+    __slots__ = ("_chunks", "_frame_bytes", "_start", "capacity", "end")
 
     def __init__(self, audio_format: AudioFormat, capacity: int) -> None:
-        self._format = audio_format
+        self._frame_bytes = audio_format.frame_bytes
         self._chunks: deque[AudioChunk] = deque()
         self._start = 0
         self.capacity = capacity
@@ -56,7 +56,7 @@ class Backlog:
 
     def append(self, payload: bytes) -> int:
         """Add audio at the end; returns its samples. ``payload`` is not copied."""
-        samples = self._format.samples_in(payload)
+        samples = len(payload) // self._frame_bytes
         if samples:
             self._chunks.append(AudioChunk(self.end, samples, payload))
             self.end += samples
@@ -107,6 +107,6 @@ class Backlog:
         end = min(end, chunk.end)
         if start == chunk.position and end == chunk.end:
             return chunk
-        size = self._format.frame_bytes
+        size = self._frame_bytes
         payload = chunk.payload[(start - chunk.position) * size : (end - chunk.position) * size]
         return AudioChunk(start, end - start, payload)

@@ -31,9 +31,8 @@ class TokenBucket:
         missing = min(tokens, self.depth) - self._level
         return missing / self.rate if missing > _ROUNDING else 0.0
 
-    def take(self, tokens: float, now: float) -> None:
-        """Take ``tokens``. After a ``delay`` of 0.0 this never overdraws by more than rounding."""
-        self._fill(now)
+    def take(self, tokens: float) -> None:
+        """Take ``tokens``, after a ``delay`` of 0.0."""
         self._level -= tokens
 
     def reserve(self, now: float) -> float:

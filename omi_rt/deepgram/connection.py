@@ -76,7 +76,7 @@ class Connection:
         """Whether a send met a broken connection. What had arrived can still be received."""
         return self._stream.send_failed
 
-    def send_audio_nowait(self, payload: bytes) -> bool:
+    def send_audio_nowait(self, payload: bytes, now: float) -> bool:
         """Send audio if that needs no waiting; returns whether it is done.
 
         If not, `send_audio` must follow at once: a part of it may be on the wire. Only while nobody
@@ -84,7 +84,7 @@ class Connection:
         """
         if not self._stream.send_nowait(client_binary_frame(payload)):
             return False
-        self.last_sent = trio.current_time()
+        self.last_sent = now
         return True
 
     async def send_audio(self, payload: bytes) -> None:

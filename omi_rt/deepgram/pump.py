@@ -102,7 +102,7 @@ class Pump:
         """There is something to do."""
         self._work.set()
 
-    def offer(self) -> None:
+    def offer(self, now: float) -> None:
         """There is audio: send it from here if that needs no waiting, else wake the task.
 
         Sending from the task that received the audio saves a task switch for every message, 25 µs.
@@ -110,11 +110,11 @@ class Pump:
         if not self._is_idle:
             return
         chunk = self._next_chunk()
-        if chunk is None or self._wait_for(chunk) > 0.0:
+        if chunk is None or self._wait_for(chunk, now) > 0.0:
             self._work.set()
             return
-        self._account(chunk)
-        if not self._connection.send_audio_nowait(chunk.payload):
+        self._account(chunk, now)
+        if not self._connection.send_audio_nowait(chunk.payload, now):
             self._unsent = chunk.payload
             self._is_idle = False
             self._work.set()
@@ -169,12 +169,13 @@ class Pump:
         chunk = self._next_chunk()
         if chunk is None:
             return False
-        wait = self._wait_for(chunk)
+        now = trio.current_time()
+        wait = self._wait_for(chunk, now)
         if wait > 0.0:
             # More may have come by then, or the oldest may be gone: look again.
             await trio.sleep(wait)
             return True
-        self._account(chunk)
+        self._account(chunk, now)
         await self._connection.send_audio(chunk.payload)
         return True
 
@@ -183,17 +184,17 @@ class Pump:
             return None
         return self._coverage.backlog.read(self._cursor, self._most)
 
-    def _wait_for(self, chunk: AudioChunk) -> float:
+    def _wait_for(self, chunk: AudioChunk, now: float) -> float:
         """Seconds until ``chunk`` may go up."""
-        return self._bucket.delay(chunk.samples / self._format.sample_rate, trio.current_time())
+        return self._bucket.delay(chunk.samples / self._format.sample_rate, now)
 
-    def _account(self, chunk: AudioChunk) -> None:
+    def _account(self, chunk: AudioChunk, now: float) -> None:
         # Before the send, not after: an answer may come while it still waits for its turn.
-        self._bucket.take(chunk.samples / self._format.sample_rate, trio.current_time())
+        self._bucket.take(chunk.samples / self._format.sample_rate)
         self._epoch.sent(chunk.position, chunk.samples)
         self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
         self._cursor = chunk.end
-        self.audio_sent_at = trio.current_time()
+        self.audio_sent_at = now
 
     async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:
         step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
@@ -203,7 +204,7 @@ class Pump:
                 samples = self._format.samples_in(payload)
                 seconds = samples / self._format.sample_rate
                 await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
-                self._bucket.take(seconds, trio.current_time())
+                self._bucket.take(seconds)
                 self._epoch.sent_foreign(samples, part.anchor)
                 self._cost.lead_in += samples
                 if part.anchor is not None:

@@ -151,7 +151,9 @@ class ListenConnection:
             self._hear(now)
         elif self._audio.unheard_seconds and self._hear_at == math.inf:
             self._hear_at = now + HEARING_SECONDS
-        self._bucket.take(taken, now)
+        # Asking fills it up to now.
+        self._bucket.delay(0.0, now)
+        self._bucket.take(taken)
         throttled = self._bucket.delay(0.0, now)
         if throttled:
             self._record.throttled_seconds += throttled

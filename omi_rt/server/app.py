@@ -46,6 +46,7 @@ class Server:
         metrics: Metrics,
         profiles: Profiles | None = None,
         load: LoadMeter | None = None,
+        draining: trio.Event | None = None,
     ) -> None:
         self.sessions: set[Session] = set()
         self._settings = settings
@@ -53,7 +54,7 @@ class Server:
         self._metrics = metrics
         self._profiles = profiles
         self._load = load or LoadMeter()
-        self._draining = trio.Event()
+        self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._log = get_logger()
@@ -197,17 +198,17 @@ async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
 
 
 async def drain_on_signal(
-    server: Server,
+    draining: trio.Event,
     scope: trio.CancelScope,
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """On the first SIGTERM or SIGINT drain; on the second end everything at once."""
+    """On the first SIGTERM or SIGINT set ``draining``; on the second end everything at once."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
         task_status.started()
         async for _ in signals:
-            if server.is_ready:
-                server.drain()
+            if not draining.is_set():
+                draining.set()
             else:
                 scope.cancel("second signal")
                 return

@@ -35,6 +35,7 @@ async def serve(
     port: int,
     *,
     announce: Callable[[str], None],
+    handles_signals: bool = True,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run a server until SIGTERM has drained it. The started value is its ``ws://`` address.
@@ -46,6 +47,7 @@ async def serve(
         host: to bind.
         port: to bind; 0 picks a free one.
         announce: gets the lines for whoever started it: what is used, and when it is ready.
+        handles_signals: drain on SIGTERM and SIGINT; else that is the caller's.
         task_status: told the address when connections are accepted.
 
     Raises:
@@ -60,20 +62,22 @@ async def serve(
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
-    async with (
-        open_http_client() as client,
-        _provider_url(settings, announce) as base_url,
-        _profiles(settings) as profiles,
-        trio.open_nursery() as nursery,
-    ):
-        provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
-        server = Server(settings, provider, metrics, profiles, load)
-        trio.lowlevel.add_instrument(LoadInstrument(load))
-        # Before anybody is told that it is ready: a signal may follow at once.
-        await nursery.start(drain_on_signal, server, nursery.cancel_scope)
-        announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
-        task_status.started(f"ws://{address}")
-        await server.serve(listeners)
+    async with trio.open_nursery() as nursery:
+        draining = trio.Event()
+        if handles_signals:
+            # Before anything else: a signal may come while the recogniser starts.
+            await nursery.start(drain_on_signal, draining, nursery.cancel_scope)
+        async with (
+            open_http_client() as client,
+            _provider_url(settings, announce) as base_url,
+            _profiles(settings) as profiles,
+        ):
+            provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
+            server = Server(settings, provider, metrics, profiles, load, draining)
+            trio.lowlevel.add_instrument(LoadInstrument(load))
+            announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
+            task_status.started(f"ws://{address}")
+            await server.serve(listeners)
         nursery.cancel_scope.cancel()
 
 
