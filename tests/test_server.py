@@ -138,3 +138,13 @@ def test_any_bytes_from_a_client_end_in_a_clean_close(chunks: list[bytes]) -> No
             assert world.metrics.faults._value.get() == 0
 
     trio.run(scenario, clock=MockClock(autojump_threshold=0))
+
+
+async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None:
+    async with running_server(unreachable) as world, world.device() as device:
+        await device.websocket.drained()
+        await device.stream.send_all(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 5000)
+        await trio.testing.wait_all_tasks_blocked()
+        fragments = device.session._websocket._wire._fragments
+        assert fragments is not None
+        assert len(fragments) == 1

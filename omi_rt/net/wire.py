@@ -111,7 +111,9 @@ class Wire:
                 self._fragments = [bytes(event.data)]
                 self._fragments_are_text = opcode is _TEXT
             elif opcode is _CONT and self._fragments is not None:
-                self._fragments.append(bytes(event.data))
+                if event.data:
+                    # Empty ones would be without bound: the limit on a message counts bytes.
+                    self._fragments.append(bytes(event.data))
                 if event.fin:
                     whole = b"".join(self._fragments)
                     self._fragments = None
