@@ -37,6 +37,8 @@ class Provider:
     gate: DialGate
     random: Random
     metrics: Metrics
+    failures: int = 0
+    """Dials that failed and connections that were lost, since the start."""
 
     def connect(self, request: ListenRequest) -> AbstractAsyncContextManager[Connection]:
         """Open a connection for ``request``; see `open_connection`."""
@@ -52,6 +54,7 @@ class Provider:
 
     def failed(self, *, was_open: bool) -> None:
         """Note a connection that was lost, or a dial that failed."""
+        self.failures += 1
         if was_open:
             self.metrics.provider_drops.inc()
         else:
