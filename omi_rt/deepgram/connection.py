@@ -91,7 +91,7 @@ class Connection:
         """Send audio, or finish what `send_audio_nowait` could not. As `send` in all else.
 
         The frame is made here and written below trio-websocket, which takes its locks and events to
-        one message: 45 µs against 7 µs for 20 ms of audio.
+        one message: 45 µs against 12 µs for 20 ms of audio.
         """
         # An empty binary frame is Deepgram's old way to end a stream.
         assert payload, "never send an empty frame"

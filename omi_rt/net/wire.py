@@ -73,7 +73,7 @@ class Wire:
         """Take the whole binary messages at the start of ``data``; returns what is left.
 
         All that a device sends hour after hour are masked binary frames of under 64 KiB. Read here
-        they cost 2 µs each, through the protocol's coroutines 8; whatever else begins, and all that
+        they cost 1 µs each, through the protocol's coroutines 4; whatever else begins, and all that
         is not whole, is the protocol's.
         """
         if not self.is_open:

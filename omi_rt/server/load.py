@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 
 
 class LoadInstrument(trio.abc.Instrument):
-    """Feeds a `LoadMeter` from Trio's own hooks, twice a turn of the loop: about 1 µs."""
+    """Feeds a `LoadMeter` from Trio's own hooks, twice a turn of the loop."""
 
     def __init__(self, meter: LoadMeter) -> None:
         self._meter = meter
