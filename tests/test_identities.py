@@ -340,6 +340,8 @@ async def test_a_store_that_gives_nothing_is_told_once_and_tried_again(
     told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
     assert len(told) == 1
     assert reason in told[0]["reason"]
+    failures = world.metrics.profile_failures._value.get()
+    assert failures == (0 if reason == "no speech profile is stored" else 1)
     assert service.store.listings >= 3
     assert ended["identities_known_from"] is None
 

@@ -15,7 +15,6 @@ from attrs import define
 
 MAX_MESSAGE_SECONDS = 0.25
 """Deepgram advises 20 to 250 ms a message (its page on measuring streaming latency)."""
-DEFAULT_CAP_SECONDS = 0.1
 SLACK_LOAD = 0.5
 FULL_LOAD = 0.95
 _SMOOTHING_SECONDS = 0.5

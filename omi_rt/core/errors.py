@@ -8,7 +8,6 @@ provider's, whether trying again can help. No message holds a credential, audio 
   * ``DeviceError``: the device, or whoever speaks for it, did wrong
 
     * ``BadRequest``: the parameters of ``/listen`` (close 1008)
-    * ``MessageTooBig``: a message over the limit (close 1009)
     * ``PeerTooSlow``: it does not read what it is sent (close 1011)
 
   * ``PeerClosed``: the other side of a WebSocket is gone; no fault in itself
@@ -40,12 +39,6 @@ class DeviceError(OmiRtError):
 
 class BadRequest(DeviceError):
     """A parameter of ``/listen`` is missing or wrong; the message names it."""
-
-
-class MessageTooBig(DeviceError):
-    """A message over the size limit."""
-
-    close_code = 1009
 
 
 class PeerTooSlow(DeviceError):

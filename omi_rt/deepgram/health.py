@@ -83,6 +83,13 @@ class HealthReport:
         self._log.warning("provider_degraded", reason=str(error))
         self._tell(events.service_status("stt_degraded", str(error)))
 
+    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
+        """Nobody is known in this session; ``is_failure`` is not just that no voice is stored."""
+        if is_failure:
+            self._metrics.profile_failures.inc()
+            self._log.warning("identities_unavailable", reason=reason)
+        self._tell(events.service_status("identities_unavailable", reason))
+
     def closed(self, link: Link) -> None:
         """A connection has ended: compare what it took with what was sent, if it tells."""
         if link.metadata is None or link.epoch.covers_all(link.metadata.duration):

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
-from omi_rt.core import events
 from omi_rt.core.errors import OmiRtError
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, LeadIn
 from omi_rt.core.speakers import Win, count_votes
@@ -53,8 +52,8 @@ class Stage(Protocol):
     async def utterance_end(self) -> None:
         """Wait for the end of an utterance in the current epoch."""
 
-    def tell(self, event: dict[str, object]) -> None:
-        """Tell the device."""
+    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
+        """Tell the device, the log and the metrics."""
 
 
 class Primer:
@@ -150,7 +149,8 @@ class Primer:
         """Tell the device, once a session, why identities are not to be had."""
         if not self._has_told:
             self._has_told = True
-            self._stage.tell(events.service_status("identities_unavailable", reason))
+            is_failure = reason not in {NO_PROFILE, ONE_SPEAKER}
+            self._stage.identities_unavailable(reason, is_failure=is_failure)
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; returns what went wrong, if anything did."""

@@ -61,7 +61,6 @@ class Transcriber:
         profile_first: bool = False,
     ) -> None:
         self.cost = Cost()
-        self.tell = tell
         self._request = request
         self._provider = provider
         self._coverage = coverage
@@ -230,6 +229,10 @@ class Transcriber:
         is_planned = former is not None and former is not attempt and not former.ended.is_set()
         self._go_live(attempt.link, is_planned=is_planned)
         self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))
+
+    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
+        """Tell why nobody is known in this session."""
+        self._health.identities_unavailable(reason, is_failure=is_failure)
 
     async def utterance_end(self) -> None:
         """Wait for the end of an utterance in the current epoch. Cancelling is safe."""
