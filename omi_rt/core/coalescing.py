@@ -33,14 +33,9 @@ class LoadMeter:
     """The share of time that the event loop works rather than waits: a moving average, 0..1."""
 
     load: float = 0.0
-    _since: float | None = None
 
-    def waited(self, started: float, ended: float) -> None:
-        """Note that the loop waited for I/O from ``started`` to ``ended`` (seconds, any clock)."""
-        since = self._since if self._since is not None else started
-        self._since = ended
-        span = ended - since
+    def note(self, waited: float, span: float) -> None:
+        """Note that of the last ``span`` seconds the loop waited ``waited`` for I/O."""
         if span > 0:
-            busy = max(0.0, started - since) / span
-            weight = min(1.0, span / _SMOOTHING_SECONDS)
-            self.load += (busy - self.load) * weight
+            busy = max(0.0, 1.0 - waited / span)
+            self.load += (busy - self.load) * min(1.0, span / _SMOOTHING_SECONDS)

@@ -121,14 +121,17 @@ def is_retryable_close(code: int) -> bool:
 
 # Each time may be anything that JSON can say; what is no usable number becomes None here.
 def _number(value: Any) -> float | None:
+    # Nearly all are plain floats, three a word: asked first, that halves what they cost.
+    if type(value) is float and 0.0 <= value < math.inf:
+        return value
     if isinstance(value, bool) or not isinstance(value, int | float):
         return None
     return float(value) if math.isfinite(value) and value >= 0 else None
 
 
 def _label(value: Any) -> int | None:
-    usable = isinstance(value, int) and not isinstance(value, bool) and 0 <= value <= MAX_LABEL
-    return value if usable else None
+    # Of the exact type: True is no label.
+    return value if type(value) is int and 0 <= value <= MAX_LABEL else None
 
 
 def _text(value: Any) -> str:

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from array import array
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from attrs import field, frozen
+from attrs import define, field, frozen
 
 from omi_rt.core.speakers import Identity
 
@@ -31,6 +31,8 @@ MAX_SPEAKERS = 8
 _LEAST_SHARE_SECONDS = 2.4
 _PIECE_SECONDS = 1.2
 """Longer stretches are kept in pieces, so that a part of a clip can be sent."""
+RENEWAL_SECONDS = 10.0
+"""For so long a full clip stays as it is: copying every word cost a third of what a final costs."""
 _JOINT_SECONDS = 0.1
 """Of silence where two stretches of a clip are joined, so that their words do not run together."""
 
@@ -55,13 +57,13 @@ class LeadInPart:
 
 
 class LeadIn:
-    """The anchors of one epoch, in the order in which they go up: stored voices, then the session's.
+    """The voices of one epoch, in the order in which they go up: stored ones, then the session's.
 
     The clips of the session's speakers are taken when their turn comes, not before: whoever has
-    spoken meanwhile is among them.
+    spoken meanwhile is among them. Each voice is let go of when it has gone up.
     """
 
-    __slots__ = ("_format", "_known", "_voices", "anchors")
+    __slots__ = ("_format", "_known", "_voices", "whose")
 
     def __init__(
         self,
@@ -72,49 +74,56 @@ class LeadIn:
     ) -> None:
         """Take the stored voices, ``known_seconds`` of each at most."""
         most = audio_format.samples(known_seconds) * audio_format.frame_bytes
-        self._known = [Anchor(anchor.who, anchor.payload[:most]) for anchor in known]
+        self._known = deque(Anchor(anchor.who, anchor.payload[:most]) for anchor in known)
         self._voices = voices
         self._format = audio_format
-        self.anchors: list[Anchor] = []
-        """Those that have gone up; a part's ``anchor`` is a place in this list."""
+        self.whose: list[Identity | int] = []
+        """Whose voices have gone up; a part's ``anchor`` is a place in this list."""
 
     def __bool__(self) -> bool:
         """Whether there is any voice to hear."""
-        return bool(self._known or self._voices.anchors(self._format.samples(LEAD_IN_SECONDS)))
+        return bool(self._known or self._voices.clips(self._format.samples(LEAD_IN_SECONDS)))
 
     def parts(self) -> Iterator[LeadInPart]:
         """Yield the anchors, each with silence behind it: `LEAD_IN_SECONDS` of voices at most."""
         room = self._format.samples(LEAD_IN_SECONDS)
-        for anchor in self._known:
+        while self._known:
+            anchor = self._known.popleft()
             samples = self._format.samples_in(anchor.payload)
             if samples <= room:
                 room -= samples
-                yield from self._part(anchor)
-        for anchor in self._voices.anchors(room):
-            yield from self._part(anchor)
-
-    def release(self) -> None:
-        """Let go of the audio: it has been heard. Who the anchors are stays."""
-        self.anchors = [Anchor(anchor.who, b"") for anchor in self.anchors]
-        self._known = []
+                yield from self._part(anchor.who, anchor.payload)
+        for number, pieces in self._voices.clips(room):
+            yield from self._part(number, self._voices.joined(pieces))
 
     def misses_somebody(self) -> bool:
         """Whether somebody unknown was heard whom this came too early for, or had no room for."""
-        here = {anchor.who for anchor in self.anchors}
         room = self._format.samples(LEAD_IN_SECONDS)
         return any(
-            anchor.who not in here and anchor.who not in self._voices.identified
-            for anchor in self._voices.anchors(room)
+            number not in self.whose and number not in self._voices.identified
+            for number, _ in self._voices.clips(room)
         )
 
-    def _part(self, anchor: Anchor) -> Iterator[LeadInPart]:
-        self.anchors.append(anchor)
-        yield LeadInPart(anchor.payload, len(self.anchors) - 1)
+    def _part(self, who: Identity | int, payload: bytes) -> Iterator[LeadInPart]:
+        self.whose.append(who)
+        yield LeadInPart(payload, len(self.whose) - 1)
         yield LeadInPart(self._format.silence(SILENCE_SECONDS), None)
 
 
+@define
+class _Clip:
+    """What is kept of one speaker."""
+
+    pieces: list[bytes] = field(factory=list, repr=False)
+    fresh_until: int = 0
+    """Session position, before which it is full and needs no renewal."""
+
+
 class VoiceClips:
-    """Up to `SPEAKER_SECONDS` of each speaker heard last: whole words, the most recent clear ones."""
+    """Up to `SPEAKER_SECONDS` of each speaker heard last: whole words, clear and recent ones.
+
+    "Recent" is exact to `RENEWAL_SECONDS` of a speaker's words for each piece of a clip.
+    """
 
     __slots__ = ("_clips", "_format", "identified")
 
@@ -122,7 +131,7 @@ class VoiceClips:
         self._format = audio_format
         self.identified: set[int] = set()
         """Speakers who are found again by their stored voice: they come last."""
-        self._clips: OrderedDict[int, list[bytes]] = OrderedDict()
+        self._clips: OrderedDict[int, _Clip] = OrderedDict()
 
     def hear(self, words: Iterable[tuple[int, HeardWord]], backlog: Backlog) -> None:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
@@ -143,28 +152,41 @@ class VoiceClips:
 
     def merge(self, source: int, into: int) -> None:
         """Two numbers turned out to be one voice."""
-        clips = self._clips.pop(source, None)
-        if clips is not None:
-            self._store(into, [*clips, *self._clips.get(into, [])])
+        clip = self._clips.pop(source, None)
+        if clip is not None:
+            kept = self._clips.setdefault(into, _Clip())
+            kept.pieces = self._latest(
+                [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
+            )
 
-    def anchors(self, room: int) -> list[Anchor]:
-        """One anchor for each speaker, those heard last first, ``room`` samples at most in all.
+    def clips(self, room: int) -> list[tuple[int, list[bytes]]]:
+        """The pieces of each speaker, those heard last first: ``room`` samples at most in all.
 
         Short room is shared, as long as each share is long enough to win a label.
         """
         least = self._format.samples(MIN_ANCHOR_SECONDS)
-        speakers = [n for n, clips in self._clips.items() if self._length(clips) >= least][::-1]
+        speakers = [n for n, clip in self._clips.items() if self._length(clip.pieces) >= least]
+        speakers.reverse()
         speakers.sort(key=lambda number: number in self.identified)
         speakers = speakers[: room // self._format.samples(_LEAST_SHARE_SECONDS)]
         if not speakers:
             return []
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
-        joint = self._format.silence(_JOINT_SECONDS)
-        return [Anchor(n, joint.join(self._latest(self._clips[n], share))) for n in speakers]
+        return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
+
+    def joined(self, pieces: list[bytes]) -> bytes:
+        """The pieces as one stretch of audio."""
+        return self._format.silence(_JOINT_SECONDS).join(pieces)
 
     def _keep(self, speaker: int | None, run: list[HeardWord], backlog: Backlog) -> None:
         assert speaker is not None
-        most = self._format.samples(_PIECE_SECONDS)
+        clip = self._clips.setdefault(speaker, _Clip())
+        self._clips.move_to_end(speaker)
+        if len(self._clips) > MAX_SPEAKERS:
+            self._clips.popitem(last=False)
+        if run[0].start < clip.fresh_until:
+            return
+        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(SPEAKER_SECONDS)
         while run:
             # Whole words, as many as a piece holds.
             start = run[0].start
@@ -173,26 +195,22 @@ class VoiceClips:
             end = piece[-1].end
             chunk = backlog.read(start, end - start) if end > start else None
             if chunk is not None and (chunk.position, chunk.end) == (start, end):
-                payload = self._one_voice(chunk.payload, piece[0].channel)
-                self._store(speaker, [*self._clips.get(speaker, []), payload])
+                pieces = [*clip.pieces, self._one_voice(chunk.payload, piece[0].channel)]
+                clip.pieces = self._latest(pieces, full)
+                if len(clip.pieces) < len(pieces):
+                    clip.fresh_until = end + self._format.samples(RENEWAL_SECONDS)
 
-    def _store(self, speaker: int, clips: list[bytes]) -> None:
-        self._clips[speaker] = self._latest(clips, self._format.samples(SPEAKER_SECONDS))
-        self._clips.move_to_end(speaker)
-        while len(self._clips) > MAX_SPEAKERS:
-            self._clips.popitem(last=False)
-
-    def _latest(self, clips: list[bytes], most: int) -> list[bytes]:
-        """The last clips that, joined, have at most ``most`` samples."""
-        first = len(clips)
-        while first > 0 and self._length(clips[first - 1 :]) <= most:
+    def _latest(self, pieces: list[bytes], most: int) -> list[bytes]:
+        """The last pieces that, joined, have at most ``most`` samples."""
+        first = len(pieces)
+        while first > 0 and self._length(pieces[first - 1 :]) <= most:
             first -= 1
-        return clips[first:]
+        return pieces[first:]
 
-    def _length(self, clips: list[bytes]) -> int:
-        """Samples of the clips, joined."""
-        joints = max(0, len(clips) - 1) * self._format.samples(_JOINT_SECONDS)
-        return sum(self._format.samples_in(clip) for clip in clips) + joints
+    def _length(self, pieces: list[bytes]) -> int:
+        """Samples of the pieces, joined."""
+        joints = max(0, len(pieces) - 1) * self._format.samples(_JOINT_SECONDS)
+        return sum(self._format.samples_in(piece) for piece in pieces) + joints
 
     def _one_voice(self, payload: bytes, channel: int) -> bytes:
         """The one channel's audio on all channels: an anchor goes on every channel."""

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.epoch import HeardWord
-    from omi_rt.core.lead_in import Anchor
-    from omi_rt.core.speakers import EpochLabels, Win
+    from omi_rt.core.speakers import EpochLabels, Identity, Win
 
 
 class Narrator:
@@ -74,16 +73,16 @@ class Narrator:
         self._send([segment.as_json(self._format) for segment in segments])
 
     def learn(
-        self, labels: EpochLabels, wins: list[Win], anchors: Sequence[Anchor], position: int
+        self, labels: EpochLabels, wins: list[Win], whose: Sequence[Identity | int], position: int
     ) -> None:
         """Learn from an epoch's lead-in what its labels mean, and tell what that corrects."""
-        for told in self._speakers.resolve(labels, wins, [anchor.who for anchor in anchors]):
+        for told in self._speakers.resolve(labels, wins, whose):
             if isinstance(told, Merged):
                 self.voices.merge(told.source, told.into)
                 self._send(events.speakers_merged(told))
             else:
                 self._send(events.speaker_identified(told))
         if self.identities_known_from is None and any(
-            not isinstance(anchors[win.anchor].who, int) for win in wins
+            not isinstance(whose[win.anchor], int) for win in wins
         ):
             self.identities_known_from = position

@@ -29,7 +29,7 @@ from omi_rt.core.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
+from omi_rt.deepgram.transport import NETWORK_ERRORS, RECEIVED_QUEUE_MESSAGES, WatchedStream
 from omi_rt.local.wire import MODEL_NAME
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.wire import client_binary_frame
@@ -42,7 +42,6 @@ Dial = Callable[[str], Awaitable[trio.abc.Stream]]
 
 MAX_RESULT_BYTES = 1_048_576
 """Of one message; a final with 1,000 words takes 150 KB."""
-RECEIVED_QUEUE_MESSAGES = 16
 CLOSE_SECONDS = 1.0
 _MAX_REASON_CHARACTERS = 200
 _NO_FRAME = 1006
@@ -122,6 +121,9 @@ class Connection:
         Raises:
             ProviderClosed: the connection ended; what arrived before was returned before.
         """
+        text = await self._stream.receive_text()
+        if text is not None:
+            return parse_message(text)
         try:
             return parse_message(await self._socket.get_message())
         except trio_websocket.ConnectionClosed as closed:
@@ -153,7 +155,7 @@ async def open_connection(
         async with trio.open_nursery() as nursery:
             with trio.move_on_after(within) as limit:
                 authorization = await credentials.authorization()
-                stream = watched = WatchedStream(await _dialled(dial, url))
+                stream = watched = WatchedStream(await _dialled(dial, url), MAX_RESULT_BYTES)
                 socket = await _handshake(nursery, stream, url, authorization)
             if limit.cancelled_caught:
                 raise ProviderUnreachable(f"no connection within {within:g} s")

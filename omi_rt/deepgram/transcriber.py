@@ -223,9 +223,8 @@ class Transcriber:
             former.stop()
         self._between.cancel()
         self._narrator.learn(
-            attempt.link.labels, wins, attempt.lead_in.anchors, self._coverage.high_watermark
+            attempt.link.labels, wins, attempt.lead_in.whose, self._coverage.high_watermark
         )
-        attempt.lead_in.release()
         is_planned = former is not None and former is not attempt and not former.ended.is_set()
         self._go_live(attempt.link, is_planned=is_planned)
         self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))

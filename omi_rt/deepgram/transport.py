@@ -6,30 +6,42 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.net.frames import TextFrames
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
+RECEIVED_QUEUE_MESSAGES = 16
+
+
 class WatchedStream(trio.abc.Stream):
     """The stream below the library: remembers a failed send, and tells when the peer has ended.
 
     Two send over it, the library and our audio; a frame that has begun keeps the other waiting.
+    And two receive: plain text messages go to `receive_text`, the rest to the library.
     """
 
     __slots__ = (
+        "_arrived",
+        "_frames",
         "_is_sending",
         "_rest",
         "_send_at_once",
         "_stream",
+        "_taken",
         "_waiting",
         "ended",
         "send_failed",
     )
 
-    def __init__(self, stream: trio.abc.Stream) -> None:
+    def __init__(self, stream: trio.abc.Stream, max_message_bytes: int) -> None:
         self._stream = stream
+        self._frames = TextFrames(max_message_bytes)
+        self._arrived = trio.lowlevel.ParkingLot()
+        self._taken = trio.lowlevel.ParkingLot()
         # Of TCP, not of TLS: what that sends is not what it is given.
         self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | memoryview = b""
@@ -83,18 +95,46 @@ class WatchedStream(trio.abc.Stream):
         """Wait as the stream below does."""
         await self._stream.wait_send_all_might_not_block()
 
+    async def receive_text(self) -> str | None:
+        """Wait for the next message; None where the library has it, or knows why none comes.
+
+        For one task. Cancelling is safe: no message is lost.
+        """
+        texts = self._frames.texts
+        while not texts:
+            if self._frames.is_over:
+                return None
+            await self._arrived.park()
+        text = texts.popleft()
+        self._taken.unpark()
+        return text
+
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive as the stream below does."""
-        try:
-            data = await self._stream.receive_some(max_bytes)
-        except NETWORK_ERRORS:
-            self.ended.set()
-            raise
-        if not data:
-            self.ended.set()
-        return data
+        """Receive what is for the library, as the stream below does."""
+        frames = self._frames
+        while True:
+            while len(frames.texts) >= RECEIVED_QUEUE_MESSAGES:
+                await self._taken.park()
+            try:
+                data = await self._stream.receive_some(max_bytes)
+            except NETWORK_ERRORS:
+                self._end()
+                raise
+            if not data:
+                self._end()
+                return data
+            rest = frames.feed(data)
+            if frames.texts or frames.is_over:
+                self._arrived.unpark()
+            if rest:
+                return rest
 
     async def aclose(self) -> None:
         """Close the stream below."""
-        self.ended.set()
+        self._end()
         await self._stream.aclose()
+
+    def _end(self) -> None:
+        self.ended.set()
+        self._frames.is_over = True
+        self._arrived.unpark()

@@ -32,10 +32,13 @@ _STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 class WebSocket:
     """One open WebSocket connection.
 
-    ``run_writer`` must run, in the connection's nursery, for anything to be sent.
+    ``run_writer`` must run, in the connection's nursery, for anything to be sent. While it has
+    nothing to do, what is queued is offered to the kernel at once: to wake it takes a turn of the
+    loop, in which others are served first.
     """
 
     __slots__ = (
+        "_is_writer_idle",
         "_outgoing",
         "_queued_bytes",
         "_sent",
@@ -54,6 +57,7 @@ class WebSocket:
         self._wire = wire
         self._outgoing: list[bytes] = []
         self._queued_bytes = 0
+        self._is_writer_idle = False
         self._wake_writer = trio.Event()
         self._writer_done = trio.Event()
         self._sent = trio.Event()
@@ -130,7 +134,9 @@ class WebSocket:
         """
         try:
             while True:
+                self._is_writer_idle = not self._outgoing
                 await self._wake_writer.wait()
+                self._is_writer_idle = False
                 self._wake_writer = trio.Event()
                 writes, self._outgoing = self._outgoing, []
                 data = b"".join(writes)
@@ -152,6 +158,7 @@ class WebSocket:
             # The reader meets the same end and tells it.
             return
         finally:
+            self._is_writer_idle = False
             self._writer_done.set()
             self._sent.set()
 
@@ -199,10 +206,21 @@ class WebSocket:
 
     def _take_outgoing(self) -> None:
         writes = self._wire.take_writes()
-        if writes:
-            self._outgoing += writes
-            self._queued_bytes += sum(map(len, writes))
-            self._wake_writer.set()
+        if not writes:
+            return
+        if self._is_writer_idle and self._tcp is not None and not ends_stream(writes):
+            data = b"".join(writes)
+            try:
+                sent = self._tcp.send_nowait(data)
+            except _STREAM_ERRORS:
+                sent = 0  # the writer meets the same
+            if sent == len(data):
+                return
+            writes = [data[sent:]]
+            self._is_writer_idle = False
+        self._outgoing += writes
+        self._queued_bytes += sum(map(len, writes))
+        self._wake_writer.set()
 
 
 class ServerHandshake:

@@ -1,0 +1,85 @@
+"""WebSocket frames as they lie on the wire, where a whole protocol would cost too much."""
+
+from __future__ import annotations
+
+from collections import deque
+
+_WHOLE_TEXT = 0x81
+_CONTROLS = frozenset({0x89, 0x8A})
+"""Ping and pong."""
+_TWO_BYTE_LENGTH, _EIGHT_BYTE_LENGTH, _MASKED = 126, 127, 128
+_HEAD_END = b"\r\n\r\n"
+_SWITCHING_PROTOCOLS = b"HTTP/1.1 101"
+_MAX_HEAD_BYTES = 16_384
+
+
+class TextFrames:
+    """Takes the whole text messages out of what a server sends, and leaves the rest to a library.
+
+    All that Deepgram sends, as long as all is well, are unfragmented text frames. The handshake's
+    answer, pings and pongs are handed on, each whole; from the first other frame on (a fragment, a
+    close, text that is no UTF-8, a message that is too long) everything is.
+    """
+
+    __slots__ = ("_buffer", "_has_head", "_max_bytes", "is_over", "texts")
+
+    def __init__(self, max_message_bytes: int) -> None:
+        self.texts: deque[str] = deque()
+        """What has arrived, the oldest first; whoever takes it takes it from here."""
+        self.is_over = False
+        """Whether what still comes is handed on as it is."""
+        self._buffer = b""
+        self._has_head = False
+        self._max_bytes = max_message_bytes
+
+    def feed(self, data: bytes | bytearray) -> bytes:
+        """Take bytes off the stream; returns those that the library is to have."""
+        if self.is_over:
+            return bytes(data)
+        data = self._buffer + data if self._buffer else bytes(data)
+        if not self._has_head:
+            return self._take_head(data)
+        return self._take_frames(data, 0)
+
+    def _take_head(self, data: bytes) -> bytes:
+        end = data.find(_HEAD_END) + len(_HEAD_END)
+        if end < len(_HEAD_END) and len(data) < _MAX_HEAD_BYTES:
+            self._buffer = data
+            return b""
+        if end < len(_HEAD_END) or not data.startswith(_SWITCHING_PROTOCOLS):
+            return self._give_up(data)
+        self._has_head = True
+        return data[:end] + self._take_frames(data, end)
+
+    def _take_frames(self, data: bytes, start: int) -> bytes:
+        size, handed_on = len(data), b""
+        while size - start >= 2:
+            opcode, length, body = data[start], data[start + 1], start + 2
+            if length == _TWO_BYTE_LENGTH:
+                body = start + 4
+                length = int.from_bytes(data[start + 2 : body], "big")
+            elif length == _EIGHT_BYTE_LENGTH:
+                body = start + 10
+                length = int.from_bytes(data[start + 2 : body], "big")
+            end = body + length
+            is_control = opcode in _CONTROLS and data[start + 1] < _TWO_BYTE_LENGTH
+            is_text = opcode == _WHOLE_TEXT and data[start + 1] < _MASKED
+            if not (is_control or (is_text and length <= self._max_bytes)):
+                return handed_on + self._give_up(data[start:])
+            if end > size or body > size:
+                break
+            if is_control:
+                handed_on += data[start:end]
+            else:
+                try:
+                    self.texts.append(data[body:end].decode())
+                except UnicodeDecodeError:
+                    return handed_on + self._give_up(data[start:])
+            start = end
+        self._buffer = data[start:] if start else data
+        return handed_on
+
+    def _give_up(self, data: bytes) -> bytes:
+        self.is_over = True
+        self._buffer = b""
+        return data
