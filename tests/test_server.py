@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import gc
+import weakref
 
 import pytest
 import trio
@@ -12,6 +14,7 @@ from trio.testing import MockClock
 
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.net.websocket import open_websocket
+from omi_rt.server.memory import PAUSE_SECONDS, keep_memory_low
 from tests.harness import read_all, running_server, split_response, unreachable
 
 
@@ -148,3 +151,26 @@ async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None
         fragments = device.session._websocket._wire._fragments
         assert fragments is not None
         assert len(fragments) == 1
+
+
+async def test_what_ended_connections_leave_behind_is_freed_within_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    class Leftover:
+        def __init__(self) -> None:
+            self.itself = self
+
+    endings = 0
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_memory_low, lambda: endings)
+            left = weakref.ref(Leftover())
+            await trio.sleep(3 * PAUSE_SECONDS)
+            assert left() is not None, "nothing has ended: nothing is to be done"
+            endings = 1
+            await trio.sleep(PAUSE_SECONDS + 0.1)
+            assert left() is None
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.enable()

@@ -7,14 +7,25 @@ from collections import deque
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
+from attrs import define, field
+
 from omi_rt.core.audio import AudioChunk
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-
     from omi_rt.core.audio import AudioFormat
 
+BLOCK_SECONDS = 0.1
+"""What arrives is kept in blocks of about that length: an object for each 10 ms of audio would take
+half as much memory again as the audio."""
+
 _position = attrgetter("position")
+
+
+@define
+class _Block:
+    position: int
+    """Session position of the first sample."""
+    data: bytearray = field(repr=False)
 
 
 class Backlog:
@@ -25,12 +36,24 @@ class Backlog:
     that whoever calls can account for it.
     """
 
-    __slots__ = ("_chunks", "_frame_bytes", "_start", "capacity", "end")
+    __slots__ = (
+        "_block_bytes",
+        "_blocks",
+        "_frame_bytes",
+        "_latest",
+        "_latest_position",
+        "_start",
+        "capacity",
+        "end",
+    )
 
     def __init__(self, audio_format: AudioFormat, capacity: int) -> None:
         self._frame_bytes = audio_format.frame_bytes
-        self._chunks: deque[AudioChunk] = deque()
+        self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
+        self._blocks: deque[_Block] = deque()
         self._start = 0
+        self._latest = b""
+        self._latest_position = 0
         self.capacity = capacity
         """Samples that it is meant to hold; the owner stops reading or drops beyond it."""
         self.end = 0
@@ -48,17 +71,19 @@ class Backlog:
 
     @property
     def pending(self) -> int:
-        """Samples that are here: counted chunk by chunk, never as a difference of positions."""
-        return sum(chunk.samples for chunk in self._chunks)
-
-    def __iter__(self) -> Iterator[AudioChunk]:
-        return iter(self._chunks)
+        """Samples that are here: counted block by block, never as a difference of positions."""
+        return sum(len(block.data) // self._frame_bytes for block in self._blocks)
 
     def append(self, payload: bytes) -> int:
-        """Add audio at the end; returns its samples. ``payload`` is not copied."""
+        """Add audio, whole samples, at the end; returns how many."""
         samples = len(payload) // self._frame_bytes
         if samples:
-            self._chunks.append(AudioChunk(self.end, samples, payload))
+            self._latest, self._latest_position = payload, self.end
+            blocks = self._blocks
+            if blocks and len(blocks[-1].data) < self._block_bytes:
+                blocks[-1].data += payload
+            else:
+                blocks.append(_Block(self.end, bytearray(payload)))
             self.end += samples
         return samples
 
@@ -68,21 +93,19 @@ class Backlog:
         A position before the start reads from the start: what lay between is gone.
         """
         position = max(position, self._start)
-        if position >= self.end:
+        end = self.end
+        if position >= end:
             return None
-        chunks = self._chunks
-        last = chunks[-1]
-        # A live stream reads just what came last: no search, no copy.
-        if last.position == position and last.samples <= limit:
-            return last
-        index = bisect_right(chunks, position, key=_position) - 1
-        until = min(position + limit, self.end)
-        parts = []
-        at = position
+        if position == self._latest_position and end - position <= limit:
+            # A live stream reads just what came last: no search, no copy.
+            return AudioChunk(position, end - position, self._latest)
+        until = min(position + limit, end)
+        index = bisect_right(self._blocks, position, key=_position) - 1
+        size, at, parts = self._frame_bytes, position, []
         while at < until:
-            part = self._part(chunks[index], at, until)
-            parts.append(part.payload)
-            at = part.end
+            block = self._blocks[index]
+            parts.append(block.data[(at - block.position) * size : (until - block.position) * size])
+            at += len(parts[-1]) // size
             index += 1
         return AudioChunk(position, until - position, b"".join(parts))
 
@@ -90,23 +113,19 @@ class Backlog:
         """Forget what lies before ``position``, which a final has covered; returns its samples."""
         position = min(position, self.end)
         taken = 0
-        chunks = self._chunks
-        while chunks and chunks[0].end <= position:
-            taken += chunks.popleft().samples
-        if chunks and chunks[0].position < position:
-            taken += position - chunks[0].position
-            chunks[0] = self._part(chunks[0], position, chunks[0].end)
+        blocks, size = self._blocks, self._frame_bytes
+        while blocks and blocks[0].position < position:
+            block = blocks[0]
+            samples = min(len(block.data) // size, position - block.position)
+            taken += samples
+            if samples * size == len(block.data):
+                blocks.popleft()
+            else:
+                del block.data[: samples * size]
+                block.position = position
         self._start = max(self._start, position)
         return taken
 
     def drop(self, samples: int) -> int:
         """Give up the oldest ``samples``; returns how many there were."""
         return self.trim(self._start + samples) if samples > 0 else 0
-
-    def _part(self, chunk: AudioChunk, start: int, end: int) -> AudioChunk:
-        end = min(end, chunk.end)
-        if start == chunk.position and end == chunk.end:
-            return chunk
-        size = self._frame_bytes
-        payload = chunk.payload[(start - chunk.position) * size : (end - chunk.position) * size]
-        return AudioChunk(start, end - start, payload)

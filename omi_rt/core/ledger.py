@@ -1,7 +1,7 @@
 """The account of every sample that a session received.
 
 ``received = finalised + gated + pending + lost``, at any instant. The four that are kept here are
-counted where they happen, and ``pending`` is the sum over the backlog's chunks, so the equation can
+counted where they happen, and ``pending`` is the sum over the backlog's blocks, so the equation can
 fail: if it does, there is a bug, and it shows.
 """
 

@@ -127,22 +127,27 @@ class Link:
     # The reader.
 
     async def _receive(self) -> None:
-        while True:
-            try:
-                message = await self.connection.receive()
-            except ProviderClosed as closed:
-                if closed.code == _NORMAL_CLOSURE and self.pump.closing_since is not None:
-                    return
+        """Apply what the provider says, until it has answered our CloseStream."""
+        try:
+            # No name for the message: it would be kept until the next, 4 KB for each session.
+            while not self._digest(await self.connection.receive()):
+                pass
+        except ProviderClosed as closed:
+            if closed.code != _NORMAL_CLOSURE or self.pump.closing_since is None:
                 raise
-            if isinstance(message, Results):
-                if message.is_final:
-                    self._apply(message)
-            elif isinstance(message, Metadata):
-                if self.pump.closing_since is not None:
-                    self._apply_metadata(message)
-                    return
-            else:
-                self._on_ignored(message)
+
+    def _digest(self, message: Message) -> bool:
+        """Apply one message; returns whether it is the answer to our CloseStream."""
+        if isinstance(message, Results):
+            if message.is_final:
+                self._apply(message)
+        elif isinstance(message, Metadata):
+            if self.pump.closing_since is not None:
+                self._apply_metadata(message)
+                return True
+        else:
+            self._on_ignored(message)
+        return False
 
     def _apply(self, results: Results) -> None:
         if self._scope.cancel_called:

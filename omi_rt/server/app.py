@@ -49,6 +49,7 @@ class Server:
         draining: trio.Event | None = None,
     ) -> None:
         self.sessions: set[Session] = set()
+        self.ended_sessions = 0
         self._settings = settings
         self._provider = provider
         self._metrics = metrics
@@ -91,7 +92,10 @@ class Server:
     async def handle(self, stream: trio.abc.Stream) -> None:
         """Serve one connection. Never raises: whatever happens in it stays in it."""
         try:
-            await self._handle(ServerHandshake(stream))
+            # What the handshake needed is let go of before the session, which may last for days.
+            session = await self._admit(ServerHandshake(stream))
+            if session is not None:
+                await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", exc_info=group)
@@ -101,39 +105,44 @@ class Server:
     async def _accept(self, stream: trio.SocketStream) -> None:
         await self.handle(TCPStream(stream.socket))
 
-    async def _handle(self, handshake: ServerHandshake) -> None:
+    async def _admit(self, handshake: ServerHandshake) -> Session | None:
+        """Answer a request; returns the session that it opens, if it does."""
         try:
             request = await handshake.receive_request()
         except HandshakeFailed:
             self._metrics.connections_dropped.inc()
-            return
+            return None
         try:
             path, parameters = split_target(request.target)
         except BadRequest as error:
             await _respond(handshake, HTTPAnswer(400, f"{error}\n"))
-            return
+            return None
         if path != "/listen" or not request.is_upgrade:
             await _respond(
                 handshake,
                 answer(request.method, path, is_ready=self.is_ready, metrics=self._metrics),
             )
-            return
+            return None
         refusal = self._refusal()
         if refusal is not None:
             await _respond(handshake, refusal)
-            return
+            return None
         try:
             websocket = handshake.accept()
         except HandshakeFailed as failure:
             await _respond(handshake, HTTPAnswer(failure.status or 400, f"{failure}\n"))
-            return
+            return None
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
             listen = parse_listen(parameters)
         except BadRequest as error:
             await self._close(websocket, error.close_code, str(error))
-            return
-        await self._run_session(websocket, listen)
+            return None
+        try:
+            return self._open_session(websocket, listen)
+        except OpusUnavailable as error:
+            await self._close(websocket, 1011, str(error))
+            return None
 
     def _refusal(self) -> HTTPAnswer | None:
         if not self.is_ready:
@@ -148,25 +157,24 @@ class Server:
             return unavailable("the speech provider refuses", wait)
         return None
 
-    async def _run_session(self, websocket: WebSocket, listen: ListenRequest) -> None:
-        try:
-            session = Session(
-                websocket,
-                listen,
-                self._provider,
-                self._settings,
-                self._metrics,
-                self._profiles,
-                self._load,
-            )
-        except OpusUnavailable as error:
-            await self._close(websocket, 1011, str(error))
-            return
+    def _open_session(self, websocket: WebSocket, listen: ListenRequest) -> Session:
+        return Session(
+            websocket,
+            listen,
+            self._provider,
+            self._settings,
+            self._metrics,
+            self._profiles,
+            self._load,
+        )
+
+    async def _run_session(self, session: Session) -> None:
         self.sessions.add(session)
         try:
             await session.run()
         finally:
             self.sessions.discard(session)
+            self.ended_sessions += 1
             self.session_left.set()
             self.session_left = trio.Event()
 

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import gc
 from contextlib import asynccontextmanager
 from functools import partial
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -21,15 +19,14 @@ from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, drain_on_signal, raise_file_limit
 from omi_rt.server.load import LoadInstrument
+from omi_rt.server.memory import calm_the_collector, keep_memory_low
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
 
-    from omi_rt.deepgram.provider import Provider
     from omi_rt.settings import Settings
 
 _CLOSE_STORE_SECONDS = 5.0
-_COLLECT_SECONDS = 5.0
 
 
 async def serve(
@@ -58,7 +55,7 @@ async def serve(
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
-    _calm_the_collector()
+    calm_the_collector()
     _load_libopus(announce)
     metrics, load = Metrics(), LoadMeter()
     metrics.load.set_function(lambda: load.load)
@@ -76,8 +73,8 @@ async def serve(
             _profiles(settings) as profiles,
         ):
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
-            nursery.start_soon(_collect_garbage, provider)
             server = Server(settings, provider, metrics, profiles, load, draining)
+            nursery.start_soon(keep_memory_low, lambda: provider.failures + server.ended_sessions)
             trio.lowlevel.add_instrument(LoadInstrument(load))
             announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
             task_status.started(f"ws://{address}")
@@ -96,33 +93,6 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
     finally:
         with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
             await store.aclose()
-
-
-def _calm_the_collector() -> None:
-    """Collect garbage where there is some: a full collection stops every session for milliseconds.
-
-    The thresholds count what is made and not freed. Sessions in peace free all that they make;
-    `_collect_garbage` looks after the others. What has been imported by now is never looked at
-    again.
-    """
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(5_000, 5, 4)
-
-
-async def _collect_garbage(provider: Provider) -> None:
-    """Free what failed connections leave in cycles (tracebacks, and what they hold: 130 KB each).
-
-    Only where some have failed, and for at most a hundredth of the time.
-    """
-    seen, pause = 0, _COLLECT_SECONDS
-    while True:
-        await trio.sleep(pause)
-        if provider.failures != seen:
-            seen = provider.failures
-            started = perf_counter()
-            gc.collect()
-            pause = max(_COLLECT_SECONDS, 100 * (perf_counter() - started))
 
 
 def _load_libopus(announce: Callable[[str], None]) -> None:
