@@ -29,7 +29,7 @@ from omi_rt.core.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
-from omi_rt.deepgram.transport import NETWORK_ERRORS, RECEIVED_QUEUE_MESSAGES, WatchedStream
+from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
 from omi_rt.local.wire import MODEL_NAME
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.wire import client_binary_frame
@@ -42,6 +42,8 @@ Dial = Callable[[str], Awaitable[trio.abc.Stream]]
 
 MAX_RESULT_BYTES = 1_048_576
 """Of one message; a final with 1,000 words takes 150 KB."""
+RECEIVED_QUEUE_MESSAGES = 16
+"""Of those that the library reads."""
 CLOSE_SECONDS = 1.0
 _MAX_REASON_CHARACTERS = 200
 _NO_FRAME = 1006
@@ -164,6 +166,7 @@ async def open_connection(
             except Exception as error:  # noqa: BLE001 - raised again below, out of the nursery
                 body_error = error
             else:
+                watched.hand_over()
                 with trio.move_on_after(CLOSE_SECONDS, shield=True):
                     await socket.aclose()
             nursery.cancel_scope.cancel()

@@ -14,24 +14,25 @@ if TYPE_CHECKING:
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
-RECEIVED_QUEUE_MESSAGES = 16
-
-
 class WatchedStream(trio.abc.Stream):
     """The stream below the library: remembers a failed send, and tells when the peer has ended.
 
     Two send over it, the library and our audio; a frame that has begun keeps the other waiting.
-    And two receive: plain text messages go to `receive_text`, the rest to the library.
+
+    And two receive. The library reads the answer to the handshake; from then on `receive_text` reads,
+    takes the plain text messages, which are all that comes while all is well, and leaves the rest to
+    the library; after `hand_over` the library reads again. So a final is with whoever waits for it
+    in one turn of the loop, where the library needs three.
     """
 
     __slots__ = (
-        "_arrived",
+        "_for_library",
         "_frames",
         "_is_sending",
+        "_library",
         "_rest",
         "_send_at_once",
         "_stream",
-        "_taken",
         "_waiting",
         "ended",
         "send_failed",
@@ -40,8 +41,8 @@ class WatchedStream(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream, max_message_bytes: int) -> None:
         self._stream = stream
         self._frames = TextFrames(max_message_bytes)
-        self._arrived = trio.lowlevel.ParkingLot()
-        self._taken = trio.lowlevel.ParkingLot()
+        self._for_library = b""
+        self._library = trio.lowlevel.ParkingLot()
         # Of TCP, not of TLS: what that sends is not what it is given.
         self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | memoryview = b""
@@ -98,43 +99,52 @@ class WatchedStream(trio.abc.Stream):
     async def receive_text(self) -> str | None:
         """Wait for the next message; None where the library has it, or knows why none comes.
 
-        For one task. Cancelling is safe: no message is lost.
+        For one task, after the handshake. Cancelling is safe: no message is lost.
         """
-        texts = self._frames.texts
-        while not texts:
-            if self._frames.is_over:
+        frames = self._frames
+        while not frames.texts:
+            if frames.is_over:
                 return None
-            await self._arrived.park()
-        text = texts.popleft()
-        self._taken.unpark()
-        return text
+            try:
+                data = await self._stream.receive_some()
+            except NETWORK_ERRORS:
+                data = b""
+            if data:
+                self._for_library += frames.feed(data)
+            else:
+                # The library will meet the same, and say what it means.
+                self.hand_over()
+            if self._for_library:
+                self._library.unpark()
+        return frames.texts.popleft()
+
+    def hand_over(self) -> None:
+        """Let the library read from here on. Nobody may be in `receive_text`."""
+        self._for_library += self._frames.give_up()
+        self._library.unpark()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        """Receive what is for the library, as the stream below does."""
+        """Receive what is for the library."""
         frames = self._frames
         while True:
-            while len(frames.texts) >= RECEIVED_QUEUE_MESSAGES:
-                await self._taken.park()
-            try:
-                data = await self._stream.receive_some(max_bytes)
-            except NETWORK_ERRORS:
-                self._end()
-                raise
-            if not data:
-                self._end()
+            if self._for_library:
+                data, self._for_library = self._for_library, b""
                 return data
-            rest = frames.feed(data)
-            if frames.texts or frames.is_over:
-                self._arrived.unpark()
-            if rest:
-                return rest
+            if frames.has_head and not frames.is_over:
+                await self._library.park()
+                continue
+            try:
+                received = await self._stream.receive_some(max_bytes)
+            except NETWORK_ERRORS:
+                self.ended.set()
+                raise
+            if not received:
+                self.ended.set()
+                return received
+            self._for_library += frames.feed(received)
 
     async def aclose(self) -> None:
         """Close the stream below."""
-        self._end()
-        await self._stream.aclose()
-
-    def _end(self) -> None:
         self.ended.set()
-        self._frames.is_over = True
-        self._arrived.unpark()
+        self.hand_over()
+        await self._stream.aclose()

@@ -21,15 +21,16 @@ class TextFrames:
     close, text that is no UTF-8, a message that is too long) everything is.
     """
 
-    __slots__ = ("_buffer", "_has_head", "_max_bytes", "is_over", "texts")
+    __slots__ = ("_buffer", "_max_bytes", "has_head", "is_over", "texts")
 
     def __init__(self, max_message_bytes: int) -> None:
         self.texts: deque[str] = deque()
         """What has arrived, the oldest first; whoever takes it takes it from here."""
         self.is_over = False
         """Whether what still comes is handed on as it is."""
+        self.has_head = False
+        """Whether the handshake's answer is over."""
         self._buffer = b""
-        self._has_head = False
         self._max_bytes = max_message_bytes
 
     def feed(self, data: bytes | bytearray) -> bytes:
@@ -37,9 +38,13 @@ class TextFrames:
         if self.is_over:
             return bytes(data)
         data = self._buffer + data if self._buffer else bytes(data)
-        if not self._has_head:
+        if not self.has_head:
             return self._take_head(data)
         return self._take_frames(data, 0)
+
+    def give_up(self) -> bytes:
+        """Hand on all from here; returns what had been kept back."""
+        return self._give_up(self._buffer)
 
     def _take_head(self, data: bytes) -> bytes:
         end = data.find(_HEAD_END) + len(_HEAD_END)
@@ -48,7 +53,7 @@ class TextFrames:
             return b""
         if end < len(_HEAD_END) or not data.startswith(_SWITCHING_PROTOCOLS):
             return self._give_up(data)
-        self._has_head = True
+        self.has_head = True
         return data[:end] + self._take_frames(data, end)
 
     def _take_frames(self, data: bytes, start: int) -> bytes:
