@@ -4,9 +4,13 @@ A read, a decode and a message cost much the same whatever they hold, so a busy 
 stream less often, and each message holds more. The one place where this is decided:
 
 * While the loop has slack, what has arrived is read and goes up at once.
-* From `SLACK_LOAD` on a stream is left alone for a while after each read: gently at first, for
-  ``cap`` seconds at `FULL_LOAD`. What is read then goes up as one message.
+* From `SLACK_LOAD` on a stream is left alone for a while after each read, for ``cap`` seconds at
+  `FULL_LOAD`. What is read then goes up as one message. A rest that is shorter than the device's own
+  messages would save nothing, and is not taken.
 * What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`.
+
+Reading seldom costs latency, so it begins late: at 250 streams of 20 ms, load 0.67, p99 is 2 ms;
+where it began at half load p99 was 33 ms, and the CPU's work was no less.
 """
 
 from __future__ import annotations
@@ -15,17 +19,18 @@ from attrs import define
 
 MAX_MESSAGE_SECONDS = 0.25
 """Deepgram advises 20 to 250 ms a message (its page on measuring streaming latency)."""
-SLACK_LOAD = 0.5
-FULL_LOAD = 0.95
+SLACK_LOAD = 0.85
+FULL_LOAD = 0.98
 _SMOOTHING_SECONDS = 0.5
 """Time constant of the load's moving average: longer than a burst, shorter than a stampede."""
 
 
-def read_pause(load: float, cap: float) -> float:
-    """Seconds to leave a stream alone after a read, at ``load`` (0..1)."""
+def read_pause(load: float, cap: float, message_seconds: float) -> float:
+    """Seconds to leave a stream alone after a read, at ``load`` (0..1); 0.0 is not at all."""
     if load <= SLACK_LOAD:
         return 0.0
-    return cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
+    pause = cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
+    return pause if pause >= message_seconds else 0.0
 
 
 @define

@@ -85,12 +85,8 @@ class WebSocket:
                 raise self._wire.closed()
             await self._feed()
 
-    async def rest(self, seconds: float) -> None:
-        """Leave the peer alone for a while, so that the next `receive` gets more at once.
-
-        Cancelling is safe.
-        """
-        await trio.sleep(seconds)
+    def expect_data(self) -> None:
+        """Let the next `receive` read before it waits: after a rest there is data, most likely."""
         if self._tcp is not None:
             self._tcp.expect_data()
 

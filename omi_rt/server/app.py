@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.codecs.opus import OpusUnavailable
-from omi_rt.core.coalescing import LoadMeter
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 from omi_rt.server.http import HTTPAnswer, answer, unavailable
+from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Server:
         provider: Provider,
         metrics: Metrics,
         profiles: Profiles | None = None,
-        load: LoadMeter | None = None,
+        pace: Pace | None = None,
         draining: trio.Event | None = None,
     ) -> None:
         self.sessions: set[Session] = set()
@@ -54,7 +54,7 @@ class Server:
         self._provider = provider
         self._metrics = metrics
         self._profiles = profiles
-        self._load = load or LoadMeter()
+        self._pace = pace or Pace(settings.message_cap_ms / 1000)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
@@ -71,6 +71,7 @@ class Server:
         Cancelling this ends all sessions at once.
         """
         async with trio.open_nursery() as connections:
+            connections.start_soon(self._pace.run)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(
@@ -165,7 +166,7 @@ class Server:
             self._settings,
             self._metrics,
             self._profiles,
-            self._load,
+            self._pace,
         )
 
     async def _run_session(self, session: Session) -> None:

@@ -10,7 +10,6 @@ import trio
 
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
-from omi_rt.core.coalescing import LoadMeter
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import run_local_recogniser
@@ -20,6 +19,7 @@ from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, drain_on_signal, raise_file_limit
 from omi_rt.server.load import LoadInstrument
 from omi_rt.server.memory import calm_the_collector, keep_memory_low
+from omi_rt.server.pace import Pace
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -57,8 +57,8 @@ async def serve(
     raise_file_limit()
     calm_the_collector()
     _load_libopus(announce)
-    metrics, load = Metrics(), LoadMeter()
-    metrics.load.set_function(lambda: load.load)
+    metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
+    metrics.load.set_function(lambda: pace.meter.load)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -73,9 +73,9 @@ async def serve(
             _profiles(settings) as profiles,
         ):
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
-            server = Server(settings, provider, metrics, profiles, load, draining)
+            server = Server(settings, provider, metrics, profiles, pace, draining)
             nursery.start_soon(keep_memory_low, lambda: provider.failures + server.ended_sessions)
-            trio.lowlevel.add_instrument(LoadInstrument(load))
+            trio.lowlevel.add_instrument(LoadInstrument(pace.meter))
             announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
             task_status.started(f"ws://{address}")
             await server.serve(listeners)

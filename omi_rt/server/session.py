@@ -11,7 +11,6 @@ import trio
 
 from omi_rt.codecs import is_fake_pong, open_decoder
 from omi_rt.core import events
-from omi_rt.core.coalescing import read_pause
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import JSONError, dumps, loads
@@ -20,12 +19,12 @@ from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
-    from omi_rt.core.coalescing import LoadMeter
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
     from omi_rt.net.websocket import WebSocket
     from omi_rt.profiles.service import Profiles
+    from omi_rt.server.pace import Pace
     from omi_rt.settings import Settings
 
 UNDECODABLE_IN_A_ROW = 50
@@ -52,7 +51,7 @@ class Session:
         settings: Settings,
         metrics: Metrics,
         profiles: Profiles | None,
-        load: LoadMeter,
+        pace: Pace,
     ) -> None:
         self.id = uuid.uuid4().hex
         self.coverage = Coverage(request.audio_format, settings.backlog_seconds)
@@ -60,8 +59,7 @@ class Session:
         self._request = request
         self._settings = settings
         self._metrics = metrics
-        self._load = load
-        self._longest_pause = settings.message_cap_ms / 1000
+        self._pace = pace
         self._log = get_logger(session=self.id)
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         load_anchors = None
@@ -152,9 +150,11 @@ class Session:
 
     async def _receive_audio(self) -> None:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
-        websocket, load = self._websocket, self._load
+        websocket, pace, backlog = self._websocket, self._pace, self.coverage.backlog
+        rate = self.coverage.audio_format.sample_rate
         while True:
             messages = await websocket.receive()
+            before = backlog.end
             for start in range(0, len(messages), MESSAGES_PER_STEP):
                 if start:
                     await trio.lowlevel.checkpoint()
@@ -163,9 +163,10 @@ class Session:
                     self._is_reading = False
                     await self._transcriber.make_room()
                     self._is_reading = True
-            pause = read_pause(load.load, self._longest_pause)
+            pause = pace.pause((backlog.end - before) / rate / len(messages))
             if pause > 0.0:
-                await websocket.rest(pause)
+                await pace.rest(pause)
+                websocket.expect_data()
 
     def _take(self, messages: list[bytes | str]) -> None:
         decode = self._decoder.decode

@@ -1,0 +1,53 @@
+"""When each device is read again: at once, or a little later together with others."""
+
+from __future__ import annotations
+
+import trio
+
+from omi_rt.core.coalescing import LoadMeter, read_pause
+
+TICK_SECONDS = 0.005
+
+
+class Pace:
+    """The load of the process, and the clock that wakes whoever rests because of it.
+
+    A timer for each rest would cost 15 µs, as much as the read that it saves; here all whose time
+    has come are woken by one. ``run`` must run for anybody to be woken.
+
+    Args:
+        cap: the longest rest, in seconds.
+    """
+
+    __slots__ = ("_cap", "_due", "_work", "meter")
+
+    def __init__(self, cap: float) -> None:
+        self.meter = LoadMeter()
+        self._cap = cap
+        self._due: dict[int, trio.Event] = {}
+        """By tick; at most as many as the longest rest has."""
+        self._work = trio.Event()
+
+    def pause(self, message_seconds: float) -> float:
+        """Seconds to leave a stream alone whose messages hold ``message_seconds`` each."""
+        return read_pause(self.meter.load, self._cap, message_seconds)
+
+    async def rest(self, seconds: float) -> None:
+        """Wait ``seconds``, and up to a tick more. Cancelling is safe."""
+        tick = int((trio.current_time() + seconds) / TICK_SECONDS) + 1
+        event = self._due.get(tick)
+        if event is None:
+            event = self._due[tick] = trio.Event()
+            self._work.set()
+        await event.wait()
+
+    async def run(self) -> None:
+        """Wake them; until cancelled."""
+        while True:
+            if not self._due:
+                self._work = trio.Event()
+                await self._work.wait()
+            await trio.sleep_until((int(trio.current_time() / TICK_SECONDS) + 1) * TICK_SECONDS)
+            now = trio.current_time() / TICK_SECONDS
+            for tick in [tick for tick in self._due if tick <= now]:
+                self._due.pop(tick).set()
