@@ -157,7 +157,7 @@ def test_no_rest_is_shorter_than_a_message(load: float, cap: float, message_seco
 def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:
     meter = LoadMeter()
     for _ in range(3000):
-        meter.note(0.0025, 0.010)
+        meter.note(0.0075, 0.010)
     assert abs(meter.load - 0.75) < 0.01
 
 

@@ -39,8 +39,7 @@ class LoadMeter:
 
     load: float = 0.0
 
-    def note(self, waited: float, span: float) -> None:
-        """Note that of the last ``span`` seconds the loop waited ``waited`` for I/O."""
+    def note(self, worked: float, span: float) -> None:
+        """Note that in the last ``span`` seconds the loop worked for ``worked`` of them."""
         if span > 0:
-            busy = max(0.0, 1.0 - waited / span)
-            self.load += (busy - self.load) * min(1.0, span / _SMOOTHING_SECONDS)
+            self.load += (min(1.0, worked / span) - self.load) * min(1.0, span / _SMOOTHING_SECONDS)

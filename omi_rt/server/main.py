@@ -17,7 +17,6 @@ from omi_rt.metrics import Metrics
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, drain_on_signal, raise_file_limit
-from omi_rt.server.load import LoadInstrument
 from omi_rt.server.memory import calm_the_collector, keep_memory_low
 from omi_rt.server.pace import Pace
 
@@ -58,7 +57,7 @@ async def serve(
     calm_the_collector()
     _load_libopus(announce)
     metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
-    metrics.load.set_function(lambda: pace.meter.load)
+    metrics.load.set_function(lambda: pace.load)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
@@ -75,7 +74,6 @@ async def serve(
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
             server = Server(settings, provider, metrics, profiles, pace, draining)
             nursery.start_soon(keep_memory_low, lambda: provider.failures + server.ended_sessions)
-            trio.lowlevel.add_instrument(LoadInstrument(pace.meter))
             announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
             task_status.started(f"ws://{address}")
             await server.serve(listeners)
