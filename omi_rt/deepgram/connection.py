@@ -32,6 +32,7 @@ from omi_rt.core.errors import (
 from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
 from omi_rt.local.wire import MODEL_NAME
 from omi_rt.net.stream import open_tcp_stream
+from omi_rt.net.tls import TLSStream
 from omi_rt.net.wire import client_binary_frame
 
 if TYPE_CHECKING:
@@ -194,9 +195,7 @@ async def dial_tcp(url: str) -> trio.abc.Stream:
     stream = await open_tcp_stream(parts.hostname, parts.port or (443 if secure else 80))
     if not secure:
         return stream
-    tls = trio.SSLStream(
-        stream, _tls_context(), server_hostname=parts.hostname, https_compatible=True
-    )
+    tls = TLSStream(stream, _tls_context(), parts.hostname)
     try:
         await tls.do_handshake()
     except BaseException:
@@ -208,7 +207,10 @@ async def dial_tcp(url: str) -> trio.abc.Stream:
 @functools.cache
 def _tls_context() -> ssl.SSLContext:
     """Made once: reading the system's certificates stops the loop for 20 ms."""
-    return ssl.create_default_context()
+    context = ssl.create_default_context()
+    # TLS 1.2 only; then a write could have to read first.
+    context.options |= ssl.OP_NO_RENEGOTIATION
+    return context
 
 
 async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:

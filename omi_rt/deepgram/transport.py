@@ -43,9 +43,8 @@ class WatchedStream(trio.abc.Stream):
         self._frames = TextFrames(max_message_bytes)
         self._for_library = b""
         self._library = trio.lowlevel.ParkingLot()
-        # Of TCP, not of TLS: what that sends is not what it is given.
         self._send_at_once = getattr(stream, "send_nowait", None)
-        self._rest: bytes | memoryview = b""
+        self._rest: bytes | bytearray | memoryview | None = None
         self._is_sending = False
         self._waiting = trio.lowlevel.ParkingLot()
         self.send_failed = False
@@ -58,20 +57,17 @@ class WatchedStream(trio.abc.Stream):
         if self._send_at_once is None or self._is_sending or self.send_failed:
             return False
         try:
-            sent = self._send_at_once(frame)
+            self._rest = self._send_at_once(frame)
         except NETWORK_ERRORS:
             self.send_failed = True
             return True
-        if sent == len(frame):
-            return True
-        self._rest = memoryview(frame)[sent:]
-        self._is_sending = True
-        return False
+        self._is_sending = self._rest is not None
+        return not self._is_sending
 
     async def send_rest(self, make_frame: Callable[[bytes], bytes], payload: bytes) -> None:
         """Send what a `send_nowait` has left over, or else a new frame of ``payload``."""
-        if self._rest:
-            rest, self._rest = self._rest, b""
+        if self._rest is not None:
+            rest, self._rest = self._rest, None
             self._is_sending = False
             await self.send_all(rest)
         else:

@@ -66,8 +66,8 @@ class BoundedStream(trio.abc.HalfCloseableStream):
                     return
                 await pipe.changed.park()
 
-    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Send what there is room for, as a socket does; returns how many bytes that is.
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> bytes | None:
+        """Send what there is room for, as a socket does; returns the rest, None if there is none.
 
         Raises as `send_all` does.
         """
@@ -77,7 +77,7 @@ class BoundedStream(trio.abc.HalfCloseableStream):
             room = max(0, pipe.capacity - len(pipe.buffer))
             pipe.buffer += data[:room]
             pipe.changed.unpark_all()
-            return min(room, len(data))
+            return bytes(data[room:]) or None
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until there is room. Raises as `send_all` does."""

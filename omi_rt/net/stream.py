@@ -37,31 +37,26 @@ class TCPStream(trio.abc.HalfCloseableStream):
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Raises as ``trio.abc.SendStream.send_all`` does."""
-        sent = self.send_nowait(data)
-        if sent == len(data):
-            return
-        with memoryview(data) as view:
-            while sent < len(view):
-                try:
-                    await trio.lowlevel.wait_writable(self.socket)
-                    with view[sent:] as rest:
-                        sent += os.write(self._fd, rest)
-                except BlockingIOError:
-                    continue
-                except OSError as error:
-                    raise _stream_error(error) from error
+        rest = self.send_nowait(data)
+        while rest is not None:
+            await self.wait_send_all_might_not_block()
+            rest = self.send_nowait(rest)
 
-    def send_nowait(self, data: bytes | bytearray | memoryview) -> int:
-        """Send what the kernel takes at once; returns how many bytes that is, perhaps 0.
+    def send_nowait(
+        self, data: bytes | bytearray | memoryview
+    ) -> bytes | bytearray | memoryview | None:
+        """Send what the kernel takes at once; returns the rest, or None if nothing is left.
 
-        Raises as ``send_all`` does. Nobody may be in ``send_all``.
+        ``send_all`` must be called with a rest before anything else is sent. Raises as it does.
+        Nobody may be in ``send_all``.
         """
         try:
-            return os.write(self._fd, data)
+            sent = os.write(self._fd, data)
         except BlockingIOError:
-            return 0
+            return data
         except OSError as error:
             raise _stream_error(error) from error
+        return None if sent == len(data) else memoryview(data)[sent:]
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait until the socket is writable."""

@@ -207,12 +207,12 @@ class WebSocket:
         if self._is_writer_idle and self._tcp is not None and not ends_stream(writes):
             data = b"".join(writes)
             try:
-                sent = self._tcp.send_nowait(data)
+                rest = self._tcp.send_nowait(data)
             except _STREAM_ERRORS:
-                sent = 0  # the writer meets the same
-            if sent == len(data):
+                rest = data  # the writer meets the same
+            if rest is None:
                 return
-            writes = [data[sent:]]
+            writes = [bytes(rest)]
             self._is_writer_idle = False
         self._outgoing += writes
         self._queued_bytes += sum(map(len, writes))

@@ -1,0 +1,128 @@
+"""TLS for the hot path: ``trio.SSLStream``'s contract, and a send that need not wait."""
+
+from __future__ import annotations
+
+import contextlib
+import ssl
+from typing import TYPE_CHECKING
+
+import trio
+
+if TYPE_CHECKING:
+    from omi_rt.net.stream import TCPStream
+
+_RECORD_BYTES = 16_384
+"""The most plaintext that a record holds (RFC 8446, 5.1)."""
+
+
+class TLSStream(trio.abc.Stream):
+    """The client's side of TLS over a connected TCP stream, by the standard library's ``SSLObject``.
+
+    What ``trio.SSLStream`` is given is sent under a lock by a task that waits for it; here a frame
+    is encrypted and offered to the kernel at once, as on plain TCP.
+
+    The end of the stream is an end with or without TLS's own goodbye, as with HTTPS: what was cut
+    off shows in the protocol above. One task may send and one other receive.
+    """
+
+    __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "_stream", "_unsent")
+
+    def __init__(self, stream: TCPStream, context: ssl.SSLContext, server_hostname: str) -> None:
+        """Prepare; `do_handshake` must follow.
+
+        Args:
+            stream: connected, and used by nobody else.
+            context: says whom to trust.
+            server_hostname: that the certificate must be for.
+        """
+        self._stream = stream
+        self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+        self._object = context.wrap_bio(
+            self._incoming, self._outgoing, server_hostname=server_hostname
+        )
+        self._unsent = b""
+        """Encrypted already."""
+        self._is_closed = False
+
+    async def do_handshake(self) -> None:
+        """Make the handshake. Cancelling leaves the stream unusable.
+
+        Raises:
+            trio.BrokenResourceError: it failed; the cause is an ``ssl.SSLError``.
+        """
+        while True:
+            try:
+                self._object.do_handshake()
+            except ssl.SSLWantReadError:
+                await self._flush()
+                await self._read_more()
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError("no TLS connection") from error
+            else:
+                await self._flush()
+                return
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        """Send all of ``data``. Raises as ``trio.abc.SendStream.send_all`` does."""
+        if self.send_nowait(data) is not None:
+            await self._flush()
+
+    def send_nowait(self, data: bytes | bytearray | memoryview) -> bytes | None:
+        """Send what the kernel takes at once; the contract is `TCPStream.send_nowait`'s.
+
+        All of ``data`` is encrypted, so that nothing of it is left to be given to ``send_all``: an
+        empty rest only says that ``send_all`` must be called.
+        """
+        if self._is_closed:
+            raise trio.ClosedResourceError("this stream was closed")
+        # An empty write would mean the end.
+        if data:
+            try:
+                self._object.write(data)
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError("TLS connection broken") from error
+        self._unsent += self._outgoing.read()
+        rest = self._stream.send_nowait(self._unsent)
+        self._unsent = b"" if rest is None else bytes(rest)
+        return None if rest is None else b""
+
+    async def wait_send_all_might_not_block(self) -> None:
+        """Wait until the socket is writable."""
+        await self._stream.wait_send_all_might_not_block()
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        """Wait for data and return what is there, at most 16 KiB; ``b""`` at the end.
+
+        Cancelling this loses nothing.
+        """
+        size = _RECORD_BYTES if max_bytes is None else max_bytes
+        while True:
+            try:
+                return self._object.read(size)
+            except ssl.SSLWantReadError:
+                await self._read_more()
+            except (ssl.SSLZeroReturnError, ssl.SSLEOFError):
+                return b""
+            except ssl.SSLError as error:
+                raise trio.BrokenResourceError("TLS connection broken") from error
+
+    async def aclose(self) -> None:
+        """Say goodbye if that needs no waiting, and close the socket."""
+        with contextlib.suppress(ssl.SSLError, trio.BrokenResourceError, trio.ClosedResourceError):
+            with contextlib.suppress(ssl.SSLWantReadError):
+                self._object.unwrap()
+            self.send_nowait(b"")
+        self._is_closed = True
+        await self._stream.aclose()
+
+    async def _read_more(self) -> None:
+        data = await self._stream.receive_some()
+        if data:
+            self._incoming.write(data)
+        else:
+            self._incoming.write_eof()
+
+    async def _flush(self) -> None:
+        data, self._unsent = self._unsent + self._outgoing.read(), b""
+        if data:
+            await self._stream.send_all(data)

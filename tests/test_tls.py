@@ -1,0 +1,164 @@
+"""TLS streams over real sockets, against the standard library's other side."""
+
+from __future__ import annotations
+
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+
+import pytest
+import trio
+import trustme
+
+from omi_rt.net.stream import open_tcp_stream
+from omi_rt.net.tls import TLSStream
+
+AUTHORITY = trustme.CA()
+Serve = Callable[[trio.SSLStream[trio.SocketStream]], Awaitable[None]]
+
+
+@asynccontextmanager
+async def connected(
+    serve: Serve,
+    *,
+    authority: trustme.CA = AUTHORITY,
+    hostname: str = "localhost",
+    versions: ssl.TLSVersion = ssl.TLSVersion.TLSv1_3,
+) -> AsyncIterator[TLSStream]:
+    """A stream to a server that runs ``serve`` for it; the handshake is still to be made."""
+    theirs = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    AUTHORITY.issue_cert("localhost").configure_cert(theirs)
+    ours = ssl.create_default_context()
+    authority.configure_trust(ours)
+    theirs.minimum_version = theirs.maximum_version = versions
+
+    async def accept(stream: trio.SocketStream) -> None:
+        try:
+            await serve(trio.SSLStream(stream, theirs, server_side=True, https_compatible=True))
+        except trio.BrokenResourceError:
+            await stream.aclose()
+
+    with trio.fail_after(20):
+        async with trio.open_nursery() as nursery:
+            listeners = await nursery.start(partial(trio.serve_tcp, accept, 0, host="127.0.0.1"))
+            port = listeners[0].socket.getsockname()[1]
+            tls = TLSStream(await open_tcp_stream("127.0.0.1", port), ours, hostname)
+            yield tls
+            await tls.aclose()
+            nursery.cancel_scope.cancel()
+
+
+async def echo(stream: trio.SSLStream[trio.SocketStream]) -> None:
+    """Send back all that comes, in the order in which it came."""
+    async for data in stream:
+        await stream.send_all(data)
+
+
+@pytest.mark.parametrize("versions", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_what_is_sent_comes_back_byte_for_byte(versions: ssl.TLSVersion) -> None:
+    data = bytes(range(256)) * 8_000
+    async with connected(echo, versions=versions) as tls:
+        await tls.do_handshake()
+        received = bytearray()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(tls.send_all, data)
+            while len(received) < len(data):
+                received += await tls.receive_some()
+        assert received == data
+
+
+async def test_what_the_kernel_does_not_take_at_once_follows_in_order() -> None:
+    may_read, has_read = trio.Event(), trio.Event()
+    received = bytearray()
+
+    async def read_late(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.do_handshake()
+        await may_read.wait()
+        async for data in stream:
+            received.extend(data)
+            if received.endswith(b"the end"):
+                has_read.set()
+
+    async with connected(read_late) as tls:
+        await tls.do_handshake()
+        sent = bytearray()
+        rest: bytes | None = None
+        while rest is None:
+            message = len(sent).to_bytes(4, "big") * 16_000
+            rest = tls.send_nowait(message)
+            sent += message
+        assert rest == b"", "all is encrypted: nothing of it must be given again"
+        may_read.set()
+        await tls.send_all(rest)
+        await tls.send_all(b"the end")
+        sent += b"the end"
+        await has_read.wait()
+        assert received == sent
+
+
+async def test_an_end_without_a_goodbye_is_an_end() -> None:
+    async def vanish(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(b"hello")
+        await stream.transport_stream.aclose()
+
+    async with connected(vanish) as tls:
+        await tls.do_handshake()
+        assert await tls.receive_some() == b"hello"
+        assert await tls.receive_some() == b""
+
+
+async def test_our_goodbye_is_heard() -> None:
+    ended = trio.Event()
+
+    async def listen(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        assert await stream.receive_some() == b""
+        ended.set()
+
+    async with connected(listen) as tls:
+        await tls.do_handshake()
+        await tls.aclose()
+        await ended.wait()
+        with pytest.raises(trio.ClosedResourceError):
+            await tls.send_all(b"too late")
+
+
+async def test_a_cancelled_receive_loses_nothing() -> None:
+    async with connected(echo) as tls:
+        await tls.do_handshake()
+        with trio.move_on_after(0.05):
+            await tls.receive_some()
+        await tls.send_all(b"hello")
+        assert await tls.receive_some() == b"hello"
+
+
+@pytest.mark.parametrize(
+    ("authority", "hostname"), [(trustme.CA(), "localhost"), (AUTHORITY, "elsewhere")]
+)
+async def test_a_certificate_of_somebody_else_is_not_accepted(
+    authority: trustme.CA, hostname: str
+) -> None:
+    async with connected(echo, authority=authority, hostname=hostname) as tls:
+        with pytest.raises(trio.BrokenResourceError) as caught:
+            await tls.do_handshake()
+        assert isinstance(caught.value.__cause__, ssl.SSLCertVerificationError)
+
+
+async def test_garbage_instead_of_tls_is_an_error() -> None:
+    async def babble(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.transport_stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n" * 10)
+
+    async with connected(babble) as tls:
+        with pytest.raises(trio.BrokenResourceError):
+            await tls.do_handshake()
+
+
+async def test_garbage_after_the_handshake_is_an_error() -> None:
+    async def babble(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.do_handshake()
+        await stream.transport_stream.send_all(b"\x17\x03\x03\x00\x20" + bytes(32))
+
+    async with connected(babble) as tls:
+        await tls.do_handshake()
+        with pytest.raises(trio.BrokenResourceError):
+            await tls.receive_some()
