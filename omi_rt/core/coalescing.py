@@ -19,8 +19,8 @@ from attrs import define
 
 MAX_MESSAGE_SECONDS = 0.25
 """Deepgram advises 20 to 250 ms a message (its page on measuring streaming latency)."""
-SLACK_LOAD = 0.85
-FULL_LOAD = 0.98
+SLACK_LOAD = 0.9
+FULL_LOAD = 0.99
 _SMOOTHING_SECONDS = 0.5
 """Time constant of the load's moving average: longer than a burst, shorter than a stampede."""
 
