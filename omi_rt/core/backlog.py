@@ -42,32 +42,28 @@ class Backlog:
         "_frame_bytes",
         "_latest",
         "_latest_position",
-        "_start",
         "capacity",
         "end",
+        "start",
     )
 
     def __init__(self, audio_format: AudioFormat, capacity: int) -> None:
         self._frame_bytes = audio_format.frame_bytes
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
         self._blocks: deque[_Block] = deque()
-        self._start = 0
         self._latest = b""
         self._latest_position = 0
         self.capacity = capacity
         """Samples that it is meant to hold; the owner stops reading or drops beyond it."""
+        self.start = 0
+        """Session position of the oldest sample, or `end` where it is empty."""
         self.end = 0
         """Session position just behind the newest sample."""
 
     @property
-    def start(self) -> int:
-        """Session position of the oldest sample, or `end` where it is empty."""
-        return self._start
-
-    @property
     def excess(self) -> int:
         """Samples over the capacity; negative while there is room."""
-        return self.end - self._start - self.capacity
+        return self.end - self.start - self.capacity
 
     @property
     def pending(self) -> int:
@@ -92,7 +88,7 @@ class Backlog:
 
         A position before the start reads from the start: what lay between is gone.
         """
-        position = max(position, self._start)
+        position = max(position, self.start)
         end = self.end
         if position >= end:
             return None
@@ -123,9 +119,9 @@ class Backlog:
             else:
                 del block.data[: samples * size]
                 block.position = position
-        self._start = max(self._start, position)
+        self.start = max(self.start, position)
         return taken
 
     def drop(self, samples: int) -> int:
         """Give up the oldest ``samples``; returns how many there were."""
-        return self.trim(self._start + samples) if samples > 0 else 0
+        return self.trim(self.start + samples) if samples > 0 else 0

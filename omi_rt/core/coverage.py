@@ -56,7 +56,8 @@ class Coverage:
     @property
     def is_full(self) -> bool:
         """Whether the backlog has no more room."""
-        return self.backlog.excess >= 0
+        backlog = self.backlog
+        return backlog.end - backlog.start >= backlog.capacity
 
     def watermark_of(self, channel: int) -> int:
         """The watermark of one channel (0-based)."""

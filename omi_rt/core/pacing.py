@@ -31,6 +31,14 @@ class TokenBucket:
         missing = min(tokens, self.depth) - self._level
         return missing / self.rate if missing > _ROUNDING else 0.0
 
+    def try_take(self, tokens: float, now: float) -> bool:
+        """Take ``tokens`` if they are there; returns whether they were."""
+        self._fill(now)
+        if min(tokens, self.depth) - self._level > _ROUNDING:
+            return False
+        self._level -= tokens
+        return True
+
     def take(self, tokens: float) -> None:
         """Take ``tokens``, after a ``delay`` of 0.0."""
         self._level -= tokens

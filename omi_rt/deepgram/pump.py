@@ -42,6 +42,7 @@ class Pump:
         "_lead_in",
         "_most",
         "_needs_filler",
+        "_rate",
         "_unsent",
         "_work",
         "anchors_end",
@@ -67,6 +68,7 @@ class Pump:
         self._coverage = coverage
         self._format = coverage.audio_format
         self._cost = cost
+        self._rate = self._format.sample_rate
         self._most = self._format.samples(MAX_MESSAGE_SECONDS)
         self.audio_sent_at = trio.current_time()
         """When session audio last went up (`trio.current_time`)."""
@@ -110,7 +112,7 @@ class Pump:
         if not self._is_idle:
             return
         chunk = self._next_chunk()
-        if chunk is None or self._wait_for(chunk, now) > 0.0:
+        if chunk is None or not self._bucket.try_take(chunk.samples / self._rate, now):
             self._work.set()
             return
         self._account(chunk, now)
@@ -169,11 +171,10 @@ class Pump:
         chunk = self._next_chunk()
         if chunk is None:
             return False
-        now = trio.current_time()
-        wait = self._wait_for(chunk, now)
-        if wait > 0.0:
+        now, seconds = trio.current_time(), chunk.samples / self._rate
+        if not self._bucket.try_take(seconds, now):
             # More may have come by then, or the oldest may be gone: look again.
-            await trio.sleep(wait)
+            await trio.sleep(self._bucket.delay(seconds, now))
             return True
         self._account(chunk, now)
         await self._connection.send_audio(chunk.payload)
@@ -184,13 +185,8 @@ class Pump:
             return None
         return self._coverage.backlog.read(self._cursor, self._most)
 
-    def _wait_for(self, chunk: AudioChunk, now: float) -> float:
-        """Seconds until ``chunk`` may go up."""
-        return self._bucket.delay(chunk.samples / self._format.sample_rate, now)
-
     def _account(self, chunk: AudioChunk, now: float) -> None:
         # Before the send, not after: an answer may come while it still waits for its turn.
-        self._bucket.take(chunk.samples / self._format.sample_rate)
         self._epoch.sent(chunk.position, chunk.samples)
         self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
         self._cursor = chunk.end

@@ -190,15 +190,16 @@ class WebSocket:
         await trio.aclose_forcefully(self._stream)
 
     async def _feed(self) -> None:
-        # Answers to pings are queued by reading: who does not read them is not read either.
-        await self.drained(MAX_QUEUED_BYTES)
+        if self._queued_bytes >= MAX_QUEUED_BYTES:
+            # Answers to pings are queued by reading: who does not read them is not read either.
+            await self.drained(MAX_QUEUED_BYTES)
         try:
             data = await self._stream.receive_some()
         except _STREAM_ERRORS:
             data = b""
         self.received_at = trio.current_time()
-        self._wire.receive(data)
-        self._take_outgoing()
+        if not self._wire.receive(data):
+            self._take_outgoing()
 
     def _take_outgoing(self) -> None:
         writes = self._wire.take_writes()

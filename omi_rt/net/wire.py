@@ -58,16 +58,21 @@ class Wire:
         """Whether the peer's end of the stream was seen."""
         return self._protocol.state is CLOSED
 
-    def receive(self, data: bytes | bytearray) -> None:
-        """Take bytes from the stream; ``b""`` is its end."""
+    def receive(self, data: bytes | bytearray) -> bool:
+        """Take bytes from the stream; ``b""`` is its end.
+
+        Returns whether it was audio and nothing else: then there is nothing new to send.
+        """
         protocol = self._protocol
         if not data:
             protocol.receive_eof()
-            return
+            return False
         if self._takes_plain and not protocol.reader.buffer and protocol.current_size is None:
             data = self._take_plain(data)
-        if data:
-            protocol.receive_data(data)
+            if not data:
+                return True
+        protocol.receive_data(data)
+        return False
 
     def _take_plain(self, data: bytes | bytearray) -> bytes | bytearray:
         """Take the whole binary messages at the start of ``data``; returns what is left.

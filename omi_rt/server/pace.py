@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from time import perf_counter, thread_time
 
 import trio
 
-from omi_rt.core.coalescing import LoadMeter, read_pause
+from omi_rt.core.coalescing import SLACK_LOAD, LoadMeter, read_pause
 
 TICK_SECONDS = 0.005
 METER_SECONDS = 0.05
@@ -26,11 +27,12 @@ class Pace:
         cap: the longest rest, in seconds.
     """
 
-    __slots__ = ("_cap", "_due", "_meter", "_since", "_work", "_worked")
+    __slots__ = ("_cap", "_due", "_measure_at", "_meter", "_since", "_work", "_worked")
 
     def __init__(self, cap: float) -> None:
         self._meter = LoadMeter()
         self._since, self._worked = perf_counter(), thread_time()
+        self._measure_at = -math.inf
         self._cap = cap
         self._due: dict[int, trio.Event] = {}
         """By tick; at most as many as the longest rest has."""
@@ -46,9 +48,16 @@ class Pace:
             self._since, self._worked = now, worked
         return self._meter.load
 
+    def has_slack(self, now: float) -> bool:
+        """Whether nobody need rest, at ``now`` (`trio.current_time`)."""
+        if now >= self._measure_at:
+            self._measure_at = now + METER_SECONDS
+            return self.load <= SLACK_LOAD
+        return self._meter.load <= SLACK_LOAD
+
     def pause(self, message_seconds: float) -> float:
         """Seconds to leave a stream alone whose messages hold ``message_seconds`` each."""
-        return read_pause(self.load, self._cap, message_seconds)
+        return read_pause(self._meter.load, self._cap, message_seconds)
 
     async def rest(self, seconds: float) -> None:
         """Wait ``seconds``, and up to a tick more. Cancelling is safe."""

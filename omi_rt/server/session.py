@@ -155,27 +155,31 @@ class Session:
         rate = self.coverage.audio_format.sample_rate
         while True:
             messages = await websocket.receive()
-            before = backlog.end
+            # Asked once and passed on: every frame comes this way.
+            now, before = websocket.received_at, backlog.end
             for start in range(0, len(messages), MESSAGES_PER_STEP):
                 if start:
                     await trio.lowlevel.checkpoint()
-                self._take(messages[start : start + MESSAGES_PER_STEP])
+                self._take(messages[start : start + MESSAGES_PER_STEP], now)
                 if self.coverage.is_full and self._takes_audio:
                     self._is_reading = False
                     await self._transcriber.make_room()
                     self._is_reading = True
+                    now = trio.current_time()
+            if pace.has_slack(now):
+                continue
             pause = pace.pause((backlog.end - before) / rate / len(messages))
             if pause > 0.0:
                 await pace.rest(pause)
                 websocket.expect_data()
 
-    def _take(self, messages: list[bytes | str]) -> None:
+    def _take(self, messages: list[bytes | str], now: float) -> None:
         decode = self._decoder.decode
         parts: list[bytes] = []
         for message in messages:
             if isinstance(message, str):
                 if parts:
-                    self._transcriber.receive(b"".join(parts))
+                    self._transcriber.receive(b"".join(parts), now)
                     parts = []
                 self._take_text(message)
             elif self._takes_audio and not is_fake_pong(message):
@@ -183,7 +187,7 @@ class Session:
                 if self._decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
                     self._tell_undecodable()
         if parts:
-            self._transcriber.receive(parts[0] if len(parts) == 1 else b"".join(parts))
+            self._transcriber.receive(parts[0] if len(parts) == 1 else b"".join(parts), now)
 
     def _take_text(self, text: str) -> None:
         try:
