@@ -18,6 +18,7 @@ from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
 from omi_rt.server.app import Server
+from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
 from omi_rt.settings import Settings
 
@@ -39,8 +40,9 @@ class BalancedServer(Server):
         provider: Provider,
         metrics: Metrics,
         profiles: Profiles | None = None,
+        pace: Pace | None = None,
     ) -> None:
-        super().__init__(settings, provider, metrics, profiles)
+        super().__init__(settings, provider, metrics, profiles, pace)
         self.all_sessions: list[Session] = []
 
     def assert_balanced(self) -> None:
@@ -196,9 +198,13 @@ async def running_server(
     settings: Settings | None = None,
     profiles: Profiles | None = None,
     seed: int = 1,
+    load: float = 0.0,
     **more: Any,
 ) -> AsyncIterator[World]:
-    """Run a server whose provider is reached through ``dial``; every ledger is checked at the end."""
+    """Run a server whose provider is reached through ``dial``; every ledger is checked at the end.
+
+    ``load`` is what it takes its own load for: the share of virtual time that it works.
+    """
     settings = settings or Settings(deepgram_api_key="secret", **more)
     metrics = Metrics()
     provider = make_provider(
@@ -208,8 +214,14 @@ async def running_server(
         dial=dial,
         random=Random(seed),
     )
-    server = BalancedServer(settings, provider, metrics, profiles)
+    pace = Pace(
+        settings.message_cap_ms / 1000,
+        clock=trio.current_time,
+        cpu_clock=lambda: load * trio.current_time(),
+    )
+    server = BalancedServer(settings, provider, metrics, profiles, pace)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)
         yield world
         await world.sessions_ended()

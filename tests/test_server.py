@@ -153,22 +153,22 @@ async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None
         assert len(fragments) == 1
 
 
-async def test_what_ended_connections_leave_behind_is_freed_within_seconds(
+async def test_what_failed_connections_leave_behind_is_freed_within_seconds(
     autojump_clock: MockClock,
 ) -> None:
     class Leftover:
         def __init__(self) -> None:
             self.itself = self
 
-    endings = 0
+    failures = 0
     gc.disable()
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_memory_low, lambda: endings)
+            nursery.start_soon(keep_memory_low, lambda: failures, lambda: 0)
             left = weakref.ref(Leftover())
             await trio.sleep(3 * PAUSE_SECONDS)
-            assert left() is not None, "nothing has ended: nothing is to be done"
-            endings = 1
+            assert left() is not None, "nothing has failed: nothing is to be done"
+            failures = 1
             await trio.sleep(PAUSE_SECONDS + 0.1)
             assert left() is None
             nursery.cancel_scope.cancel()

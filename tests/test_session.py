@@ -81,6 +81,26 @@ async def test_opus_comes_out_word_for_word_with_times_within_30_ms(
         assert segment["end"] == pytest.approx(words[-1].end, abs=0.03)
 
 
+@pytest.mark.parametrize(
+    ("load", "fewest", "most"), [(0.0, 250, 260), (0.9, 250, 260), (1.0, 45, 130)]
+)
+async def test_a_busy_server_collects_100_ms_for_each_message_and_loses_nothing(
+    autojump_clock: MockClock, load: float, fewest: int, most: int
+) -> None:
+    pcm = synthesise(TALK, 8000)
+    async with (
+        listening_server(load=load) as (world, fake),
+        world.device(sample_rate=8000) as device,
+    ):
+        for start in range(0, len(pcm), 320):
+            await trio.sleep(0.02)
+            device.send(pcm[start : start + 320])
+        ended = await device.finish()
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["received"] == ended["finalised"] == 5.0
+    assert fewest <= fake.connections[0].audio_messages <= most
+
+
 async def test_stereo_is_transcribed_channel_by_channel(autojump_clock: MockClock) -> None:
     script = random_script(Random(5), 20.0, channels=2)
     async with listening_server() as (world, _fake), world.device(channels=2) as device:

@@ -108,7 +108,7 @@ async def test_an_end_without_a_goodbye_is_an_end() -> None:
         assert await tls.receive_some() == b""
 
 
-async def test_our_goodbye_is_heard() -> None:
+async def test_our_end_is_heard_and_nothing_can_be_sent_after_it() -> None:
     ended = trio.Event()
 
     async def listen(stream: trio.SSLStream[trio.SocketStream]) -> None:

@@ -155,6 +155,7 @@ class VoiceClips:
         clip = self._clips.pop(source, None)
         if clip is not None:
             kept = self._clips.setdefault(into, _Clip())
+            self._clips.move_to_end(into)
             kept.pieces = self._latest(
                 [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
             )

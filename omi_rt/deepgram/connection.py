@@ -208,7 +208,7 @@ async def dial_tcp(url: str) -> trio.abc.Stream:
 def _tls_context() -> ssl.SSLContext:
     """Made once: reading the system's certificates stops the loop for 20 ms."""
     context = ssl.create_default_context()
-    # TLS 1.2 only; then a write could have to read first.
+    # Only TLS 1.2 has it: a write could then have to read first.
     context.options |= ssl.OP_NO_RENEGOTIATION
     return context
 

@@ -12,6 +12,10 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+TEXTS_PER_STEP = 16
+"""Of those that came at once, before other sessions get a turn: some 5 ms of finals."""
+MAX_LIBRARY_BYTES = 65_536
+"""What may wait for the library."""
 
 
 class WatchedStream(trio.abc.Stream):
@@ -28,6 +32,7 @@ class WatchedStream(trio.abc.Stream):
     __slots__ = (
         "_for_library",
         "_frames",
+        "_given",
         "_is_sending",
         "_library",
         "_rest",
@@ -41,6 +46,7 @@ class WatchedStream(trio.abc.Stream):
     def __init__(self, stream: trio.abc.Stream, max_message_bytes: int) -> None:
         self._stream = stream
         self._frames = TextFrames(max_message_bytes)
+        self._given = 0
         self._for_library = b""
         self._library = trio.lowlevel.ParkingLot()
         self._send_at_once = getattr(stream, "send_nowait", None)
@@ -98,20 +104,26 @@ class WatchedStream(trio.abc.Stream):
         For one task, after the handshake. Cancelling is safe: no message is lost.
         """
         frames = self._frames
+        if self._given == TEXTS_PER_STEP and frames.texts:
+            self._given = 0
+            await trio.lowlevel.checkpoint()
         while not frames.texts:
             if frames.is_over:
                 return None
+            self._given = 0
             try:
                 data = await self._stream.receive_some()
             except NETWORK_ERRORS:
                 data = b""
             if data:
                 self._for_library += frames.feed(data)
-            else:
-                # The library will meet the same, and say what it means.
+            if not data or len(self._for_library) > MAX_LIBRARY_BYTES:
+                # At the end the library will meet the same, and say what it means. Where it can not
+                # get rid of its pongs, it knows to read no further.
                 self.hand_over()
             if self._for_library:
                 self._library.unpark()
+        self._given += 1
         return frames.texts.popleft()
 
     def hand_over(self) -> None:

@@ -1,8 +1,7 @@
-"""TLS for the hot path: ``trio.SSLStream``'s contract, and a send that need not wait."""
+"""TLS for the hot path: a send that need not wait."""
 
 from __future__ import annotations
 
-import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
@@ -22,7 +21,10 @@ class TLSStream(trio.abc.Stream):
     is encrypted and offered to the kernel at once, as on plain TCP.
 
     The end of the stream is an end with or without TLS's own goodbye, as with HTTPS: what was cut
-    off shows in the protocol above. One task may send and one other receive.
+    off shows in the protocol above.
+
+    One task may send and one other receive; nothing checks that. `send_all` and `receive_some` are
+    checkpoints only where they have to wait, as `TCPStream`'s.
     """
 
     __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "_stream", "_unsent")
@@ -107,11 +109,7 @@ class TLSStream(trio.abc.Stream):
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
     async def aclose(self) -> None:
-        """Say goodbye if that needs no waiting, and close the socket."""
-        with contextlib.suppress(ssl.SSLError, trio.BrokenResourceError, trio.ClosedResourceError):
-            with contextlib.suppress(ssl.SSLWantReadError):
-                self._object.unwrap()
-            self.send_nowait(b"")
+        """Close the socket, without TLS's goodbye: half a record may be on the wire."""
         self._is_closed = True
         await self._stream.aclose()
 

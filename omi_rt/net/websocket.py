@@ -62,7 +62,10 @@ class WebSocket:
         self._writer_done = trio.Event()
         self._sent = trio.Event()
         self.is_sending = False
-        """Whether a send is under way: a frame may be half on the wire."""
+        """Whether the writer is sending: a frame may be half on the wire, its rest nowhere else.
+
+        (The rest of what was offered at once is the first in the queue.)
+        """
         self.received_at = trio.current_time()
         """When anything last came from the peer (`trio.current_time`), pongs included."""
         self._take_outgoing()
@@ -122,7 +125,8 @@ class WebSocket:
     async def run_writer(self, send_timeout: float) -> None:
         """Send what is queued, until the closing handshake has sent its end.
 
-        The only writer of the stream. A cancelled or late send may leave half a frame on the wire:
+        The only task that waits for the stream to take anything; what is queued while it is idle is
+        offered to the kernel by whoever queues it. A cancelled or late send may leave half a frame on the wire:
         the connection is then good for nothing but `abort`.
 
         Raises:
@@ -214,7 +218,7 @@ class WebSocket:
             if rest is None:
                 return
             writes = [bytes(rest)]
-            self._is_writer_idle = False
+        self._is_writer_idle = False
         self._outgoing += writes
         self._queued_bytes += sum(map(len, writes))
         self._wake_writer.set()

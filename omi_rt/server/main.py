@@ -73,7 +73,9 @@ async def serve(
         ):
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
             server = Server(settings, provider, metrics, profiles, pace, draining)
-            nursery.start_soon(keep_memory_low, lambda: provider.failures + server.ended_sessions)
+            nursery.start_soon(
+                keep_memory_low, lambda: provider.failures, lambda: server.ended_sessions
+            )
             announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
             task_status.started(f"ws://{address}")
             await server.serve(listeners)

@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import math
 from time import perf_counter, thread_time
+from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.core.coalescing import SLACK_LOAD, LoadMeter, read_pause
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 TICK_SECONDS = 0.005
 METER_SECONDS = 0.05
@@ -25,13 +29,31 @@ class Pace:
 
     Args:
         cap: the longest rest, in seconds.
+        clock: seconds, for the load.
+        cpu_clock: seconds that this thread has worked.
     """
 
-    __slots__ = ("_cap", "_due", "_measure_at", "_meter", "_since", "_work", "_worked")
+    __slots__ = (
+        "_cap",
+        "_clock",
+        "_cpu_clock",
+        "_due",
+        "_measure_at",
+        "_meter",
+        "_since",
+        "_work",
+        "_worked",
+    )
 
-    def __init__(self, cap: float) -> None:
+    def __init__(
+        self,
+        cap: float,
+        clock: Callable[[], float] = perf_counter,
+        cpu_clock: Callable[[], float] = thread_time,
+    ) -> None:
         self._meter = LoadMeter()
-        self._since, self._worked = perf_counter(), thread_time()
+        self._clock, self._cpu_clock = clock, cpu_clock
+        self._since, self._worked = clock(), cpu_clock()
         self._measure_at = -math.inf
         self._cap = cap
         self._due: dict[int, trio.Event] = {}
@@ -41,9 +63,9 @@ class Pace:
     @property
     def load(self) -> float:
         """The share of time that the loop works, 0..1; to be asked from its own thread."""
-        now = perf_counter()
-        if now - self._since > METER_SECONDS:
-            worked = thread_time()
+        now = self._clock()
+        if now - self._since >= METER_SECONDS:
+            worked = self._cpu_clock()
             self._meter.note(worked - self._worked, now - self._since)
             self._since, self._worked = now, worked
         return self._meter.load
@@ -70,11 +92,13 @@ class Pace:
 
     async def run(self) -> None:
         """Wake them; until cancelled."""
+        tick = 0
         while True:
             if not self._due:
                 self._work = trio.Event()
                 await self._work.wait()
-            await trio.sleep_until((int(trio.current_time() / TICK_SECONDS) + 1) * TICK_SECONDS)
-            now = trio.current_time() / TICK_SECONDS
-            for tick in [tick for tick in self._due if tick <= now]:
-                self._due.pop(tick).set()
+            # Never the same one twice: a division that is rounded down would stand still.
+            tick = max(tick, int(trio.current_time() / TICK_SECONDS)) + 1
+            await trio.sleep_until(tick * TICK_SECONDS)
+            for due in [due for due in self._due if due <= tick]:
+                self._due.pop(due).set()

@@ -218,7 +218,7 @@ class Session:
             self._websocket.ping_nowait()
 
     async def _deliver(self) -> None:
-        """The only writer to the device: segments, events and heartbeats, in order."""
+        """Send segments, events and heartbeats to the device, in order."""
         try:
             await self._websocket.run_writer(self._settings.send_timeout)
         except PeerTooSlow as error:
