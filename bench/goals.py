@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import frozen
 
 from bench import records
@@ -26,7 +28,7 @@ class Goal:
     """None: not measured in this run."""
     note: str = ""
     is_bound: bool = False
-    """The true ratio may be smaller: the rig could not bring the peer to its limit."""
+    """The true ratio may be smaller: the peer was not brought to its limit."""
 
     @property
     def is_met(self) -> bool | None:
@@ -62,9 +64,7 @@ def evaluate_goals(run: Records) -> list[Goal]:
     ) -> Goal:
         kind, scenario = place
         ratio = run.ratio(Term(kind, scenario, OURS, figure), Term(kind, scenario, peer, figure))
-        is_bound = any(
-            found.get("is_rig_limited") for found in run.figures(kind, scenario, peer).values()
-        )
+        is_bound = any(map(_is_bound, run.figures(kind, scenario, peer).values()))
         note = _note(run, place, peer)
         return Goal(f"{title}, ratio to {peer}", limit, is_upper, ratio, note, is_bound)
 
@@ -137,16 +137,19 @@ def _growth(run: Records) -> Goal:
     )
 
 
+def _is_bound(figures: dict[str, Any]) -> bool:
+    """Whether a search for the capacity ended before the server did."""
+    return bool(figures.get("is_rig_limited")) or figures.get("failed_at", 0) is None
+
+
 def _note(run: Records, place: tuple[str, str], peer: str) -> str:
     """What limits the meaning of a ratio."""
     kind, scenario = place
     notes = []
     for server in (OURS, peer):
         for number, figures in run.figures(kind, scenario, server).items():
-            if figures.get("is_rig_limited"):
-                notes.append(
-                    f"{server}, round {number}: the rig ended the search, it may carry more"
-                )
+            if _is_bound(figures):
+                notes.append(f"{server}, round {number}: the search ended first, it may carry more")
             latency = figures.get("to_provider")
             if latency and latency["missing"]:
                 share = latency["missing"] / latency["count"]
