@@ -4,11 +4,18 @@ from __future__ import annotations
 
 import struct
 from itertools import takewhile
+from typing import TYPE_CHECKING
 
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.deepgram.transport import TEXTS_PER_STEP, WatchedStream
+from omi_rt.fake.streams import bounded_stream_pair
 from omi_rt.net.frames import TextFrames
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
 
 HEAD = b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\n\r\n"
 MAX_BYTES = 70_000
@@ -101,3 +108,44 @@ def test_a_message_that_is_too_long_is_handed_on_before_it_is_whole() -> None:
     frames = TextFrames(MAX_BYTES)
     frames.feed(HEAD)
     assert frames.feed(frame(0x81, bytes(MAX_BYTES + 1))[:20])
+
+
+async def test_a_flood_of_pings_is_left_to_the_library_with_nothing_missing(
+    autojump_clock: MockClock,
+) -> None:
+    here, there = bounded_stream_pair(1_000_000)
+    watched = WatchedStream(here, MAX_BYTES)
+    await there.send_all(HEAD + frame(0x81, b"before"))
+    assert await watched.receive_some() == HEAD
+    pings = frame(0x89, b"x" * 100) * 1000
+    await there.send_all(pings)
+    assert await watched.receive_text() == "before"
+    with trio.fail_after(5):
+        assert await watched.receive_text() is None
+    seen = b""
+    while len(seen) < len(pings):
+        seen += await watched.receive_some()
+    assert seen == pings
+
+
+async def test_messages_that_came_at_once_let_others_have_their_turn(
+    autojump_clock: MockClock,
+) -> None:
+    here, there = bounded_stream_pair(1_000_000)
+    watched = WatchedStream(here, MAX_BYTES)
+    await there.send_all(HEAD + frame(0x81, b"final") * 100)
+    assert await watched.receive_some() == HEAD
+    turns = 0
+
+    async def take_turns() -> None:
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(take_turns)
+        for _ in range(100):
+            assert await watched.receive_text() == "final"
+        nursery.cancel_scope.cancel()
+    assert turns >= 100 // TEXTS_PER_STEP // 2
