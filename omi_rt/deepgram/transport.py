@@ -127,7 +127,7 @@ class WatchedStream(trio.abc.Stream):
         return frames.texts.popleft()
 
     def hand_over(self) -> None:
-        """Let the library read from here on. Nobody may be in `receive_text`."""
+        """Let the library read from here on. Nobody may be reading in `receive_text`."""
         self._for_library += self._frames.give_up()
         self._library.unpark()
 
