@@ -51,6 +51,9 @@ class Metrics:
         self.provider_disagreements = counter(
             "provider_disagreements", "Connections whose Metadata.duration is not what was sent."
         )
+        self.words_discarded = counter(
+            "words_discarded", "Words of finals that were not delivered, by reason.", ("reason",)
+        )
         self.concealed_packets = counter("concealed_packets", "Opus packets that were concealed.")
         self.profile_failures = counter("profile_failures", "Profiles that could not be used.")
         self.setup_seconds = Histogram(

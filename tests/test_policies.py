@@ -1,4 +1,4 @@
-"""The small deciders: pacing, back-off, breaker, coalescing, and the watch over a silent provider."""
+"""The small deciders: pacing, back-off, breaker, coalescing, and whether a provider is away."""
 
 from __future__ import annotations
 
@@ -8,19 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backoff import Backoff
 from omi_rt.core.breaker import PROBE_SECONDS, Breaker, DialGate
 from omi_rt.core.coalescing import FULL_LOAD, SLACK_LOAD, LoadMeter, read_pause
-from omi_rt.core.coverage import Coverage
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
-from omi_rt.core.watchdog import AnswerWatch, Presence, Verdict
-
-SECOND = 1000
-MONO = AudioFormat(SECOND, 1)
-STEREO = AudioFormat(SECOND, 2)
-
+from omi_rt.core.watchdog import Presence, away_seconds
 
 # Pacing
 
@@ -161,47 +154,7 @@ def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:
     assert abs(meter.load - 0.75) < 0.01
 
 
-# A provider that says nothing
-
-
-def covered(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
-    coverage = Coverage(audio_format, 1000)
-    coverage.receive(bytes(int(seconds * SECOND) * audio_format.frame_bytes))
-    return coverage
-
-
-def test_ten_seconds_without_a_final_ask_for_one_once() -> None:
-    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
-    assert watch.verdict(9_999, coverage, 0.0) is Verdict.WAIT
-    assert watch.verdict(10_000, coverage, 1.0) is Verdict.FINALIZE
-    assert watch.verdict(11_000, coverage, 2.0) is Verdict.WAIT
-
-
-def test_no_answer_within_ten_seconds_ends_the_epoch() -> None:
-    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
-    assert watch.verdict(10_000, coverage, 1.0) is Verdict.FINALIZE
-    assert watch.verdict(20_000, coverage, 10.9) is Verdict.WAIT
-    assert watch.verdict(20_000, coverage, 11.0) is Verdict.RECONNECT
-
-
-def test_an_answer_ends_the_waiting() -> None:
-    coverage, watch = covered(60), AnswerWatch(10 * SECOND)
-    watch.verdict(10_000, coverage, 1.0)
-    coverage.finalise(0, 10_000)
-    watch.answered(0, 2.0)
-    assert watch.verdict(12_000, coverage, 30.0) is Verdict.WAIT
-
-
-def test_silent_channels_follow_the_one_that_answers_after_five_seconds() -> None:
-    coverage, watch = covered(60, STEREO), AnswerWatch(10 * SECOND)
-    watch.verdict(10_000, coverage, 0.0)
-    coverage.finalise(1, 9_000)
-    watch.answered(1, 2.0)
-    assert watch.verdict(12_000, coverage, 6.9) is Verdict.WAIT
-    assert watch.verdict(12_000, coverage, 7.0) is Verdict.ADVANCE
-    watch.advance(coverage)
-    assert coverage.watermark == 9_000
-    assert coverage.balance().is_exact
+# A provider that is away
 
 
 def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
@@ -211,6 +164,26 @@ def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
     assert presence.is_away(130.0)
     presence.progressed(131.0, pending=True)
     assert not presence.is_away(160.9)
+
+
+def test_a_long_backlog_is_full_for_ten_seconds_before_its_audio_is_given_up() -> None:
+    assert away_seconds(10.0) == 30.0
+    assert away_seconds(60.0) == 70.0
+    presence = Presence(away_seconds(60.0))
+    presence.received(0.0)
+    assert not presence.is_away(69.9)
+    assert presence.is_away(70.0)
+
+
+def test_silence_that_is_passed_begins_the_wait_anew_and_proves_no_epoch_good() -> None:
+    presence = Presence()
+    presence.received(0.0)
+    presence.passed(20.0, pending=True)
+    assert not presence.is_away(49.9)
+    for _ in range(3):
+        presence.ended(progressed=False)
+    presence.passed(21.0, pending=False)
+    assert presence.is_away(21.0)
 
 
 def test_time_in_which_nothing_waited_does_not_count() -> None:

@@ -304,13 +304,16 @@ async def test_a_full_backlog_stops_reading_while_deepgram_takes_audio(
     assert most <= RATE * 23
 
 
-async def test_thirty_seconds_without_progress_count_as_away(autojump_clock: MockClock) -> None:
+async def test_a_provider_that_answers_nothing_for_thirty_seconds_counts_as_away(
+    autojump_clock: MockClock,
+) -> None:
     faults = FaultScript((), (Silence(),))
     async with listening_server(faults=faults, backlog_seconds=10.0) as (world, fake):
         async with world.device() as device:
-            # Four messages a second, none longer than 64 KiB; the backlog is full after 10 s.
+            # The backlog is full after 10 s, and holds the device back from then on.
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(device.stream_audio, bytes(RATE * 2 * 60), RATE * 2)
+                pcm = synthesise(TALK, RATE)
+                nursery.start_soon(device.stream_audio, pcm, RATE * 2)
                 await trio.sleep(28)
                 assert device.events("audio_lost") == []
                 await trio.sleep(10)

@@ -9,11 +9,18 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from omi_rt.core.audio import AudioChunk
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.ledger import Balance, Ledger
+from omi_rt.core.sound import SoundFinder, has_sound
+from omi_rt.core.words import SaidWords
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
+
+OVERLAP_SECONDS = 0.5
+"""This much audio before the watermark goes up again with a new epoch, so that a word that lies across
+the watermark is heard whole; it is longer than most words."""
 
 
 @frozen
@@ -35,13 +42,16 @@ class Coverage:
     trimmed at the lowest.
     """
 
-    __slots__ = ("_watermarks", "audio_format", "backlog", "ledger")
+    __slots__ = ("_overlap", "_watermarks", "audio_format", "backlog", "ledger", "said")
 
     def __init__(self, audio_format: AudioFormat, backlog_seconds: float) -> None:
         self.audio_format = audio_format
         self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds))
         self.ledger = Ledger()
+        self.said = [SaidWords() for _ in range(audio_format.channels)]
+        """The words delivered last, of each channel."""
         self._watermarks = [0] * audio_format.channels
+        self._overlap: AudioChunk | None = None
 
     @property
     def watermark(self) -> int:
@@ -59,6 +69,20 @@ class Coverage:
         backlog = self.backlog
         return backlog.end - backlog.start >= backlog.capacity
 
+    def overlap_before(self, origin: int, most: int) -> list[AudioChunk]:
+        """The last audio before ``origin``, `OVERLAP_SECONDS` at most, in chunks of ``most`` samples."""
+        overlap, size = self._overlap, self.audio_format.frame_bytes
+        if overlap is None or overlap.end != origin:
+            return []
+        return [
+            AudioChunk(
+                position,
+                min(most, origin - position),
+                overlap.payload[(position - overlap.position) * size :][: most * size],
+            )
+            for position in range(overlap.position, origin, most)
+        ]
+
     def watermark_of(self, channel: int) -> int:
         """The watermark of one channel (0-based)."""
         return self._watermarks[channel]
@@ -74,20 +98,84 @@ class Coverage:
         if position <= self._watermarks[channel]:
             return False
         self._watermarks[channel] = min(position, self.backlog.end)
-        self.ledger.finalised += self.backlog.trim(self.watermark)
+        mark = self.watermark
+        if mark > self.backlog.start:
+            self._keep_overlap(mark)
+            self.ledger.finalised += self.backlog.trim(mark)
         return True
+
+    def finalise_silence(self, channel: int, position: int) -> bool:
+        """Raise a channel's watermark over audio that does not sound and has no final."""
+        before = self.ledger.finalised
+        moved = self.finalise(channel, position)
+        self.ledger.finalised_as_silence += self.ledger.finalised - before
+        return moved
+
+    def finalise_unanswered(self, channel: int, position: int) -> bool:
+        """Raise the watermark of a channel that the provider does not answer to where others are."""
+        before = self.ledger.finalised
+        moved = self.finalise(channel, position)
+        self.ledger.finalised_unanswered += self.ledger.finalised - before
+        return moved
+
+    def finalise_by_metadata(self, position: int) -> bool:
+        """Raise all watermarks because the provider's summary counts the audio before ``position``."""
+        before = self.ledger.finalised
+        moved = [self.finalise(c, position) for c in range(self.audio_format.channels)]
+        self.ledger.finalised_by_metadata += self.ledger.finalised - before
+        return any(moved)
+
+    def pass_by(self, position: int) -> Gap | None:
+        """Give up what lies before ``position``: no connection answers for it.
+
+        Returns what is lost by that; None where nothing sounded, so that nothing is.
+        """
+        start, end = self.backlog.start, min(position, self.backlog.end)
+        if end <= start:
+            return None
+        if has_sound(self.backlog, self.audio_format, start, end):
+            return self._lose(end - start)
+        for channel in range(self.audio_format.channels):
+            self.finalise_silence(channel, end)
+        return None
 
     def drop_excess(self) -> Gap | None:
         """Give up the oldest audio beyond the capacity; returns what went, if any."""
         return self._lose(self.backlog.excess)
 
-    def lose_pending(self) -> Gap | None:
-        """Give up all that has no final: the session is over and nothing more will come."""
+    def lose_pending(self, sent_until: int = 0) -> Gap | None:
+        """Give up all that has no final: the session is over and nothing more will come.
+
+        Silence at its start is not lost where a provider had it: before ``sent_until``, a session
+        position in samples.
+        """
+        start, sent_until = self.backlog.start, min(sent_until, self.backlog.end)
+        quiet_until = sent_until
+        for channel in range(self.audio_format.channels):
+            finder = SoundFinder(self.audio_format, channel)
+            sound = finder.first_sound(self.backlog, start, sent_until)
+            quiet_until = quiet_until if sound is None else min(quiet_until, sound)
+        for channel in range(self.audio_format.channels):
+            self.finalise_silence(channel, quiet_until)
         return self._lose(self.backlog.end - self.backlog.start)
 
     def balance(self) -> Balance:
         """The ledger at this instant."""
         return self.ledger.balance(self.backlog.pending)
+
+    def _keep_overlap(self, mark: int) -> None:
+        """Keep the end of what is about to be trimmed at ``mark``."""
+        most = self.audio_format.samples(OVERLAP_SECONDS)
+        start = max(self.backlog.start, mark - most)
+        chunk = self.backlog.read(start, mark - start)
+        former = self._overlap
+        if chunk is not None and former is not None and former.end == start > mark - most:
+            # A short step: the rest of the overlap is what was kept before.
+            keep = max(former.position, mark - most)
+            skipped = (keep - former.position) * self.audio_format.frame_bytes
+            payload = former.payload[skipped:] + chunk.payload
+            chunk = AudioChunk(keep, mark - keep, payload)
+        self._overlap = chunk
 
     def _lose(self, samples: int) -> Gap | None:
         start = self.backlog.start
@@ -95,6 +183,7 @@ class Coverage:
         if not lost:
             return None
         self.ledger.lost += lost
+        self._overlap = None
         end = start + lost
         self._watermarks = [max(mark, end) for mark in self._watermarks]
         return Gap(start, end)

@@ -23,8 +23,8 @@ a word without text                              skipped
 a transcript without words                       one word that spans the final
 over 1 MiB (closed with 1009), invalid UTF-8     the connection is lost: a new epoch begins at the
 (1007)                                           watermark
-a final beyond what was sent, overlapping,       clamped to what was sent; each word once, by the
-doubled, of an ended epoch                       rules in ``core/epoch.py``
+a final beyond what was sent                     it covers what its words cover
+overlapping or doubled finals, of an ended epoch each word once, by the rules in ``core/epoch.py``
 ===============================================  ===================================================
 """
 
@@ -48,6 +48,12 @@ if TYPE_CHECKING:
 KEEP_ALIVE = '{"type":"KeepAlive"}'
 FINALIZE = '{"type":"Finalize"}'
 CLOSE_STREAM = '{"type":"CloseStream"}'
+
+
+def finalize_channel(channel: int) -> str:
+    """Make the message that asks for the finals of one channel, counted from 0."""
+    return f'{{"type":"Finalize","channel":{channel}}}'
+
 
 DEFAULT_OPTIONS: dict[str, tuple[str, ...]] = {
     "punctuate": ("true",),

@@ -7,30 +7,63 @@ in them: never is one offset added to everything.
 The rules that keep a transcript whole over several epochs:
 
 * Only the current epoch's finals are applied. Fixing the next epoch's origin ends this one.
-* A word belongs to the side of its channel's watermark on which its *middle* lies; a start before
-  the watermark is moved to it.
+* A channel's *origin* is its watermark when the epoch begins. A word belongs to the side of the
+  origin on which its *middle* lies, and a start before the origin is moved to it. A word that lies
+  across the origin and was not delivered before is new on either side: a connection may have been
+  cut between a final that ended inside a word and the one that would have brought it.
+* Behind the origin a word is dropped only where it comes again: the same word on the same audio, or
+  any word on audio that has both a final and a delivered word. Finals may overlap, end inside a word,
+  and bring a word that begins before them.
 * Finals of one channel keep their order; a stretch between two of them counts as finalised.
-* A final is clamped to what was sent. A word that reaches beyond its own final takes the watermark
-  with it, so that the next final can not bring it again.
+* A final is clamped to what was sent. One that claims more than that covers what its words cover.
+* A word that reaches beyond its own final takes the watermark with it, so that the next epoch does
+  not bring it again.
 """
 
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections import Counter
+from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve, field, frozen
+from attrs import define, evolve, frozen
+
+from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results, Word
+    from omi_rt.core.words import SaidWords
 
 METADATA_TOLERANCE_SECONDS = 0.5
 """How far Deepgram's own count of the audio may differ from ours and still mean all of it."""
 
+_SAID_SECONDS = 10.0
+"""Delivered words are remembered for so long; what comes for audio before that comes again."""
+CLAIM_TOLERANCE_SECONDS = 0.1
+"""A final may claim so much more than was sent by rounding alone."""
+
 _provider = attrgetter("provider")
+
+
+class Discard(Enum):
+    """Why a word does not reach the transcript."""
+
+    REPLAYED = "replayed"
+    """It lies before the epoch's origin: an earlier epoch had it."""
+    REPEATED = "repeated"
+    """It was delivered before, in this epoch or the one before."""
+    UNSENT = "unsent"
+    """It lies behind all the audio that was sent."""
+    FOREIGN = "foreign"
+    """It lies in silence or a voice that was put in before the session's audio."""
+    NO_CHANNEL = "no_channel"
+    """The session does not have its channel."""
+    SUPERSEDED = "superseded"
+    """Its epoch had been replaced when it came."""
 
 
 @define
@@ -49,20 +82,6 @@ class Run:
     def end(self) -> int:
         """Provider sample just behind it."""
         return self.provider + self.samples
-
-
-@define
-class HeardWord:
-    """A word on the session clock. Nobody changes one: frozen would cost 0.4 µs for each."""
-
-    text: str = field(repr=False)
-    start: int
-    """Session position, in samples."""
-    end: int
-    channel: int
-    label: int
-    """The provider's speaker label; it means something in this epoch and channel only."""
-    confidence: float = 1.0
 
 
 @frozen
@@ -84,6 +103,10 @@ class Heard:
     """The channels that it speaks for."""
     covered: int | None
     """Session position up to which it covers them, or None: it covers none of the session's."""
+    discarded: Counter[Discard] | None = None
+    """How many words were dropped, by reason; None where none were."""
+    claims_unsent: bool = False
+    """Whether it claims to cover more than was sent."""
 
     def finalise(self, coverage: Coverage) -> bool:
         """Move the watermarks; returns whether one moved."""
@@ -101,6 +124,8 @@ class Epoch:
         "_format",
         "_heard_until",
         "_labels",
+        "_origins",
+        "_reached",
         "_runs",
         "lead_in_words",
         "sent_position",
@@ -112,6 +137,8 @@ class Epoch:
         self._runs: list[Run] = []
         self._labels: dict[int, int] = {}
         self._heard_until = [0] * audio_format.channels
+        self._origins: list[int] = []
+        self._reached: list[int] = []
         self.sent_samples = 0
         """Everything that went up: the connection's own clock."""
         self.sent_position: int | None = None
@@ -145,7 +172,8 @@ class Epoch:
     def hear(self, results: Results, coverage: Coverage) -> Heard:
         """Take one final: return the words that are new, and what it covers.
 
-        A message for a channel that the session does not have brings nothing.
+        The words are remembered as said, so each is returned once. A message for a channel that the
+        session does not have brings nothing.
         """
         several = self._format.channels > 1
         channel, count = results.channel_index or (
@@ -154,22 +182,65 @@ class Epoch:
         # One result for all channels: the provider mixed them down.
         channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
         if channel >= self._format.channels:
-            return Heard([], range(0), None)
+            return Heard([], range(0), None, _counted(Discard.NO_CHANNEL, len(results.words)))
+        if not self._origins:
+            # No final of this epoch has moved a watermark yet, nor has another epoch's since it serves.
+            self._fix_origins(coverage)
+        claims_unsent = self._claims_unsent(results)
+        provider_end = self._provider_end(results, channel, claims_unsent=claims_unsent)
+        covered = reached = self._position_of_end(provider_end)
+        located, discarded = self._located(results, channel, self._sample(results.start or 0.0))
+        words, said = [], coverage.said[channel]
         watermark = coverage.watermark_of(channel)
-        provider_end = self._provider_end(results)
-        covered = self._position_of_end(provider_end)
-        words = []
-        for heard in self._located(results, channel, self._sample(results.start or 0.0)):
+        for heard in located:
             if isinstance(heard, LeadInWord):
                 self.lead_in_words.append(heard)
-            elif heard.start + heard.end >= 2 * watermark:
-                start = max(heard.start, watermark)
-                words.append(_moved(heard, start, max(start, heard.end)))
-                covered = max(covered or 0, heard.end)
+                continue
+            reason = self._reason_to_discard(heard, said, watermark)
+            if reason is not None:
+                discarded[reason] += 1
+                continue
+            start = max(heard.start, self._origins[channel])
+            words.append(_moved(heard, start, max(start, heard.end)))
+            covered = max(covered or 0, heard.end)
+        for word in words:
+            said.add(word)
         for each in channels:
             self._heard_until[each] = max(self._heard_until[each], provider_end)
+            if reached is not None:
+                self._reached[each] = max(self._reached[each], reached)
+        said.forget(
+            (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
+        )
         self._forget_runs()
-        return Heard(words, channels, covered)
+        return Heard(words, channels, covered, discarded or None, claims_unsent)
+
+    def _fix_origins(self, coverage: Coverage) -> None:
+        if self.sent_position is not None:
+            self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
+            self._reached = list(self._origins)
+
+    def _reason_to_discard(
+        self, word: HeardWord, said: SaidWords, watermark: int
+    ) -> Discard | None:
+        origin, middle = self._origins[word.channel], word.start + word.end
+        if middle < 2 * origin:
+            is_across = word.end > origin and said.end > 0 and not said.covers(word)
+            return None if is_across else Discard.REPLAYED
+        if word.end == word.start:
+            # It has no times of its own: where it stands nothing else tells it from another.
+            return Discard.REPEATED if word.start < watermark else None
+        if word.start >= said.end:
+            return None
+        if word.end <= self._reached[word.channel]:
+            comes_again = word.end < said.horizon or said.covers(word)
+        else:
+            comes_again = said.has_same(word)
+        return Discard.REPEATED if comes_again else None
+
+    def _claims_unsent(self, results: Results) -> bool:
+        end, rate = results.end, self._format.sample_rate
+        return end is not None and end * rate > self.sent_samples + CLAIM_TOLERANCE_SECONDS * rate
 
     def covers_all(self, metadata_duration: float | None) -> bool:
         """Tell whether the provider's count of seconds is all that was sent."""
@@ -182,14 +253,20 @@ class Epoch:
         # Also where a provider says 1e300: nothing beyond what was sent can be meant.
         return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
 
-    def _provider_end(self, results: Results) -> int:
-        ends = [results.end] if results.end is not None else [word.end for word in results.words]
-        return self._sample(max((end for end in ends if end is not None), default=0.0))
+    def _provider_end(self, results: Results, channel: int, *, claims_unsent: bool) -> int:
+        if results.end is not None and not claims_unsent:
+            return self._sample(results.end)
+        unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
+        ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
+        # What it says of its end is of no use: without words it covers nothing new.
+        return self._sample(max(ends)) if ends else self._heard_until[channel]
 
     def _located(
         self, results: Results, channel: int, previous_end: int
-    ) -> list[HeardWord | LeadInWord]:
+    ) -> tuple[list[HeardWord | LeadInWord], Counter[Discard]]:
         located: list[HeardWord | LeadInWord] = []
+        discarded: Counter[Discard] = Counter()
+        unsent = self.sent_samples + self._format.samples(CLAIM_TOLERANCE_SECONDS)
         words = results.words
         label = self._labels.get(channel)
         if label is None:
@@ -198,15 +275,20 @@ class Epoch:
             if not word.text:
                 continue
             label = word.speaker if word.speaker is not None else label
+            if word.start is not None and word.start * self._format.sample_rate > unsent:
+                discarded[Discard.UNSENT] += 1
+                continue
             start = previous_end if word.start is None else self._sample(word.start)
             end = start if word.end is None else max(start, self._sample(word.end))
             previous_end = end
             found = self._locate(word, start, end, channel, label)
             if found is not None:
                 located.append(found)
+            elif self.sent_position is not None:
+                discarded[Discard.FOREIGN] += 1
         if words:
             self._labels[channel] = label
-        return located
+        return located, discarded
 
     def _locate(
         self, word: Word, start: int, end: int, channel: int, label: int
@@ -260,6 +342,10 @@ class Epoch:
             if self._runs[1].end > until:
                 break
             del self._runs[0]
+
+
+def _counted(reason: Discard, count: int) -> Counter[Discard] | None:
+    return Counter({reason: count}) if count else None
 
 
 def _moved(word: HeardWord, start: int, end: int) -> HeardWord:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
-    from omi_rt.core.epoch import HeardWord
+    from omi_rt.core.words import HeardWord
 
 SILENCE_SECONDS = 1.0
 """After each anchor, so that no word reaches over its border."""

@@ -47,6 +47,13 @@ class Ledger:
 
     received: int = 0
     finalised: int = 0
+    """All that is done with. The next three are parts of it which no final covered."""
+    finalised_as_silence: int = 0
+    """Nothing sounded in it, and the provider said nothing about it."""
+    finalised_unanswered: int = 0
+    """One channel did not answer for it while others did."""
+    finalised_by_metadata: int = 0
+    """The provider's summary at the end counted it."""
     gated: int = 0
     """Withheld as silence."""
     lost: int = 0

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
-    from omi_rt.core.epoch import HeardWord
     from omi_rt.core.speakers import EpochLabels, Identity, Win
+    from omi_rt.core.words import HeardWord
 
 
 class Narrator:

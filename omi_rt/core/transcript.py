@@ -10,8 +10,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.epoch import HeardWord
     from omi_rt.core.speakers import Speakers
+    from omi_rt.core.words import HeardWord
 
 
 @define

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.patience import Patience
     from omi_rt.deepgram.provider import Provider
 
 
@@ -48,10 +49,12 @@ class Attempt:
         request: ListenRequest,
         provider: Provider,
         coverage: Coverage,
+        patience: Patience,
         cost: Cost,
         on_open: Callable[[Attempt, Link], None],
         on_heard: Callable[[Link, Results, Heard], None],
         on_progress: Callable[[], None],
+        on_passed: Callable[[], None],
     ) -> None:
         """Run to the end, which is then in ``error``. Cancelling drops the connection."""
         dialled_at = trio.current_time()
@@ -64,10 +67,12 @@ class Attempt:
                     self.link = Link(
                         connection,
                         coverage,
+                        patience,
                         provider.send_timeout,
                         cost,
                         on_heard,
                         on_progress,
+                        on_passed,
                         provider.ignored,
                         self.lead_in,
                     )

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from omi_rt.core import events
 
 if TYPE_CHECKING:
+    from collections import Counter
     from collections.abc import Callable
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
+    from omi_rt.core.deepgram import Results
+    from omi_rt.core.epoch import Discard
     from omi_rt.core.errors import ProviderError
     from omi_rt.deepgram.link import Link
     from omi_rt.metrics import Metrics
@@ -26,6 +29,7 @@ class HealthReport:
     __slots__ = (
         "_format",
         "_gap",
+        "_is_clock_ahead",
         "_is_degraded",
         "_is_ready",
         "_log",
@@ -51,6 +55,7 @@ class HealthReport:
         self._log = log
         self._is_ready = False
         self._is_degraded = False
+        self._is_clock_ahead = False
         self._gap: Gap | None = None
 
     def started(self) -> None:
@@ -101,6 +106,24 @@ class HealthReport:
             accepted_seconds=link.metadata.duration,
             request_id=link.connection.request_id,
         )
+
+    def discarded(self, reasons: Counter[Discard]) -> None:
+        """Words that a final brought did not reach the transcript."""
+        for reason, count in reasons.items():
+            self._metrics.words_discarded.labels(reason.value).inc(count)
+        self._log.info("words_discarded", **{r.value: n for r, n in reasons.items()})
+
+    def clock_ahead(self, link: Link, results: Results) -> None:
+        """A final claims to cover more than was sent: tell so once a session."""
+        if not self._is_clock_ahead:
+            self._is_clock_ahead = True
+            self._metrics.provider_disagreements.inc()
+            self._log.warning(
+                "provider_clock_ahead",
+                sent_seconds=round(link.epoch.sent_seconds, 3),
+                claimed_seconds=results.end,
+                request_id=link.connection.request_id,
+            )
 
     def lost(self, gap: Gap | None) -> None:
         """Audio was given up."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.core.answers import PAUSE_SECONDS, AnswerWatch
 from omi_rt.core.deepgram import Message, Metadata, Results
-from omi_rt.core.epoch import Epoch, Heard
+from omi_rt.core.epoch import Discard, Epoch, Heard
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
-from omi_rt.core.watchdog import PAUSE_SECONDS, UNANSWERED_SECONDS, AnswerWatch, Verdict
 from omi_rt.deepgram.pump import Pump
 
 if TYPE_CHECKING:
@@ -19,13 +20,17 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
+    from omi_rt.core.patience import Patience
     from omi_rt.deepgram.connection import Connection
 
 KEEP_ALIVE_SECONDS = 4.0
 FIRST_AUDIO_SECONDS = 8.0
 """Whether KeepAlive holds a connection that never had audio is disputed; at 10 s it would be gone."""
 CLOSING_SECONDS = 10.0
-"""From our CloseStream to Metadata."""
+"""Our CloseStream is answered within that time, or counts as ignored; where speech still waits for a
+final, it may take as long as the session's patience."""
+LINGER_SECONDS = 5.0
+"""After Metadata, results that it has overtaken are read until nothing has come for that long."""
 _LAST_WORDS_SECONDS = 1.0
 """For what had arrived before a send failed."""
 _WATCH_SECONDS = 1.0
@@ -39,16 +44,17 @@ class Link:
     """
 
     __slots__ = (
-        "_asked_in_pause",
         "_coverage",
         "_on_heard",
         "_on_ignored",
+        "_on_passed",
         "_on_progress",
         "_opened_at",
+        "_patience",
+        "_received_at",
         "_scope",
         "_send_timeout",
         "_undigested",
-        "_watch",
         "connection",
         "digested",
         "epoch",
@@ -57,23 +63,28 @@ class Link:
         "progressed",
         "pump",
         "was_ignored",
+        "watch",
     )
 
     def __init__(
         self,
         connection: Connection,
         coverage: Coverage,
+        patience: Patience,
         send_timeout: float,
         cost: Cost,
         on_heard: Callable[[Link, Results, Heard], None],
         on_progress: Callable[[], None],
+        on_passed: Callable[[], None],
         on_ignored: Callable[[Message], None],
         lead_in: LeadIn | None = None,
     ) -> None:
         self.connection = connection
         self.epoch = Epoch(coverage.audio_format)
         self.labels = EpochLabels()
-        self.pump = Pump(connection, self.epoch, coverage, cost, lead_in)
+        self.watch = AnswerWatch(coverage, patience)
+        """Whether the session's audio is answered in time."""
+        self.pump = Pump(connection, self.epoch, coverage, cost, self.watch, lead_in)
         self.metadata: Metadata | None = None
         """The answer to our CloseStream."""
         self.was_ignored = False
@@ -83,16 +94,15 @@ class Link:
         self.digested = trio.Event()
         """Set when finals cover the lead-in on every channel."""
         self._coverage = coverage
+        self._patience = patience
+        self._received_at = trio.current_time()
         self._send_timeout = send_timeout
         self._on_heard = on_heard
         self._on_progress = on_progress
+        self._on_passed = on_passed
         self._on_ignored = on_ignored
         self._undigested = set(range(coverage.audio_format.channels))
         self._opened_at = trio.current_time()
-        self._watch = AnswerWatch(
-            min(coverage.audio_format.samples(UNANSWERED_SECONDS), coverage.backlog.capacity // 2)
-        )
-        self._asked_in_pause: int | None = None
         self._scope = trio.CancelScope()
 
     def retire(self) -> None:
@@ -100,7 +110,7 @@ class Link:
         self._scope.cancel()
 
     async def run(self) -> None:
-        """Work until `retire`, or until our CloseStream is answered or 10 s old.
+        """Work until `retire`, or until our CloseStream is answered or ignored.
 
         Cancelling this ends it at once; the connection must then be dropped.
 
@@ -117,6 +127,7 @@ class Link:
                     self.retire()
         except* ProviderError as group:
             failure = _first(group)
+        self._apply_metadata()
         try:
             if failure is not None:
                 raise failure
@@ -127,38 +138,46 @@ class Link:
     # The reader.
 
     async def _receive(self) -> None:
-        """Apply what the provider says, until it has answered our CloseStream."""
+        """Apply what the provider says, until it closes after our CloseStream.
+
+        Metadata is no end: it may overtake the last results.
+        """
         try:
-            # No name for the message: it would be kept until the next, 4 KB for each session.
-            while not self._digest(await self.connection.receive()):
-                pass
+            while True:
+                # No name for the message: it would be kept until the next, 4 KB for each session.
+                self._digest(await self.connection.receive())
         except ProviderClosed as closed:
-            if closed.code != _NORMAL_CLOSURE or self.pump.closing_since is None:
+            is_asked = closed.code == _NORMAL_CLOSURE and self.pump.closing_since is not None
+            if not is_asked and self.metadata is None:
                 raise
 
-    def _digest(self, message: Message) -> bool:
-        """Apply one message; returns whether it is the answer to our CloseStream."""
+    def _digest(self, message: Message) -> None:
+        """Apply one message."""
+        self._received_at = trio.current_time()
         if isinstance(message, Results):
             if message.is_final:
                 self._apply(message)
         elif isinstance(message, Metadata):
             if self.pump.closing_since is not None:
-                self._apply_metadata(message)
-                return True
+                self.metadata = message
         else:
             self._on_ignored(message)
-        return False
 
     def _apply(self, results: Results) -> None:
         if self._scope.cancel_called:
             # Another epoch has its origin already: what this one says now comes twice.
+            self._on_heard(
+                self,
+                results,
+                Heard([], range(0), None, Counter({Discard.SUPERSEDED: len(results.words)})),
+            )
             return
         heard = self.epoch.hear(results, self._coverage)
-        for channel in heard.channels:
-            self._watch.answered(channel, trio.current_time())
         # While the audio of the words is still there.
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
+            assert heard.covered is not None
+            self.watch.record_progress(heard.covered, trio.current_time())
             self._progress()
         if results.from_finalize and self.pump.lead_in_sent.is_set():
             self._undigested -= set(heard.channels)
@@ -172,14 +191,14 @@ class Link:
             if not self._undigested:
                 self.digested.set()
 
-    def _apply_metadata(self, metadata: Metadata) -> None:
-        self.metadata = metadata
+    def _apply_metadata(self) -> None:
+        """Let the provider's summary cover what no final did, if it counts all that was sent."""
         position = self.epoch.sent_position
-        if position is not None and self.epoch.covers_all(metadata.duration):
-            channels = range(self._coverage.audio_format.channels)
-            moved = [self._coverage.finalise(channel, position) for channel in channels]
-            if any(moved):
-                self._progress()
+        if self.metadata is None or position is None:
+            return
+        covers_all = self.epoch.covers_all(self.metadata.duration)
+        if covers_all and self._coverage.finalise_by_metadata(position):
+            self._progress()
 
     def _progress(self) -> None:
         self.progressed = True
@@ -200,9 +219,7 @@ class Link:
                 if now - failed_at >= _LAST_WORDS_SECONDS:
                     raise ProviderClosed(1006, "connection lost", retryable=True)
             if self.pump.closing_since is not None:
-                if now - self.pump.closing_since >= CLOSING_SECONDS:
-                    self.was_ignored = True
-                    self.retire()
+                self._wait_for_the_end(now, self.pump.closing_since)
             else:
                 self._keep_up(now)
             await trio.sleep_until(min(now + _WATCH_SECONDS, self._next_due(now)))
@@ -215,27 +232,28 @@ class Link:
             self.pump.keep_alive()
         if position is None:
             return
-        if self._is_paused(now) and position > self._coverage.watermark:
-            # The last words before a pause of the device's are not to wait for the next ones. Once:
-            # a provider need not answer where little is buffered.
-            self._asked_in_pause = position
-            self.pump.finalize()
-        match self._watch.verdict(position, self._coverage, now):
-            case Verdict.FINALIZE:
-                self.pump.finalize()
-            case Verdict.ADVANCE:
-                self._watch.advance(self._coverage)
-                self._progress()
-            case Verdict.RECONNECT:
-                raise ProviderUnreachable("no answer to Finalize")
-            case Verdict.WAIT:
-                pass
+        judgement = self.watch.judge(now, pauses=now - self.pump.audio_sent_at >= PAUSE_SECONDS)
+        if judgement.gives_up:
+            raise ProviderUnreachable("no answer to the audio")
+        several = self._coverage.audio_format.channels > 1
+        for channel in judgement.finalize:
+            self.pump.finalize(channel if several else None)
+        passed = [self._coverage.finalise_silence(*silent) for silent in judgement.silent]
+        passed += [self._coverage.finalise_unanswered(*behind) for behind in judgement.behind]
+        if any(passed):
+            self._on_passed()
 
-    def _is_paused(self, now: float) -> bool:
-        return (
-            now - self.pump.audio_sent_at >= PAUSE_SECONDS
-            and self._asked_in_pause != self.epoch.sent_position
-        )
+    def _wait_for_the_end(self, now: float, since: float) -> None:
+        """Leave when our CloseStream was ignored, or when nothing more follows its answer."""
+        if self.metadata is not None:
+            if now - self._received_at >= LINGER_SECONDS:
+                self.retire()
+            return
+        speech_waits = self.watch.awaits_speech(now)
+        patience = self._patience.limit_seconds if speech_waits else CLOSING_SECONDS
+        if now - max(since, self._received_at if speech_waits else since) >= patience:
+            self.was_ignored = True
+            self.retire()
 
     def _next_due(self, now: float) -> float:
         dues = [self.connection.last_sent + KEEP_ALIVE_SECONDS]
@@ -243,6 +261,7 @@ class Link:
             dues.append(self.connection.sending_since + self._send_timeout)
         if self.pump.closing_since is not None:
             dues.append(self.pump.closing_since + CLOSING_SECONDS)
+            dues.append(self._received_at + LINGER_SECONDS)
         if self.epoch.sent_samples == 0:
             dues.append(self._opened_at + FIRST_AUDIO_SECONDS)
         return min((due for due in dues if due > now), default=now + _WATCH_SECONDS)

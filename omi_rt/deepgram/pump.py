@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.coalescing import MAX_MESSAGE_SECONDS
-from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE
+from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE, finalize_channel
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
+    from omi_rt.core.answers import AnswerWatch
     from omi_rt.core.audio import AudioChunk
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.epoch import Epoch
@@ -42,8 +43,10 @@ class Pump:
         "_lead_in",
         "_most",
         "_needs_filler",
+        "_overlap",
         "_rate",
         "_unsent",
+        "_watch",
         "_work",
         "anchors_end",
         "audio_sent_at",
@@ -57,6 +60,7 @@ class Pump:
         epoch: Epoch,
         coverage: Coverage,
         cost: Cost,
+        watch: AnswerWatch,
         lead_in: LeadIn | None,
     ) -> None:
         self.lead_in_sent = trio.Event()
@@ -68,6 +72,7 @@ class Pump:
         self._coverage = coverage
         self._format = coverage.audio_format
         self._cost = cost
+        self._watch = watch
         self._rate = self._format.sample_rate
         self._most = self._format.samples(MAX_MESSAGE_SECONDS)
         self.audio_sent_at = trio.current_time()
@@ -76,6 +81,7 @@ class Pump:
         """On the connection's clock, in samples: where the last anchor sent ends."""
         self._lead_in = lead_in.parts() if lead_in is not None else None
         self._cursor: int | None = None
+        self._overlap: deque[AudioChunk] = deque()
         self._is_planned = False
         self._is_finishing = False
         self._controls: deque[str] = deque()
@@ -86,11 +92,12 @@ class Pump:
         self._unsent = b""
 
     def go_live(self, origin: int, *, is_planned: bool) -> None:
-        """Send the session's audio from position ``origin`` on.
+        """Send the session's audio from position ``origin`` on, and the overlap before it first.
 
         ``is_planned`` is a switch from an epoch that was still good: what goes up again because of
         it is counted as overlap, not as replay.
         """
+        self._overlap.extend(self._coverage.overlap_before(origin, self._most))
         self._cursor = origin
         self._is_planned = is_planned
         self.wake()
@@ -130,9 +137,9 @@ class Pump:
             self._controls.append(KEEP_ALIVE)
             self.wake()
 
-    def finalize(self) -> None:
-        """Ask the provider for its finals."""
-        self._controls.append(FINALIZE)
+    def finalize(self, channel: int | None = None) -> None:
+        """Ask the provider for its finals, on one channel (counted from 0) or on all."""
+        self._controls.append(FINALIZE if channel is None else finalize_channel(channel))
         self.wake()
 
     def fill(self) -> None:
@@ -183,13 +190,18 @@ class Pump:
     def _next_chunk(self) -> AudioChunk | None:
         if self._cursor is None:
             return None
+        if self._overlap:
+            return self._overlap[0]
         return self._coverage.backlog.read(self._cursor, self._most)
 
     def _account(self, chunk: AudioChunk, now: float) -> None:
         # Before the send, not after: an answer may come while it still waits for its turn.
         self._epoch.sent(chunk.position, chunk.samples)
         self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
+        if self._overlap:
+            self._overlap.popleft()
         self._cursor = chunk.end
+        self._watch.record_sent(chunk.end, now)
         self.audio_sent_at = now
 
     async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:

@@ -8,7 +8,8 @@ import trio
 
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_RATE
-from omi_rt.core.watchdog import Presence
+from omi_rt.core.patience import Patience
+from omi_rt.core.watchdog import Presence, away_seconds
 from omi_rt.deepgram.attempt import Attempt
 from omi_rt.deepgram.health import HealthReport
 from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
@@ -79,7 +80,10 @@ class Transcriber:
             tell,
             log,
         )
-        self._presence = Presence()
+        backlog_seconds = coverage.audio_format.seconds(coverage.backlog.capacity)
+        self._patience = Patience(backlog_seconds)
+        self._presence = Presence(away_seconds(backlog_seconds))
+        self._sent_until = 0
         self._succession = Succession(coverage, provider, self._health, log)
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
@@ -156,7 +160,8 @@ class Transcriber:
                     failure = await self._keep_current()
                     self._nursery.cancel_scope.cancel()
         finally:
-            self._health.lost(self._coverage.lose_pending())
+            self._note_sent(self._current)
+            self._health.lost(self._coverage.lose_pending(self._sent_until))
             self._health.flush()
         if failure is not None:
             raise failure
@@ -206,10 +211,12 @@ class Transcriber:
             self._request,
             self._provider,
             self._coverage,
+            self._patience,
             self.cost,
             self._opened,
             self._heard,
             self._progressed,
+            self._passed,
         )
         return attempt
 
@@ -263,6 +270,10 @@ class Transcriber:
             self._primer.tell(ONE_SPEAKER)
 
     def _heard(self, link: Link, results: Results, heard: Heard) -> None:
+        if heard.discarded:
+            self._health.discarded(heard.discarded)
+        if heard.claims_unsent:
+            self._health.clock_ahead(link, results)
         if self._current is None or link is not self._current.link:
             # It is being primed: what it hears is for the votes alone.
             return
@@ -278,6 +289,11 @@ class Transcriber:
         self._presence.progressed(trio.current_time(), pending=pending)
         self._room.set()
 
+    def _passed(self) -> None:
+        pending = self._coverage.backlog.end > self._coverage.backlog.start
+        self._presence.passed(trio.current_time(), pending=pending)
+        self._room.set()
+
     # After an epoch.
 
     def _conclude(self, attempt: Attempt) -> float | None:
@@ -285,12 +301,28 @@ class Transcriber:
         if attempt.link is not None:
             self._health.closed(attempt.link)
             self._presence.ended(progressed=attempt.link.progressed)
+            self._note_sent(attempt)
+            self._pass_by_unanswered(attempt.link)
         else:
             self._presence.dial_failed()
         if self._is_done():
             attempt.error = None
             return None
         return self._succession.after(attempt)
+
+    def _pass_by_unanswered(self, link: Link) -> None:
+        """Leave a stretch behind for which two connections in a row gave no answer."""
+        overdue_until = link.watch.overdue_until(trio.current_time())
+        if overdue_until is None:
+            return
+        passed = self._patience.record_unanswered(overdue_until)
+        if passed is not None:
+            self._health.lost(self._coverage.pass_by(passed))
+            self._room.set()
+
+    def _note_sent(self, attempt: Attempt | None) -> None:
+        if attempt is not None and attempt.link is not None:
+            self._sent_until = max(self._sent_until, attempt.link.epoch.sent_position or 0)
 
     def _is_done(self) -> bool:
         backlog = self._coverage.backlog

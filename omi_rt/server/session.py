@@ -291,6 +291,7 @@ class Session:
             close_code=self._close_code,
             **account,
             **{f"sent_{name}": value for name, value in cost.in_seconds(audio_format).items()},
+            **ledger_details(self.coverage),
             concealed_packets=self._decoder.concealed_packets,
         )
         if not balance.is_exact:
@@ -299,6 +300,17 @@ class Session:
     def _reason_class(self) -> str:
         known = ("client_closed_stream", "server_going_away", "stt_failed", "internal_error")
         return self._reason if self._reason in known else "device_gone"
+
+
+def ledger_details(coverage: Coverage) -> dict[str, float]:
+    """The seconds of finalised audio that no final covered, by the reason why they count."""
+    ledger, seconds = coverage.ledger, coverage.audio_format.seconds
+    details = {
+        "finalised_as_silence": seconds(ledger.finalised_as_silence),
+        "finalised_unanswered": seconds(ledger.finalised_unanswered),
+        "finalised_by_metadata": seconds(ledger.finalised_by_metadata),
+    }
+    return {name: value for name, value in details.items() if value}
 
 
 _ids = Random()  # seeded by the system

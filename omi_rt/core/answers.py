@@ -1,0 +1,244 @@
+"""Whether a provider's answers keep up with the audio of one epoch, and what to do where they do not.
+
+Only audio that *sounds* can be overdue: a provider need not say anything about silence, not even when
+it is asked. What follows is a list of cases; each is judged for each channel, about once a second.
+
+===============================================  ==================================================
+what is seen                                     what is done
+===============================================  ==================================================
+nothing but silence behind the watermark         the silence is passed once its answer is overdue
+speech without a final for `ask_seconds`         Finalize, once for that stretch: for that channel
+                                                 alone, at a quiet moment or after 3 s at the latest
+the device pauses for 5 s with speech unanswered Finalize, once for that pause
+asked, unanswered, while other channels go on    after 5 s more than answers take the channel goes
+                                                 along with them
+speech, and no progress on any channel for       the connection is given up
+`Patience.limit_seconds`
+===============================================  ==================================================
+
+Times are seconds of the caller's clock, passed in; positions are session positions in samples.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left, bisect_right
+from collections import deque
+from operator import itemgetter
+from typing import TYPE_CHECKING
+
+from attrs import define, frozen
+
+from omi_rt.core.patience import ASK_SECONDS, LEAST_PATIENCE_SECONDS
+from omi_rt.core.sound import SoundFinder
+
+if TYPE_CHECKING:
+    from omi_rt.core.coverage import Coverage
+    from omi_rt.core.patience import Patience
+
+PAUSE_SECONDS = 5.0
+"""A device that has sent no audio for that long has paused."""
+QUIET_WAIT_SECONDS = 3.0
+"""Finalize waits at most this long for a quiet moment, so that it cuts no word in two."""
+CHANNEL_GRACE_SECONDS = 5.0
+"""A channel that was asked may answer this much later than answers usually come."""
+CALM_SECONDS = 4.0
+"""Finals are usually no further apart than that: nothing is looked at before."""
+_MARK_SECONDS = 0.25
+"""Times of sending are remembered at this distance."""
+_ONSET_SECONDS = 0.3
+"""Of the silence before a sound this much stays, so that a soft beginning stays with its word."""
+
+
+@frozen
+class Judgement:
+    """What is to be done about one epoch now."""
+
+    finalize: tuple[int, ...] = ()
+    """Channels whose finals are to be asked for."""
+    silent: tuple[tuple[int, int], ...] = ()
+    """Channels, each with the position up to which nothing sounded and no answer is awaited."""
+    behind: tuple[tuple[int, int], ...] = ()
+    """Channels that do not answer, each with the position that the others have reached."""
+    gives_up: bool = False
+
+
+NOTHING = Judgement()
+
+
+class SendTimes:
+    """When the audio of an epoch went up, to a quarter of a second."""
+
+    __slots__ = ("_due", "_marks")
+
+    def __init__(self) -> None:
+        self._marks: deque[tuple[int, float]] = deque()
+        self._due = 0.0
+
+    def record(self, end: int, now: float) -> None:
+        """Note that everything before position ``end`` has gone up by ``now``."""
+        if now >= self._due or not self._marks:
+            self._due = now + _MARK_SECONDS
+            self._marks.append((end, now))
+
+    def sent_at(self, position: int) -> float | None:
+        """The time by which the sample at ``position`` had gone up; None if only just, or not yet."""
+        index = bisect_right(self._marks, position, key=itemgetter(0))
+        return self._marks[index][1] if index < len(self._marks) else None
+
+    def sent_by(self, time: float) -> int:
+        """The position before which everything had gone up at ``time``; 0 if nothing had."""
+        index = bisect_right(self._marks, time, key=itemgetter(1))
+        return self._marks[index - 1][0] if index else 0
+
+    def forget(self, position: int) -> None:
+        """Forget what is known of audio before ``position``."""
+        keep = bisect_left(self._marks, position, key=itemgetter(0))
+        for _ in range(min(keep, len(self._marks) - 1)):
+            self._marks.popleft()
+
+
+@define
+class _Channel:
+    """What one channel waits for."""
+
+    finder: SoundFinder
+    asked_until: int = 0
+    """Position up to which Finalize has asked for finals."""
+    asked_at: float = 0.0
+    wants_since: float | None = None
+    """When Finalize became due, while it waits for a quiet moment."""
+    sound: int | None = None
+    """The first unanswered sound that has gone up, as of the last judgement."""
+
+
+class AnswerWatch:
+    """The judge of one epoch's answers.
+
+    Args:
+        coverage: the session's audio and watermarks.
+        patience: what the session knows of its provider.
+    """
+
+    __slots__ = ("_channels", "_coverage", "_patience", "_progressed_at", "_sent", "_times")
+
+    def __init__(self, coverage: Coverage, patience: Patience) -> None:
+        self._coverage = coverage
+        self._patience = patience
+        self._times = SendTimes()
+        self._sent = 0
+        self._progressed_at = 0.0
+        self._channels = [
+            _Channel(SoundFinder(coverage.audio_format, channel))
+            for channel in range(coverage.audio_format.channels)
+        ]
+
+    def record_sent(self, end: int, now: float) -> None:
+        """Note that the session's audio before position ``end`` has gone up."""
+        self._sent = end
+        self._times.record(end, now)
+
+    def record_progress(self, covered: int, now: float) -> None:
+        """Note a final that covers the audio before ``covered`` and has moved a watermark."""
+        self._progressed_at = now
+        sent_at = self._times.sent_at(covered - 1)
+        self._patience.record_answer(now - sent_at if sent_at is not None else 0.0)
+        self._times.forget(self._coverage.watermark)
+
+    def judge(self, now: float, *, pauses: bool) -> Judgement:
+        """Say what is to be done now; ``pauses`` tells that the device has sent nothing for 5 s.
+
+        What it returns is to be carried out: a channel counts as asked from then on.
+        """
+        calm = self._coverage.audio_format.samples(min(CALM_SECONDS, self._patience.ask_seconds))
+        if not pauses and self._sent - self._coverage.watermark < calm:
+            return NOTHING
+        awaited = self._awaited_since(now)
+        if awaited is not None and now - awaited >= self._patience.limit_seconds:
+            return Judgement(gives_up=True)
+        finalize, silent, behind = [], [], []
+        for number, channel in enumerate(self._channels):
+            if channel.sound is None:
+                until = self._pass_until(channel, number, now)
+                if until > self._coverage.watermark_of(number):
+                    silent.append((number, until))
+            elif self._is_to_be_asked(channel, number, now, pauses=pauses):
+                channel.asked_until, channel.asked_at = self._sent, now
+                channel.wants_since = None
+                finalize.append(number)
+            else:
+                until = self._others_reached(channel, number, now)
+                if until > self._coverage.watermark_of(number):
+                    behind.append((number, until))
+        return Judgement(tuple(finalize), tuple(silent), tuple(behind))
+
+    def awaits_speech(self, now: float) -> bool:
+        """Tell whether anything that sounded has gone up and has no final yet."""
+        return self._awaited_since(now) is not None
+
+    def overdue_until(self, now: float) -> int | None:
+        """The position up to which answers are overdue, if speech has waited for 20 s; else None."""
+        awaited = self._awaited_since(now)
+        if awaited is None or now - awaited < LEAST_PATIENCE_SECONDS:
+            return None
+        return self._times.sent_by(now - ASK_SECONDS)
+
+    def _awaited_since(self, now: float) -> float | None:
+        """Since when speech waits without any progress; None if none waits."""
+        since: float | None = None
+        for number, channel in enumerate(self._channels):
+            mark = self._coverage.watermark_of(number)
+            before = channel.sound
+            channel.sound = channel.finder.first_sound(self._coverage.backlog, mark, self._sent)
+            if channel.sound != before:
+                channel.wants_since = None
+            if channel.sound is not None:
+                sent_at = self._times.sent_at(channel.sound)
+                waits = now if sent_at is None else sent_at
+                since = waits if since is None else min(since, waits)
+        return None if since is None else max(since, self._progressed_at)
+
+    def _is_to_be_asked(self, channel: _Channel, number: int, now: float, *, pauses: bool) -> bool:
+        backlog = self._coverage.backlog
+        if channel.sound is None or self._sent <= channel.asked_until:
+            return False
+        start = max(self._coverage.watermark_of(number), channel.asked_until)
+        if channel.sound < start:
+            # It has been asked for. What sounds behind that is worth a question of its own.
+            if not pauses and now - channel.asked_at < self._patience.ask_seconds:
+                return False
+            newer = SoundFinder(self._coverage.audio_format, number)
+            sound = newer.first_sound(backlog, start, self._sent)
+        else:
+            sound = channel.sound
+        if sound is None:
+            return False
+        if pauses:
+            return True
+        sent_at = self._times.sent_at(sound)
+        if sent_at is None or now - sent_at < self._patience.ask_seconds:
+            return False
+        if channel.wants_since is None:
+            channel.wants_since = now
+        is_quiet = channel.finder.is_quiet(backlog, self._sent)
+        return is_quiet or now - channel.wants_since >= QUIET_WAIT_SECONDS
+
+    def _pass_until(self, channel: _Channel, number: int, now: float) -> int:
+        """Where the silence ends that no answer is awaited for any more."""
+        overdue = self._times.sent_by(now - self._patience.ask_seconds)
+        margin = self._coverage.audio_format.samples(_ONSET_SECONDS)
+        mark = self._coverage.watermark_of(number)
+        # Looked through up to what was sent: the latest of it may be a word's soft beginning.
+        return max(mark, min(overdue, self._sent - margin))
+
+    def _others_reached(self, channel: _Channel, number: int, now: float) -> int:
+        """How far the channels have come that answer, where this one was asked and does not."""
+        mark = self._coverage.watermark_of(number)
+        grace = CHANNEL_GRACE_SECONDS + self._patience.lag_seconds
+        if channel.asked_until <= mark or now - channel.asked_at < grace:
+            return mark
+        others = [
+            self._coverage.watermark_of(each)
+            for each in range(len(self._channels))
+            if each != number and self._coverage.watermark_of(each) > mark
+        ]
+        return min([*others, channel.asked_until]) if others else mark
