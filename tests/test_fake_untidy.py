@@ -31,6 +31,7 @@ from omi_rt.fake.serve import serve_fake
 from omi_rt.fake.speech import utterance
 from omi_rt.net.websocket import open_websocket
 from tests.fake_client import CLOSE_STREAM, FINALIZE, Client, connected, target
+from tests.patient_client import PatientClient
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -468,6 +469,24 @@ def test_a_late_provider_has_fewer_faults() -> None:
         options, faults = random_provider(random.Random(seed), 40.0)
         ends[options.lateness[1] >= 8.0].append(len(faults.connections))
     assert sum(ends[True]) / len(ends[True]) < 0.8 * sum(ends[False]) / len(ends[False])
+
+
+@pytest.mark.parametrize("seed", range(40))
+async def test_a_patient_client_gets_every_word_once_from_any_untidy_provider(
+    autojump_clock: MockClock, seed: int
+) -> None:
+    rng = random.Random(seed)
+    script = random_script(rng, 60, channels=1 + seed % 2)
+    budget = 40.0
+    options, faults = random_provider(rng, budget, channels=script.channels)
+    fake = FakeDeepgram(options, faults)
+    client = PatientClient(fake, synthesise(script, RATE), script.channels)
+    with trio.fail_after(400):
+        await client.run()
+    for channel in range(script.channels):
+        assert client.heard[channel] == script.transcript(channel), (options, faults)
+    assert client.longest_backlog <= budget + 15.0
+    assert fake.violations == []
 
 
 async def test_the_rest_after_close_stream_is_late_too(autojump_clock: MockClock) -> None:
