@@ -11,7 +11,7 @@ import trio
 from attrs import frozen
 
 from omi_rt.core.errors import PeerClosed
-from omi_rt.fake import Script, random_schedule, synthesise
+from omi_rt.fake import Options, Script, random_provider, synthesise
 from omi_rt.fake.faults import Close, ConnectionPlan, Drop
 from omi_rt.fake.serve import FAULT_SECONDS
 from omi_rt.fake.speech import utterance
@@ -36,13 +36,14 @@ TALK = Script(
 BYTES_PER_SECOND = 32_000
 
 IN_JSON = {
+    "options": {"lateness": [0.1, 0.4], "finalize": "speech", "early_metadata": 1},
     "connections": [
         {"faults": [{"kind": "refuse", "status": 503}]},
         {"faults": [{"kind": "drop", "at": "frame", "after_results": 1}]},
         {"faults": [{"kind": "double"}, {"kind": "close", "code": 1011, "after_audio": 1.2}]},
         {"faults": [{"kind": "drop", "at": "response"}]},
         {"faults": [{"kind": "malformed", "what": "invalid_json"}]},
-    ]
+    ],
 }
 IN_TOML = """
 [[connections]]
@@ -58,13 +59,17 @@ after_results = 1
 """
 
 
-def breaks_early_and_then_holds(faults: FaultScript) -> bool:
-    """Whether the first connection is lost at once, and the second lasts for all of `TALK`."""
+def breaks_early_and_then_holds(options: Options, faults: FaultScript) -> bool:
+    """Whether a prompt and tidy provider loses the first connection at once, and the second lasts
+    for all of `TALK`.
+    """
     first, second = (*faults.connections, ConnectionPlan(), ConnectionPlan())[:2]
     lost = [fault for fault in first.faults if isinstance(fault, Close | Drop)]
     held = [fault for fault in second.faults if isinstance(fault, Close | Drop)]
     return (
-        len(first.faults) == len(lost) == 1
+        (options.lateness[1], options.claims_ahead, options.early_metadata) == (0, 0, 0)
+        and (options.finalize, options.borders) == ("all", "clean")
+        and len(first.faults) == len(lost) == 1
         and 0.0 < (lost[0].after_audio or 0.0) < TALK.seconds / 2
         and len(second.faults) == len(held) == 1
         and (held[0].after_audio or 0.0) > 2 * TALK.seconds
@@ -74,7 +79,7 @@ def breaks_early_and_then_holds(faults: FaultScript) -> bool:
 SEED = next(
     seed
     for seed in range(10_000)
-    if breaks_early_and_then_holds(random_schedule(Random(seed), FAULT_SECONDS))
+    if breaks_early_and_then_holds(*random_provider(Random(seed), FAULT_SECONDS))
 )
 
 

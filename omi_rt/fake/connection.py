@@ -13,7 +13,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.core.json import dumps
 from omi_rt.core.pacing import TokenBucket
+from omi_rt.fake.clocks import claim_ahead, speed_up
 from omi_rt.fake.fault_queue import FaultQueue
 from omi_rt.fake.faults import (
     STALL_LIMIT_SECONDS,
@@ -34,12 +36,11 @@ from omi_rt.fake.messages import (
     IDLE_REASON,
     Closing,
     MessageMaker,
-    Outgoing,
     RawFrame,
     parse_control,
     schema_error,
 )
-from omi_rt.fake.outbox import Outbox
+from omi_rt.fake.outbox import Outbox, Queued
 from omi_rt.fake.transcription import ChannelFinal, StreamTranscriber
 from omi_rt.fake.transport import STREAM_ERRORS, FaultyStream, server_frame
 
@@ -90,6 +91,7 @@ class ListenConnection:
         )
         self._audio = StreamTranscriber(parameters, options, rng)
         self._outbox = Outbox()
+        self._rng = rng
         self._closing = False
         self._ignores_close = False
         self._answers_results = True
@@ -204,8 +206,12 @@ class ListenConnection:
 
     def _put(self, finals: list[ChannelFinal], now: float) -> None:
         for channel, final in finals:
-            result = self._messages.results(final, channel)
-            self._outbox.put_result(result, channel, self._audio.seconds, now + self._options.delay)
+            result = speed_up(self._messages.results(final, channel), self._options.clock_factor)
+            self._outbox.put_result(result, channel, self._audio.seconds, self._due(now))
+
+    def _due(self, now: float) -> float:
+        """When results come of what was heard now."""
+        return now + self._options.delay + self._rng.uniform(*self._options.lateness)
 
     def _close_stream(self, now: float) -> None:
         self._closing = True
@@ -216,14 +222,13 @@ class ListenConnection:
         self._put(self._audio.close(), now)
         if self._ignores_close:
             return
-        at = now + self._options.delay
+        at = self._due(now)
         created = datetime.now(UTC).isoformat(timespec="milliseconds").replace("+00:00", "Z")
-        self._outbox.put_last(
-            self._messages.metadata(
-                self._audio.samples, self._metadata_offset, self._audio.sha256, created
-            ),
-            at,
+        samples = round(self._audio.samples * self._options.clock_factor)
+        metadata = self._messages.metadata(
+            samples, self._metadata_offset, self._audio.sha256, created
         )
+        self._outbox.put_before_last(metadata, at, self._options.early_metadata)
         self._outbox.put_last(Closing(1000), at)
 
     async def _send_due(self) -> None:
@@ -238,8 +243,11 @@ class ListenConnection:
                 if self._is_fault_due():
                     await self._fire()
 
-    async def _send(self, message: Outgoing) -> None:
-        if isinstance(message, str):
+    async def _send(self, message: Queued) -> None:
+        if isinstance(message, dict):
+            told = claim_ahead(message, self._audio.seconds, self._options.claims_ahead)
+            self._websocket.send_nowait(dumps(told))
+        elif isinstance(message, str):
             self._websocket.send_nowait(message)
         elif isinstance(message, RawFrame):
             # Past the writer, which has nothing to do until this task gives it something. The

@@ -11,7 +11,12 @@ A script is a JSON or TOML file::
      "afterwards": []}
 
 The first connection meets the first entry's faults, and so on; every connection after the list
-meets ``afterwards``. In TOML the same is ``[[connections]]`` with ``[[connections.faults]]``.
+meets ``afterwards``. In TOML the same is ``[[connections]]`` with ``[[connections.faults]]``. How
+the fake behaves on all connections, faults or none, can be set beside them::
+
+    "options": {"lateness": [8, 12], "finalize": "never", "borders": "reaches_over"}
+
+The names are those of `omi_rt.fake.records.Options`.
 
 Faults of the handshake come at once. A connection meets the first of them only:
 

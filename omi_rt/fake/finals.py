@@ -2,15 +2,28 @@
 
 Finals follow each other without a hole, and each ends in a pause between two words, never inside a
 word: then a client that starts again from a final's end gets every word whole. Where they end
-depends on the audio alone, not on the pieces it came in.
+depends on the audio alone, not on the pieces it came in. All this is so as long as the borders are
+clean; `omi_rt.fake.borders` tells how else they can be.
+
+What Finalize brings is one of:
+
+=================  ==============================================================================
+``all``            a final of all that is buffered, up to the word that is being said
+``never``          nothing
+``speech``         the same as ``all`` where words are buffered, and nothing in silence
+``last_word``      a final that ends where the last buffered word ends, and nothing in silence
+``no_length``      an empty final of no length; what is buffered stays buffered
+=================  ==============================================================================
 """
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from random import Random
+from typing import TYPE_CHECKING, Literal, get_args
 
 from attrs import field, frozen
 
+from omi_rt.fake.borders import WITHIN_WORDS, Borders
 from omi_rt.fake.recogniser import GAP_SECONDS, RecognisedWord, Recogniser
 
 if TYPE_CHECKING:
@@ -22,6 +35,9 @@ GUARD_SECONDS = GAP_SECONDS
 """How far behind the newest sample it is certain that no word has begun."""
 UNENDED_SECONDS = 3.0
 """Silence that ends an utterance where endpointing is off."""
+
+FinalizeAnswer = Literal["all", "never", "speech", "last_word", "no_length"]
+FINALIZE_ANSWERS: tuple[FinalizeAnswer, ...] = get_args(FinalizeAnswer)
 
 
 @frozen
@@ -41,6 +57,8 @@ class ChannelTranscriber:
     """The finals of one channel of linear16."""
 
     __slots__ = (
+        "_answer",
+        "_borders",
         "_empty_after",
         "_endpointing",
         "_guard",
@@ -63,6 +81,8 @@ class ChannelTranscriber:
         max_utterance: float,
         empty_spans: Iterable[float] = (),
         minimum_finalize: float = 0.0,
+        answer: FinalizeAnswer = "all",
+        borders: Borders | None = None,
     ) -> None:
         """Start at the beginning of a stream.
 
@@ -73,6 +93,8 @@ class ChannelTranscriber:
             empty_spans: seconds of silence up to each empty final in turn; when they are used up,
                 or if there are none, silence brings no finals.
             minimum_finalize: seconds of audio that Finalize needs to bring a final; 0 brings one always.
+            answer: what Finalize brings.
+            borders: how the finals meet; None is clean.
         """
         self._rate = sample_rate
         self._recogniser = Recogniser(sample_rate)
@@ -82,6 +104,8 @@ class ChannelTranscriber:
         self._pause = self._samples(pause)
         self._max_utterance = self._samples(max_utterance)
         self._minimum = self._samples(minimum_finalize)
+        self._answer = answer
+        self._borders = borders or Borders("clean", sample_rate, Random(0))
         self._spans: Iterator[float] = iter(empty_spans)
         self._empty_after = self._next_span()
         self._pending: list[RecognisedWord] = []
@@ -104,16 +128,30 @@ class ChannelTranscriber:
         return finals
 
     def finalize(self) -> list[Final]:
-        """Bring out what is buffered, up to the word that is being said, if any."""
-        open_since = self._recogniser.open_since
-        if open_since is None:
-            end = self.position
-        else:
-            before = self._pending[-1].end if self._pending else self._last_end
-            end = (before + open_since) // 2
+        """Answer Finalize."""
+        match self._answer:
+            case "never":
+                return []
+            case "no_length":
+                end = self._last_end
+                return [Final(end, end, (), from_finalize=True, starts_sentence=False)]
+            case "speech" | "last_word" if not self._pending:
+                return []
+            case "last_word":
+                end = self._pending[-1].end
+            case _:
+                end = self._buffered_until()
         if not self._pending and end - self._last_end < self._minimum:
             return []
         return [self._final(end, from_finalize=True)]
+
+    def _buffered_until(self) -> int:
+        """Up to where Finalize may decide: the word that is being said comes in a later final."""
+        open_since = self._recogniser.open_since
+        if open_since is None or self._borders.habit in {"in_second", "in_halves"}:
+            return self.position
+        before = self._pending[-1].end if self._pending else self._last_end
+        return (before + open_since) // 2
 
     def close(self, *, empty: bool) -> list[Final]:
         """End the stream: the last finals; one of silence alone only if ``empty``."""
@@ -127,6 +165,13 @@ class ChannelTranscriber:
     def _add(self, word: RecognisedWord, finals: list[Final]) -> None:
         self._quiet_until(word.start, finals)
         if self._pending and word.end - self._pending[0].start > self._max_utterance:
+            if self._borders.habit in WITHIN_WORDS:
+                border = self._borders.within(word)
+                before, after = self._borders.split(word, border)
+                self._pending += before
+                finals.append(self._final(border))
+                self._pending += after
+                return
             finals.append(self._final((self._pending[-1].end + word.start) // 2))
         self._pending.append(word)
 
@@ -147,10 +192,11 @@ class ChannelTranscriber:
 
     def _final(self, end: int, *, ends: bool = False, from_finalize: bool = False) -> Final:
         end = max(end, self._last_end)
+        start, words = self._borders.blur(self._last_end, end, tuple(self._pending))
         final = Final(
-            self._last_end,
+            start,
             end,
-            tuple(self._pending),
+            words,
             speech_final=ends and self._endpointing,
             from_finalize=from_finalize,
             starts_sentence=not self._in_sentence,

@@ -8,17 +8,19 @@ from typing import Any
 
 from attrs import define, field, frozen
 
-from omi_rt.core.json import dumps
 from omi_rt.fake.faults import Double, Late, Malformed, Silence
 from omi_rt.fake.malformed import malformed
 from omi_rt.fake.messages import Outgoing
+
+Queued = Outgoing | dict[str, Any]
+"""A message that waits; results are written out when they go."""
 
 
 @frozen(order=True)
 class _Entry:
     due: float
-    number: int
-    message: Outgoing = field(eq=False, order=False)
+    number: float
+    message: Queued = field(eq=False, order=False)
     is_result: bool = field(eq=False, order=False)
 
 
@@ -71,7 +73,7 @@ class Outbox:
         )
         self._last_due[channel] = due
         extras: list[Outgoing] = []
-        message: Outgoing | None = None
+        message: Queued = result
         for spell, fault in self._malformed:
             if spell.strike():
                 wrong = malformed(fault.what, result, sent)
@@ -79,8 +81,6 @@ class Outbox:
                     message = wrong
                 else:
                     extras.append(wrong)
-        if message is None:
-            message = dumps(result)
         self._push(due, message, is_result=True)
         for spell in self._doubles:
             if spell.strike():
@@ -89,9 +89,25 @@ class Outbox:
             self._push(due, extra, is_result=False)
 
     def put_last(self, message: Outgoing, now: float) -> None:
-        """Add a message that must come after all results, also after those that are held."""
-        due = max([now, *self._held.values(), *self._last_due.values()])
-        self._push(due, message, is_result=False)
+        """Add a message that must come after all results, also after those that are held.
+
+        A channel that is silent for ever keeps only its own results back.
+        """
+        held = (
+            until for channel, until in self._held.items() if channel is None or until < math.inf
+        )
+        due = (due for due in self._last_due.values() if due < math.inf)
+        self._push(max([now, *held, *due]), message, is_result=False)
+
+    def put_before_last(self, message: Outgoing, now: float, results: int) -> None:
+        """Add a message that overtakes the last results; where none wait, it comes last."""
+        waiting = sorted(entry for entry in self._entries if entry.is_result)
+        overtaken = waiting[-results:] if results else []
+        if overtaken:
+            first = overtaken[0]
+            heappush(self._entries, _Entry(first.due, first.number - 0.5, message, False))
+        else:
+            self.put_last(message, now)
 
     def put_now(self, message: Outgoing, now: float) -> None:
         """Add a message that waits for nothing."""
@@ -102,14 +118,14 @@ class Outbox:
         """When the next message is due: infinity for never."""
         return self._entries[0].due if self._entries else math.inf
 
-    def take(self, now: float) -> tuple[Outgoing, bool] | None:
+    def take(self, now: float) -> tuple[Queued, bool] | None:
         """Take the next message that is due, and whether it is the one of a result."""
         if self.next_due > now:
             return None
         entry = heappop(self._entries)
         return entry.message, entry.is_result
 
-    def _push(self, due: float, message: Outgoing, *, is_result: bool) -> None:
+    def _push(self, due: float, message: Queued, *, is_result: bool) -> None:
         self._number += 1
         # What is held for ever would only be remembered for ever.
         if due < math.inf:

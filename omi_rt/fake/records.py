@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from typing import Any
 
-from attrs import define, field, frozen
-from attrs.validators import ge, gt, optional
+from attrs import Attribute, define, field, frozen
+from attrs.validators import ge, gt, in_, optional
+
+from omi_rt.fake.borders import BORDERS, BorderHabit
+from omi_rt.fake.finals import FINALIZE_ANSWERS, FinalizeAnswer
+
+
+def _check_span(_instance: Any, attribute: Attribute[Any], span: tuple[float, float]) -> None:
+    low, high = span
+    if not 0.0 <= low <= high:
+        raise ValueError(f"{attribute.name}: {span} is not least and most seconds")
 
 
 @frozen(kw_only=True)
 class Options:
-    """How the fake behaves when nothing is wrong with it."""
+    """How the fake behaves when nothing is wrong with it: it may be slow and untidy all the same."""
 
     keys: frozenset[str] | None = field(default=None, repr=False)
     """API keys for ``Authorization: Token``; None lets any key pass, as a self-hosted one does."""
@@ -24,6 +34,10 @@ class Options:
     """Seconds of speech after which a final comes at the next gap between words."""
     empty_finals: tuple[float, float] | None = (3.0, 5.0)
     """Least and most seconds of silence that bring an empty final; None: silence brings none."""
+    no_empty_finals: frozenset[int] = frozenset()
+    """Channels on which silence brings no finals, whatever ``empty_finals`` says."""
+    finalize: FinalizeAnswer = field(default="all", validator=in_(FINALIZE_ANSWERS))
+    """What Finalize brings, as `omi_rt.fake.finals` has it."""
     minimum_finalize: float = field(default=0.1, validator=ge(0.0))
     """Seconds of audio that must be buffered for Finalize to be answered; 0 is always."""
     rate: float = field(default=1.25, validator=gt(0.0))
@@ -34,6 +48,18 @@ class Options:
     """Digits after the decimal point of a time."""
     jitter: float = field(default=0.0, validator=ge(0.0))
     """Seconds by which a word's times are off at most."""
+    lateness: tuple[float, float] = field(default=(0.0, 0.0), validator=_check_span)
+    """Least and most seconds by which every result comes later than ``delay`` says, in order."""
+    borders: BorderHabit = field(default="clean", validator=in_(BORDERS))
+    """How finals meet, as `omi_rt.fake.borders` has it."""
+    early_metadata: int = field(default=0, validator=ge(0))
+    """How many of the last results Metadata overtakes at the end, if so many are still to come."""
+    claims_ahead: float = field(default=0.0, validator=ge(0.0))
+    """Seconds by which every final claims to cover more than has come in; 0 is for no such claim."""
+    clock_factor: float = field(default=1.0, validator=gt(0.0))
+    """How fast the fake's clock goes. At any other than 1 its times mean other audio than it heard,
+    and no client that starts again by them can be whole.
+    """
     idle_timeout: float = field(default=10.0, validator=gt(0.0))
     """Seconds without audio or text after which it closes with NET-0001."""
     keepalive_before_audio: bool = False
@@ -42,7 +68,11 @@ class Options:
     extra_parameters: frozenset[str] = frozenset()
     """Names of query parameters that are let through unjudged."""
     seed: int = 0
-    """For labels, ids and the spans of silence."""
+    """For labels, ids, lateness, borders and the spans of silence."""
+
+    def empty_finals_on(self, channel: int) -> tuple[float, float] | None:
+        """The spans of silence that bring an empty final on a channel; None for never."""
+        return None if channel in self.no_empty_finals else self.empty_finals
 
 
 @define

@@ -1,4 +1,4 @@
-"""Random fault schedules that a client with enough backlog survives whole."""
+"""Random providers, untidy and faulty, that a client with enough backlog survives whole."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from random import Random
 
 from attrs import define
 
+from omi_rt.fake.borders import BORDERS, HARMFUL_BORDERS
 from omi_rt.fake.faults import (
     HARMFUL,
     MALFORMED,
@@ -27,6 +28,8 @@ from omi_rt.fake.faults import (
     Stall,
     Unreachable,
 )
+from omi_rt.fake.finals import FINALIZE_ANSWERS
+from omi_rt.fake.records import Options
 
 MAX_CONNECTIONS = 12
 RETRYABLE_STATUSES = (408, 429, 500, 502, 503, 504)
@@ -49,6 +52,47 @@ _NOISE = sorted(set(MALFORMED) - HARMFUL - {"huge"})
 _CONNECTION_ENDING = frozenset({"huge", "invalid_utf8", "binary"})
 
 
+_LATENESS = ((0.0, 0.0), (0.0, 0.0), (0.0, 2.0), (3.0, 3.0), (1.0, 6.0), (8.0, 8.0))
+_CLAIMS_AHEAD = (0.0, 0.0, 0.0, 10.0, 30.0)
+"""Seconds. A claim of less could be of audio that is under way, and then it can not be told from
+the truth."""
+
+
+def random_provider(
+    rng: Random, seconds: float, *, channels: int = 1
+) -> tuple[Options, FaultScript]:
+    """Draw a provider that is slow and untidy, and its faults; together they cost ``seconds``.
+
+    Arguments and the bound are as `random_schedule` has them.
+    """
+    options = random_options(rng, channels=channels)
+    lateness = options.lateness[1]
+    # What is late has not been finalised yet, on the old connection and on the new.
+    return options, _Draw(rng, seconds - 2 * lateness, channels, lateness).schedule()
+
+
+def random_options(rng: Random, *, channels: int = 1) -> Options:
+    """Draw how a provider behaves that is well, but slow and untidy.
+
+    No two kinds of untidy borders come together: between them they could make one word out of two.
+    Nor does a word reach over a final that claims too much: then nothing tells where either ends.
+    """
+    borders = rng.choice(("clean", rng.choice(sorted(set(BORDERS) - HARMFUL_BORDERS))))
+    claims_ahead = rng.choice(_CLAIMS_AHEAD)
+    return Options(
+        seed=rng.randrange(1 << 32),
+        delay=rng.choice((0.05, 0.2, 1.0)),
+        max_utterance=rng.choice((2.0, 5.0)),
+        lateness=rng.choice(_LATENESS),
+        empty_finals=rng.choice(((3.0, 5.0), None)),
+        no_empty_finals=rng.choice((frozenset(), frozenset({rng.randrange(channels)}))),
+        finalize=rng.choice(("all", rng.choice(FINALIZE_ANSWERS))),
+        borders=borders,
+        early_metadata=rng.choice((0, 1, 3)),
+        claims_ahead=0.0 if borders == "reaches_over" else claims_ahead,
+    )
+
+
 def random_schedule(rng: Random, seconds: float, *, channels: int = 1) -> FaultScript:
     """Draw faults for the first connections; together they cost a client at most ``seconds``.
 
@@ -69,6 +113,8 @@ class _Draw:
     rng: Random
     budget: float
     channels: int
+    lateness: float = 0.0
+    """Seconds by which results are late at most."""
     failures: int = 0
 
     def schedule(self) -> FaultScript:
@@ -92,8 +138,10 @@ class _Draw:
             if self._pay(cost):
                 faults.append(soft)
         ending, cost = self._ending()
-        if self._pay(cost + self._back_off):
-            settled = ending.after_audio is not None and ending.after_audio > _SETTLED_AUDIO
+        # A connection that ends before its first results has brought nothing.
+        lateness = min(self.lateness, ending.after_audio or self.lateness)
+        if self._pay(cost + lateness + self._back_off):
+            settled = (ending.after_audio or 0.0) > _SETTLED_AUDIO + self.lateness
             self.failures = 0 if settled else self.failures + 1
             faults.append(ending)
         return faults

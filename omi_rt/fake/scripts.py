@@ -1,4 +1,7 @@
-"""Fault scripts from files: JSON or TOML in, a `FaultScript` out, or one line of what is wrong."""
+"""Fault scripts from files: JSON or TOML in, a `Scenario` out, or one line of what is wrong.
+
+Beside the faults, a file may have ``options``: any of `Options`, by name, for all connections.
+"""
 
 from __future__ import annotations
 
@@ -9,10 +12,12 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import attrs
 import cattrs
+from attrs import field, frozen
 from cattrs.gen import make_dict_structure_fn
 
 from omi_rt.core.errors import OmiRtError
 from omi_rt.fake.faults import Fault, FaultScript
+from omi_rt.fake.records import Options
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,7 +28,14 @@ class ScriptError(OmiRtError):
     """A fault script is wrong; the message is one line that names every bad key."""
 
 
-def read_script(path: Path) -> FaultScript:
+@frozen
+class Scenario(FaultScript):
+    """A fault script, and how the fake behaves beside it."""
+
+    options: Options = field(factory=Options)
+
+
+def read_script(path: Path) -> Scenario:
     """Read a script from a ``.toml`` file, or else from JSON.
 
     Raises:
@@ -37,14 +49,14 @@ def read_script(path: Path) -> FaultScript:
     return parse_script(data)
 
 
-def parse_script(data: Any) -> FaultScript:
+def parse_script(data: Any) -> Scenario:
     """Structure a script.
 
     Raises:
         ScriptError: it is wrong.
     """
     try:
-        return _converter.structure(data, FaultScript)
+        return _converter.structure(data, Scenario)
     except (cattrs.BaseValidationError, ValueError, TypeError, KeyError) as error:
         raise ScriptError("; ".join(_problems(error, ""))) from error
 

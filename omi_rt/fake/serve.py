@@ -6,11 +6,12 @@ from random import Random
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import evolve
 
 from omi_rt.fake.deepgram import FakeDeepgram
 from omi_rt.fake.faults import FaultScript
 from omi_rt.fake.records import Options
-from omi_rt.fake.schedules import random_schedule
+from omi_rt.fake.schedules import random_provider
 from omi_rt.fake.scripts import read_script
 
 if TYPE_CHECKING:
@@ -35,12 +36,13 @@ async def serve_fake(
         ScriptError: the script can not be read.
         OSError: the address can not be bound.
     """
-    faults = FaultScript()
+    options, faults = Options(), FaultScript()
     if script is not None:
-        faults = read_script(script)
+        scenario = read_script(script)
+        options, faults = scenario.options, scenario
     elif seed is not None:
-        faults = random_schedule(Random(seed), FAULT_SECONDS)
-    fake = FakeDeepgram(Options(keys=keys or None, seed=seed or 0), faults)
+        options, faults = random_provider(Random(seed), FAULT_SECONDS)
+    fake = FakeDeepgram(evolve(options, keys=keys or options.keys), faults)
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(fake.serve_tcp, host, port)
         announce(f"fake Deepgram is ready: DEEPGRAM_URL=ws://{host}:{bound}")

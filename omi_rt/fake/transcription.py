@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from random import Random
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from omi_rt.fake.borders import Borders
 from omi_rt.fake.finals import ChannelTranscriber, Final
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from random import Random
 
     from omi_rt.fake.language import Samples
     from omi_rt.fake.parameters import ListenParameters
@@ -35,12 +36,18 @@ class StreamTranscriber:
                 parameters.sample_rate,
                 endpointing=parameters.endpointing,
                 max_utterance=options.max_utterance,
-                empty_spans=_spans(rng, options.empty_finals),
+                empty_spans=_spans(rng, options.empty_finals_on(channel)),
                 minimum_finalize=options.minimum_finalize,
+                answer=options.finalize,
+                borders=Borders(
+                    options.borders, parameters.sample_rate, Random(f"{options.seed}/{channel}")
+                ),
             )
-            for _ in range(parameters.tracks)
+            for channel in range(parameters.tracks)
         ]
-        self._ends_empty = options.empty_finals is not None
+        self._ends_empty = [
+            options.empty_finals_on(channel) is not None for channel in range(parameters.tracks)
+        ]
         self._frame_bytes = 2 * parameters.channels
         self._sha256 = hashlib.sha256()
         self._carry = b""
@@ -105,7 +112,7 @@ class StreamTranscriber:
         return self.hear() + [
             (index, final)
             for index, channel in enumerate(self._channels)
-            for final in channel.close(empty=self._ends_empty)
+            for final in channel.close(empty=self._ends_empty[index])
         ]
 
 
