@@ -1,11 +1,10 @@
 """Where a channel's audio sounds and where it is quiet: how silence is told from unanswered speech.
 
-A window of 20 ms sounds if its level is above `LEAST_LEVEL` and stands out from the noise floor that
-the stretch before it had. The rule errs towards sound: taking noise for speech costs patience, taking
-speech for silence would cost words.
-
-The floor is the level that a tenth of the windows of a second stay under. Speech has that many
-pauses, so it does not raise the floor; the steady noise of a room or a fan does.
+A window of 20 ms sounds if its level is above `LEAST_LEVEL` and stands out from the noise floor: the
+level that a tenth of the windows of the next 4 s stay under. Speech has that many pauses, so it does not
+raise the floor; the steady noise of a room or a fan does. Where less audio is there yet, the floor is no
+higher than it was before, so that the rule errs towards sound: taking noise for speech costs patience,
+taking speech for silence would cost words.
 """
 
 from __future__ import annotations
@@ -27,19 +26,20 @@ PROMINENCE = 2.5
 """A window sounds if it is that many times louder than the noise floor (8 dB)."""
 HIGHEST_FLOOR = 1000.0
 """The noise floor is taken for no louder than this (-30 dBFS), so loud audio always sounds."""
+UNKNOWN_FLOOR = 100.0
+"""As long as less than 4 s have been heard, the floor is taken for no louder than this (-50 dBFS)."""
 _FLOOR_PERCENTILE = 10
-_FLOOR_RISE = 0.1
-"""A louder second raises the floor by this share of the difference; a quieter one sets it at once."""
+_LOOK_SECONDS = 4.0
 _STEP_SECONDS = 1.0
 _QUIET_SECONDS = 0.2
 """This much audio must be quiet for a moment to count as one between two words."""
 
 
 class SoundFinder:
-    """Finds the first sound behind a position of one channel, scanning each sample once.
+    """Finds the first sound behind a position of one channel.
 
-    Scanning a second of audio at 16 kHz takes about 40 µs, so it is done for audio that has waited
-    for seconds only, never for every frame.
+    What was found quiet is not looked at again. Only audio that has waited for seconds is looked at,
+    never every frame.
     """
 
     __slots__ = ("_channel", "_floor", "_format", "_scanned", "_sound_at")
@@ -47,7 +47,7 @@ class SoundFinder:
     def __init__(self, audio_format: AudioFormat, channel: int) -> None:
         self._format = audio_format
         self._channel = channel
-        self._floor: float | None = None
+        self._floor = UNKNOWN_FLOOR
         self._scanned = 0
         self._sound_at: int | None = None
 
@@ -61,22 +61,23 @@ class SoundFinder:
             return self._sound_at if self._sound_at < until else None
         self._sound_at = None
         position = max(start, self._scanned)
-        step, window = self._format.samples(_STEP_SECONDS), self._window
-        while position + window <= until and self._sound_at is None:
-            chunk = backlog.read(position, min(step, until - position))
-            if chunk is None:
+        look, step = self._format.samples(_LOOK_SECONDS), self._format.samples(_STEP_SECONDS)
+        while position + self._window <= until:
+            chunk = backlog.read(position, min(look, until - position))
+            if chunk is None or chunk.samples < self._window:
                 break
+            is_whole = chunk.samples == look
             levels = self._levels(chunk.payload)
-            if not levels.size:
+            loud = np.flatnonzero(levels >= self._threshold(levels, is_whole=is_whole))
+            found = int(loud[0]) * self._window if loud.size else look
+            if found < (step if is_whole else look):
+                self._sound_at = chunk.position + found
+                return self._sound_at
+            if not is_whole:
+                # More is to come, and may tell: this is looked at again.
                 break
-            loud = np.flatnonzero(levels >= self._threshold(levels))
-            if loud.size:
-                self._sound_at = chunk.position + int(loud[0]) * window
-                position = self._sound_at
-            else:
-                position = chunk.position + levels.size * window
-        self._scanned = max(self._scanned, position)
-        return self._sound_at
+            self._scanned = position = chunk.position + step
+        return None
 
     def is_quiet(self, backlog: Backlog, until: int) -> bool:
         """Tell whether the last 0.2 s before session position ``until`` are quiet."""
@@ -85,8 +86,8 @@ class SoundFinder:
         if chunk is None or chunk.position >= until:
             return True
         levels = self._levels(chunk.payload)
-        floor = min(self._floor or 0.0, HIGHEST_FLOOR)
-        return bool((levels < max(LEAST_LEVEL, PROMINENCE * floor)).all())
+        threshold = max(LEAST_LEVEL, PROMINENCE * min(self._floor, HIGHEST_FLOOR))
+        return bool((levels < threshold).all())
 
     @property
     def _window(self) -> int:
@@ -100,13 +101,13 @@ class SoundFinder:
         levels: NDArray[np.float32] = np.sqrt(np.mean(windows * windows, axis=1))
         return levels
 
-    def _threshold(self, levels: NDArray[np.float32]) -> float:
-        quiet = float(np.percentile(levels, _FLOOR_PERCENTILE))
-        if self._floor is None or quiet < self._floor:
-            self._floor = quiet
+    def _threshold(self, levels: NDArray[np.float32], *, is_whole: bool) -> float:
+        floor = float(np.percentile(levels, _FLOOR_PERCENTILE))
+        if is_whole:
+            self._floor = floor
         else:
-            self._floor += _FLOOR_RISE * (quiet - self._floor)
-        return max(LEAST_LEVEL, PROMINENCE * min(self._floor, HIGHEST_FLOOR))
+            floor = min(floor, self._floor)
+        return max(LEAST_LEVEL, PROMINENCE * min(floor, HIGHEST_FLOOR))
 
 
 def has_sound(backlog: Backlog, audio_format: AudioFormat, start: int, until: int) -> bool:

@@ -27,8 +27,8 @@ KEEP_ALIVE_SECONDS = 4.0
 FIRST_AUDIO_SECONDS = 8.0
 """Whether KeepAlive holds a connection that never had audio is disputed; at 10 s it would be gone."""
 CLOSING_SECONDS = 10.0
-"""Our CloseStream is answered within that time, or counts as ignored; where speech still waits for a
-final, it may take as long as the session's patience."""
+"""Our CloseStream is answered this much later than answers usually come at most, or counts as ignored;
+where speech still waits for a final, the answer may take as long as the session's patience."""
 LINGER_SECONDS = 5.0
 """After Metadata, results that it has overtaken are read until nothing has come for that long."""
 _LAST_WORDS_SECONDS = 1.0
@@ -250,7 +250,8 @@ class Link:
                 self.retire()
             return
         speech_waits = self.watch.awaits_speech(now)
-        patience = self._patience.limit_seconds if speech_waits else CLOSING_SECONDS
+        late = CLOSING_SECONDS + self._patience.lag_seconds
+        patience = self._patience.limit_seconds if speech_waits else late
         if now - max(since, self._received_at if speech_waits else since) >= patience:
             self.was_ignored = True
             self.retire()
