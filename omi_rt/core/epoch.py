@@ -16,8 +16,8 @@ The rules that keep a transcript whole over several epochs:
   and bring a word that begins before them.
 * Finals of one channel keep their order; a stretch between two of them counts as finalised.
 * A final is clamped to what was sent. One that claims more than that covers what its words cover.
-* A word that reaches beyond its own final takes the watermark with it, so that the next epoch does
-  not bring it again.
+* A word that reaches beyond its own final does not move the watermark: how far it really reaches is
+  less sure than where the next one begins. A new epoch hears it again, whole, and knows it.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ METADATA_TOLERANCE_SECONDS = 0.5
 
 _SAID_SECONDS = 10.0
 """Delivered words are remembered for so long; what comes for audio before that comes again."""
+SAME_SECONDS = 0.1
+"""The times of a word that comes again differ by less than that; two words are further apart."""
 CLAIM_TOLERANCE_SECONDS = 0.1
 """A final may claim so much more than was sent by rounding alone."""
 
@@ -112,7 +114,7 @@ class Heard:
         """Move the watermarks; returns whether one moved."""
         if self.covered is None:
             return False
-        moved = [coverage.finalise(channel, self.covered) for channel in self.channels]
+        moved = [coverage.finalise(c, self.covered) for c in self.channels]
         return any(moved)
 
 
@@ -120,7 +122,7 @@ class Epoch:
     """The clock and the words of one connection."""
 
     __slots__ = (
-        "_first_labels",
+        "_first_position",
         "_format",
         "_heard_until",
         "_labels",
@@ -136,6 +138,7 @@ class Epoch:
         self._format = audio_format
         self._runs: list[Run] = []
         self._labels: dict[int, int] = {}
+        self._first_position = 0
         self._heard_until = [0] * audio_format.channels
         self._origins: list[int] = []
         self._reached: list[int] = []
@@ -161,6 +164,8 @@ class Epoch:
             runs[-1].samples += samples
         else:
             runs.append(Run(self.sent_samples, position, samples))
+            if self.sent_position is None:
+                self._first_position = position
         self.sent_samples += samples
         self.sent_position = position + samples
 
@@ -182,33 +187,34 @@ class Epoch:
         # One result for all channels: the provider mixed them down.
         channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
         if channel >= self._format.channels:
-            return Heard([], range(0), None, _counted(Discard.NO_CHANNEL, len(results.words)))
+            discarded = _counted(Discard.NO_CHANNEL, len(results.words))
+            return Heard([], range(0), None, discarded=discarded)
         if not self._origins:
             # No final of this epoch has moved a watermark yet, nor has another epoch's since it serves.
             self._fix_origins(coverage)
         claims_unsent = self._claims_unsent(results)
         provider_end = self._provider_end(results, channel, claims_unsent=claims_unsent)
-        covered = reached = self._position_of_end(provider_end)
+        covered = self._position_of_end(provider_end)
         located, discarded = self._located(results, channel, self._sample(results.start or 0.0))
         words, said = [], coverage.said[channel]
+        bounds = self._position_of_start(self._sample(results.start or 0.0)), covered or 0
         watermark = coverage.watermark_of(channel)
         for heard in located:
             if isinstance(heard, LeadInWord):
                 self.lead_in_words.append(heard)
                 continue
-            reason = self._reason_to_discard(heard, said, watermark)
+            reason = self._reason_to_discard(heard, said, bounds, watermark)
             if reason is not None:
                 discarded[reason] += 1
                 continue
             start = max(heard.start, self._origins[channel])
             words.append(_moved(heard, start, max(start, heard.end)))
-            covered = max(covered or 0, heard.end)
         for word in words:
-            said.add(word)
+            said.add(word, bounds)
         for each in channels:
             self._heard_until[each] = max(self._heard_until[each], provider_end)
-            if reached is not None:
-                self._reached[each] = max(self._reached[each], reached)
+            if covered is not None:
+                self._reached[each] = max(self._reached[each], covered)
         said.forget(
             (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
         )
@@ -221,12 +227,16 @@ class Epoch:
             self._reached = list(self._origins)
 
     def _reason_to_discard(
-        self, word: HeardWord, said: SaidWords, watermark: int
+        self, word: HeardWord, said: SaidWords, bounds: tuple[int, int], watermark: int
     ) -> Discard | None:
         origin, middle = self._origins[word.channel], word.start + word.end
+        tolerance = self._format.samples(SAME_SECONDS)
         if middle < 2 * origin:
-            is_across = word.end > origin and said.end > 0 and not said.covers(word)
-            return None if is_across else Discard.REPLAYED
+            # A piece of a word, where the epoch's audio begins, is no word of its own.
+            is_whole = word.start > self._first_position + tolerance // 2
+            is_across = word.end > origin and said.end > 0 and is_whole
+            is_known = said.has_like(word) or said.has_same(word, bounds, tolerance)
+            return None if is_across and not is_known else Discard.REPLAYED
         if word.end == word.start:
             # It has no times of its own: where it stands nothing else tells it from another.
             return Discard.REPEATED if word.start < watermark else None
@@ -235,7 +245,7 @@ class Epoch:
         if word.end <= self._reached[word.channel]:
             comes_again = word.end < said.horizon or said.covers(word)
         else:
-            comes_again = said.has_same(word)
+            comes_again = said.has_same(word, bounds, tolerance)
         return Discard.REPEATED if comes_again else None
 
     def _claims_unsent(self, results: Results) -> bool:
@@ -322,6 +332,11 @@ class Epoch:
         index = bisect_right(runs, sample, key=_provider) - 1
         return runs[index] if index >= 0 else None
 
+    def _position_of_start(self, sample: int) -> int:
+        """Session position of the start of a stretch: 0 where that is not the session's audio."""
+        run = self._run_at(sample)
+        return 0 if run is None or run.position is None else run.position + sample - run.provider
+
     def _position_of_end(self, sample: int) -> int | None:
         """Session position of the end of a stretch: in a foreign run, where the session's stopped."""
         runs = self._runs
@@ -342,6 +357,12 @@ class Epoch:
             if self._runs[1].end > until:
                 break
             del self._runs[0]
+
+
+def superseded(results: Results) -> Heard:
+    """What a final brings whose epoch has been replaced: nothing."""
+    discarded = _counted(Discard.SUPERSEDED, len(results.words))
+    return Heard([], range(0), None, discarded=discarded)
 
 
 def _counted(reason: Discard, count: int) -> Counter[Discard] | None:

@@ -36,11 +36,11 @@ class SaidWords:
     """Session position behind the latest word."""
     horizon: int = 0
     """Session position before which nothing is remembered."""
-    _words: list[tuple[int, int, str]] = field(factory=list, repr=False)
+    _words: list[tuple[int, int, str, tuple[int, int]]] = field(factory=list, repr=False)
 
-    def add(self, word: HeardWord) -> None:
-        """Remember a word that is delivered."""
-        self._words.append((word.start, word.end, word.text))
+    def add(self, word: HeardWord, bounds: tuple[int, int]) -> None:
+        """Remember a word that is delivered, and the bounds of the final that brought it."""
+        self._words.append((word.start, word.end, word.text, bounds))
         self.end = max(self.end, word.end)
 
     def forget(self, position: int) -> None:
@@ -50,23 +50,46 @@ class SaidWords:
         if words and (words[0][1] < position or len(words) > MAX_WORDS):
             self._words = [word for word in words if word[1] >= position][-MAX_WORDS:]
 
-    def has_same(self, word: HeardWord) -> bool:
-        """Tell whether this very word was delivered: on the same audio, in the same letters."""
+    def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
+        """Tell whether this very word was delivered: in the same letters, and at the same time.
+
+        A word's start and end count where they lie within the bounds of its final: there providers
+        are sure of them. Where no such time is common to both, both must agree. ``tolerance`` is by
+        how many samples times may differ.
+        """
         letters = _letters(word.text)
+        for start, end, text, (lower, upper) in self._words:
+            if _shared(word, start, end) <= 0 or _letters(text) != letters:
+                continue
+            starts_differ = abs(word.start - start) > tolerance
+            ends_differ = abs(word.end - end) > tolerance
+            knows_start = start >= lower and word.start >= bounds[0]
+            knows_end = end <= upper and word.end <= bounds[1]
+            if not knows_start and not knows_end:
+                knows_start = knows_end = True
+            if not (knows_start and starts_differ) and not (knows_end and ends_differ):
+                return True
+        return False
+
+    def has_like(self, word: HeardWord) -> bool:
+        """Tell whether a delivered word is this one, maybe heard otherwise: most of both is shared."""
         return any(
-            _share_audio(word, start, end) and _letters(text) == letters
-            for start, end, text in self._words
+            _shared(word, start, end) > SAME_SHARE * (max(word.end, end) - min(word.start, start))
+            for start, end, *_ in self._words
         )
 
     def covers(self, word: HeardWord) -> bool:
         """Tell whether a delivered word, whatever it is, lies on the same audio."""
-        return any(_share_audio(word, start, end) for start, end, _ in self._words)
+        return any(_share_audio(word, start, end) for start, end, *_ in self._words)
 
 
 def _share_audio(word: HeardWord, start: int, end: int) -> bool:
     shorter = min(word.end - word.start, end - start)
-    shared = min(word.end, end) - max(word.start, start)
-    return shorter > 0 and shared >= SAME_SHARE * shorter
+    return shorter > 0 and _shared(word, start, end) >= SAME_SHARE * shorter
+
+
+def _shared(word: HeardWord, start: int, end: int) -> int:
+    return min(word.end, end) - max(word.start, start)
 
 
 def _letters(text: str) -> str:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.core.answers import PAUSE_SECONDS, AnswerWatch
 from omi_rt.core.deepgram import Message, Metadata, Results
-from omi_rt.core.epoch import Discard, Epoch, Heard
+from omi_rt.core.epoch import Epoch, Heard, superseded
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
 from omi_rt.deepgram.pump import Pump
@@ -169,7 +168,7 @@ class Link:
             self._on_heard(
                 self,
                 results,
-                Heard([], range(0), None, Counter({Discard.SUPERSEDED: len(results.words)})),
+                superseded(results),
             )
             return
         heard = self.epoch.hear(results, self._coverage)
