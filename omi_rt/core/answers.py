@@ -171,9 +171,10 @@ class AnswerWatch:
                     behind.append((number, until))
         return Judgement(tuple(finalize), tuple(silent), tuple(behind))
 
-    def awaits_speech(self, now: float) -> bool:
-        """Tell whether anything that sounded has gone up and has no final yet."""
-        return self._awaited_since(now) is not None
+    def unanswered_seconds(self, now: float) -> float | None:
+        """How long speech that has gone up waits without any progress; None if none waits."""
+        awaited = self._awaited_since(now)
+        return None if awaited is None else now - awaited
 
     def overdue_until(self, now: float) -> int | None:
         """The position up to which answers are overdue, if speech has waited for 20 s; else None."""

@@ -242,7 +242,7 @@ class Epoch:
             return Discard.REPEATED if word.start < watermark else None
         if word.start >= said.end:
             return None
-        if word.end <= self._reached[word.channel]:
+        if word.end <= self._reached[word.channel] + tolerance:
             comes_again = word.end < said.horizon or said.covers(word)
         else:
             comes_again = said.has_same(word, bounds, tolerance)

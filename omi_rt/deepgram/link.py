@@ -29,7 +29,8 @@ CLOSING_SECONDS = 10.0
 """Our CloseStream is answered this much later than answers usually come at most, or counts as ignored;
 where speech still waits for a final, the answer may take as long as the session's patience."""
 LINGER_SECONDS = 5.0
-"""After Metadata, results that it has overtaken are read until nothing has come for that long."""
+"""After Metadata, results that it has overtaken are read until nothing has come for that long, or for
+the session's patience where speech still waits for a final."""
 _LAST_WORDS_SECONDS = 1.0
 """For what had arrived before a send failed."""
 _WATCH_SECONDS = 1.0
@@ -126,7 +127,8 @@ class Link:
                     self.retire()
         except* ProviderError as group:
             failure = _first(group)
-        self._apply_metadata()
+        else:
+            self._apply_metadata()
         try:
             if failure is not None:
                 raise failure
@@ -147,7 +149,8 @@ class Link:
                 self._digest(await self.connection.receive())
         except ProviderClosed as closed:
             is_asked = closed.code == _NORMAL_CLOSURE and self.pump.closing_since is not None
-            if not is_asked and self.metadata is None:
+            speech_waits = self.watch.unanswered_seconds(trio.current_time()) is not None
+            if not is_asked and (self.metadata is None or speech_waits):
                 raise
 
     def _digest(self, message: Message) -> None:
@@ -244,14 +247,18 @@ class Link:
 
     def _wait_for_the_end(self, now: float, since: float) -> None:
         """Leave when our CloseStream was ignored, or when nothing more follows its answer."""
+        unanswered = self.watch.unanswered_seconds(now)
+        patience = self._patience.limit_seconds
         if self.metadata is not None:
-            if now - self._received_at >= LINGER_SECONDS:
+            linger = LINGER_SECONDS if unanswered is None else patience
+            if now - self._received_at >= linger:
                 self.retire()
             return
-        speech_waits = self.watch.awaits_speech(now)
-        late = CLOSING_SECONDS + self._patience.lag_seconds
-        patience = self._patience.limit_seconds if speech_waits else late
-        if now - max(since, self._received_at if speech_waits else since) >= patience:
+        if unanswered is None:
+            is_over = now - since >= CLOSING_SECONDS + self._patience.lag_seconds
+        else:
+            is_over = now - since >= CLOSING_SECONDS and unanswered >= patience
+        if is_over:
             self.was_ignored = True
             self.retire()
 
