@@ -10,7 +10,7 @@ nothing but silence behind the watermark         the silence is passed once its 
 speech without a final for `ask_seconds`         Finalize, once for that stretch: for that channel
                                                  alone, at a quiet moment or after 3 s at the latest
 the device pauses for 5 s with speech unanswered Finalize, once for that pause
-asked, unanswered, while other channels go on    after 5 s more than answers take the channel goes
+asked, unanswered, while other channels answer   after 5 s more than answers take the channel goes
                                                  along with them
 speech, and no progress on any channel for       the connection is given up
 `Patience.limit_seconds`
@@ -105,6 +105,8 @@ class _Channel:
     asked_until: int = 0
     """Position up to which Finalize has asked for finals."""
     asked_at: float = 0.0
+    progressed_at: float = 0.0
+    """When a final last moved its watermark."""
     wants_since: float | None = None
     """When Finalize became due, while it waits for a quiet moment."""
     sound: int | None = None
@@ -137,9 +139,11 @@ class AnswerWatch:
         self._sent = end
         self._times.record(end, now)
 
-    def record_progress(self, covered: int, now: float) -> None:
-        """Note a final that covers the audio before ``covered`` and has moved a watermark."""
+    def record_progress(self, channels: range, covered: int, now: float) -> None:
+        """Note a final that covers ``channels`` up to ``covered`` and has moved a watermark."""
         self._progressed_at = now
+        for channel in channels:
+            self._channels[channel].progressed_at = now
         sent_at = self._times.sent_at(covered - 1)
         self._patience.record_answer(now - sent_at if sent_at is not None else 0.0)
         self._times.forget(self._coverage.watermark)
@@ -239,7 +243,7 @@ class AnswerWatch:
             return mark
         others = [
             self._coverage.watermark_of(each)
-            for each in range(len(self._channels))
-            if each != number and self._coverage.watermark_of(each) > mark
+            for each, other in enumerate(self._channels)
+            if other.progressed_at > channel.asked_at and self._coverage.watermark_of(each) > mark
         ]
         return min([*others, channel.asked_until]) if others else mark

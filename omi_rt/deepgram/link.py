@@ -105,6 +105,11 @@ class Link:
         self._opened_at = trio.current_time()
         self._scope = trio.CancelScope()
 
+    @property
+    def speech_waits(self) -> bool:
+        """Whether anything that sounded has gone up and has no final."""
+        return self.watch.unanswered_seconds(trio.current_time()) is not None
+
     def retire(self) -> None:
         """End `run` now: another epoch takes over, or nothing is left to wait for."""
         self._scope.cancel()
@@ -128,7 +133,8 @@ class Link:
         except* ProviderError as group:
             failure = _first(group)
         else:
-            self._apply_metadata()
+            if not self.speech_waits:
+                self.apply_metadata()
         try:
             if failure is not None:
                 raise failure
@@ -149,8 +155,7 @@ class Link:
                 self._digest(await self.connection.receive())
         except ProviderClosed as closed:
             is_asked = closed.code == _NORMAL_CLOSURE and self.pump.closing_since is not None
-            speech_waits = self.watch.unanswered_seconds(trio.current_time()) is not None
-            if not is_asked and (self.metadata is None or speech_waits):
+            if not is_asked and (self.metadata is None or self.speech_waits):
                 raise
 
     def _digest(self, message: Message) -> None:
@@ -179,7 +184,7 @@ class Link:
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
             assert heard.covered is not None
-            self.watch.record_progress(heard.covered, trio.current_time())
+            self.watch.record_progress(heard.channels, heard.covered, trio.current_time())
             self._progress()
         if results.from_finalize and self.pump.lead_in_sent.is_set():
             self._undigested -= set(heard.channels)
@@ -193,8 +198,11 @@ class Link:
             if not self._undigested:
                 self.digested.set()
 
-    def _apply_metadata(self) -> None:
-        """Let the provider's summary cover what no final did, if it counts all that was sent."""
+    def apply_metadata(self) -> None:
+        """Let the provider's summary cover what no final did, if it counts all that was sent.
+
+        Where speech has no final this is done when no other epoch is to bring it.
+        """
         position = self.epoch.sent_position
         if self.metadata is None or position is None:
             return

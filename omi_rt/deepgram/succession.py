@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
 _UNAUTHORIZED = 401
 _PATIENCE = 5
-"""For connections that end without Metadata after our CloseStream."""
+"""So many connections may end after our CloseStream and leave something to try for again."""
 _COST_OF_SILENCE = 3
-"""Of an ignored CloseStream, which takes 10 s."""
+"""An ignored CloseStream counts for so many of them: it takes 10 s."""
 
 
 class Succession:
@@ -71,17 +71,23 @@ class Succession:
     def _is_worth_another(self, link: Link | None) -> bool:
         """Whether an epoch that was closed as we asked has left something to try for again.
 
-        Where CloseStream was ignored, once more; where it was answered by a close alone, a few
-        times; where Metadata tells that something is missing, as long as an epoch brings anything.
+        Where CloseStream was ignored, once more, and likewise where Metadata counts speech that had no
+        final; where it was answered by a close alone, a few times; where Metadata tells that something
+        is missing, as long as an epoch brings anything.
         """
         backlog = self._coverage.backlog
         rest = self._coverage.audio_format.seconds(backlog.end - backlog.start)
         if link is None or rest <= METADATA_TOLERANCE_SECONDS:
             return False
-        if link.metadata is not None:
+        misses_speech = link.speech_waits
+        if link.metadata is not None and not misses_speech:
             return link.progressed
-        self._patience -= _COST_OF_SILENCE if link.was_ignored else 1
-        return self._patience > 0
+        costs_much = link.was_ignored or link.metadata is not None
+        self._patience -= _COST_OF_SILENCE if costs_much else 1
+        if self._patience > 0:
+            return True
+        link.apply_metadata()
+        return False
 
     def _renews(self, error: ProviderError) -> bool:
         """Spend the one try that a fresh token is worth after a 401; returns whether there was one."""
