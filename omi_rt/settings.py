@@ -73,11 +73,15 @@ def _text(text: str) -> str:
 
 
 def _url(text: str) -> str:
-    """a ws, wss, http or https address"""
+    """a ws, wss, http or https address; its query must not have encoding, sample_rate or channels"""
     parts = urlsplit(text)
     if parts.scheme not in {"ws", "wss", "http", "https"} or not parts.hostname or parts.username:
         raise ValueError
     _ = parts.port
+    if parts.fragment:
+        raise ValueError
+    if parts.query:
+        _options(parts.query)
     return text
 
 
@@ -105,7 +109,7 @@ class Settings:
         _url,
         "",
         "Deepgram's address: regional, dedicated or self-hosted"
-        f" (default {DEEPGRAM_API} with a key)",
+        f" (default {DEEPGRAM_API} with a key); its query goes before OMI_RT_DEEPGRAM_OPTIONS",
     )
     deepgram_grant: bool = _env(
         "OMI_RT_DEEPGRAM_GRANT",
@@ -248,6 +252,10 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         raise SettingsError(problems)
     if values.get("deepgram_api_key"):
         values.setdefault("deepgram_url", DEEPGRAM_API)
+    address, _, query = values.get("deepgram_url", "").partition("?")
+    if query:
+        values["deepgram_url"] = address
+        values["deepgram_options"] = {**_options(query), **values.get("deepgram_options", {})}
     return Settings(**values)
 
 

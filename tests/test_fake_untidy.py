@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from itertools import pairwise
+from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -25,7 +25,7 @@ from omi_rt.fake import (
     synthesise,
 )
 from omi_rt.fake.borders import BORDERS, HARMFUL_BORDERS, Borders
-from omi_rt.fake.faults import Drop, Silence
+from omi_rt.fake.faults import Close, Drop, Silence
 from omi_rt.fake.finals import FINALIZE_ANSWERS, ChannelTranscriber, Final, FinalizeAnswer
 from omi_rt.fake.serve import serve_fake
 from omi_rt.fake.speech import utterance
@@ -197,11 +197,12 @@ async def test_a_channel_that_is_silent_for_ever_keeps_nothing_else_back(
 
 
 def finals_of(habit: Any, script: Script = LONG, seed: int = 1) -> list[Final]:
-    """All finals of a script, with utterances cut up every second."""
+    """All finals of a script, with utterances cut up every second, and some in silence."""
     channel = ChannelTranscriber(
         RATE,
         endpointing=0.1,
         max_utterance=1.0,
+        empty_spans=repeat(0.4),
         borders=Borders(habit, RATE, random.Random(seed)),
     )
     samples = np.frombuffer(synthesise(script, RATE), dtype="<i2")
@@ -292,7 +293,7 @@ def test_a_word_at_a_border_can_be_told_in_two_pieces() -> None:
 
 def test_a_final_can_overlap_the_one_before_and_repeat_its_last_word() -> None:
     finals = finals_of("overlaps")
-    repeated = 0
+    offsets = set()
     for index, (final, clean) in enumerate(zip(finals, CLEAN, strict=True)):
         assert final.end == clean.end
         if index and clean.words and CLEAN[index - 1].words:
@@ -304,10 +305,12 @@ def test_a_final_can_overlap_the_one_before_and_repeat_its_last_word() -> None:
             assert again.end - again.start == true.end - true.start
             assert 0 <= (true.start - final.start) / RATE <= 0.05
             assert final.words[1:] == clean.words
-            repeated += 1
+            offsets.add(again.start - true.start)
         else:
             assert final == clean
-    assert repeated >= 10
+    assert len(offsets) >= 10
+    assert min(offsets) < 0 < max(offsets)
+    assert [clean for clean in CLEAN if not clean.words], "silence keeps words apart"
 
 
 def test_finalize_cuts_into_a_word_where_the_second_final_has_it() -> None:
@@ -330,11 +333,15 @@ def test_finalize_cuts_into_a_word_where_the_second_final_has_it() -> None:
         assert told([rest]) == [("amber", round(word.start * RATE), round(word.end * RATE))]
 
 
-async def test_borders_are_those_of_the_option(autojump_clock: MockClock) -> None:
-    client, _ = await times_of_a_talk(borders="reaches_over")
-    first = client.results[0]
-    last = first["channel"]["alternatives"][0]["words"][-1]
-    assert 0.1 <= last["end"] - first["start"] - first["duration"] <= 0.4
+async def test_borders_are_those_of_the_option_and_the_seed(autojump_clock: MockClock) -> None:
+    over = []
+    for seed in (1, 2):
+        client, _ = await times_of_a_talk(borders="reaches_over", seed=seed)
+        first = client.results[0]
+        last = first["channel"]["alternatives"][0]["words"][-1]
+        over.append(last["end"] - first["start"] - first["duration"])
+    assert all(0.1 <= seconds <= 0.4 for seconds in over)
+    assert over[0] != over[1]
 
 
 # Metadata, and clocks.
@@ -458,6 +465,7 @@ def test_random_options_are_the_same_for_the_same_seed_and_know_all_but_harm() -
     assert {options.borders for options in drawn} == set(BORDERS) - HARMFUL_BORDERS
     assert {options.finalize for options in drawn} == set(FINALIZE_ANSWERS)
     assert {options.clock_factor for options in drawn} == {1.0}
+    assert not [o for o in drawn if o.borders == "reaches_over" and o.claims_ahead]
     for name in ("lateness", "early_metadata", "claims_ahead", "no_empty_finals", "empty_finals"):
         assert len({getattr(options, name) for options in drawn}) > 1, name
 
@@ -469,6 +477,28 @@ def test_a_late_provider_has_fewer_faults() -> None:
         options, faults = random_provider(random.Random(seed), 40.0)
         ends[options.lateness[1] >= 8.0].append(len(faults.connections))
     assert sum(ends[True]) / len(ends[True]) < 0.8 * sum(ends[False]) / len(ends[False])
+
+
+def test_an_end_costs_what_is_late_by_then() -> None:
+    """Twice the lateness is taken off first; what is left pays for short connections alone."""
+    ends: list[Drop | Close] = []
+    for seed in range(600):
+        options, faults = random_provider(random.Random(seed), 2 * 8.0 + 6.0)
+        if options.lateness[1] >= 8.0:
+            ends += ends_in(faults)
+            assert ends_in(random_provider(random.Random(seed), 2 * 8.0)[1]) == []
+    assert ends
+    assert all((end.after_audio or 0.0) < 6.0 for end in ends)
+
+
+def ends_in(faults: FaultScript) -> list[Drop | Close]:
+    """What ends connections that were open."""
+    return [
+        fault
+        for plan in faults.connections
+        for fault in plan.of_open_connection
+        if isinstance(fault, Drop | Close)
+    ]
 
 
 @pytest.mark.parametrize("seed", range(40))
@@ -487,6 +517,17 @@ async def test_a_patient_client_gets_every_word_once_from_any_untidy_provider(
         assert client.heard[channel] == script.transcript(channel), (options, faults)
     assert client.longest_backlog <= budget + 15.0
     assert fake.violations == []
+
+
+async def test_metadata_is_late_also_where_no_results_come(autojump_clock: MockClock) -> None:
+    fake = FakeDeepgram(Options(lateness=(7.0, 7.0), empty_finals=None))
+    async with connected(fake) as client:
+        client.say(bytes(16_000))
+        await trio.sleep(1.0)
+        closed_at = trio.current_time()
+        await client.finish()
+        assert trio.current_time() - closed_at == pytest.approx(7.2, abs=0.01)
+    assert [message["type"] for message in client.messages] == ["Metadata"]
 
 
 async def test_the_rest_after_close_stream_is_late_too(autojump_clock: MockClock) -> None:

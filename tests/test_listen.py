@@ -19,6 +19,10 @@ def test_the_defaults_are_those_of_the_documented_endpoint() -> None:
     )
 
 
+def test_an_empty_language_is_the_default() -> None:
+    assert parse_listen({"uid": "u1", "language": ""}).language == "en"
+
+
 def test_unknown_parameters_are_ignored() -> None:
     assert parse_listen({"uid": "u1", "stt_service": "soniox", "x": ""}).uid == "u1"
 

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.log import configure_logging
 from omi_rt.net.websocket import open_websocket
 from omi_rt.server.memory import PAUSE_SECONDS, keep_memory_low
+from omi_rt.settings import Settings
 from tests.harness import read_all, running_server, split_response, unreachable
 
 
@@ -62,6 +64,27 @@ async def test_a_bad_parameter_closes_with_1008_and_its_name(
         assert device.closed is not None
         assert device.closed.code == 1008
         assert device.closed.reason.startswith(f"{name}:")
+
+
+async def test_those_sent_away_from_a_full_server_come_back_at_different_times(
+    autojump_clock: MockClock,
+) -> None:
+    upgrade = (
+        "GET /listen?uid=u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+        "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    )
+    waits = set()
+    async with (
+        running_server(unreachable, settings=Settings(max_sessions=1)) as world,
+        world.device(),
+    ):
+        for _ in range(100):
+            stream = world.open_stream()
+            await stream.send_all(upgrade.encode())
+            status, headers, _ = split_response(await read_all(stream))
+            assert status == 503
+            waits.add(headers["retry-after"])
+    assert waits == {str(seconds) for seconds in range(1, 11)}
 
 
 async def test_an_upgrade_elsewhere_gets_404(autojump_clock: MockClock) -> None:
@@ -115,12 +138,16 @@ async def test_a_connection_that_says_no_whole_request_is_dropped_after_ten_seco
         assert 10 <= trio.current_time() < 10.1
 
 
-async def test_a_message_over_64_kib_closes_with_1009(autojump_clock: MockClock) -> None:
+async def test_a_message_over_64_kib_closes_with_1009(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info")
     async with running_server(unreachable) as world, world.device() as device:
         device.send(bytes(65_537))
         await device.ended()
         assert device.closed is not None
         assert device.closed.code == 1009
+    assert "close_code=1009 " in capsys.readouterr().err
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -57,7 +57,8 @@ class PeerClosed(OmiRtError):
 
     def __init__(self, code: int, reason: str = "") -> None:
         super().__init__(f"closed with {code}{': ' if reason else ''}{reason}")
-        self.code = code
+        # A library's enum would show its name in the log.
+        self.code = int(code)
         self.reason = reason
 
 

@@ -75,7 +75,8 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
         raise BadRequest("uid: required")
     if not is_valid_id(uid):
         raise BadRequest(f"uid: {ID_RULE}")
-    language = parameters.get("language", "en")
+    # Some apps send the parameter empty where the user has chosen none.
+    language = parameters.get("language") or "en"
     if not _LANGUAGE.fullmatch(language):
         raise BadRequest("language: a tag such as en, pt-BR, multi or auto")
     codec = parameters.get("codec", "pcm8")

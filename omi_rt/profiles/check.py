@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 
 from omi_rt.core.errors import ProfileRefused
+from omi_rt.profiles.noise import LEAST_CHANGE_DB, MOST_FLATNESS, examine
 from omi_rt.profiles.speech import SILENCE_DBFS, Speech, find_speech
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ _FULL_SCALE: Final = 32_766
 
 
 def check_profile(audio: WavAudio) -> None:
-    """Check the user's profile or a person's sample: length, level, speech, clipping.
+    """Check the user's profile or a person's sample: length, level, speech, clipping, noise.
 
     Raises:
         ProfileRefused: it is not fit to be stored; the message says why in one line.
@@ -53,6 +54,17 @@ def check_profile(audio: WavAudio) -> None:
         raise ProfileRefused(
             f"the recording is clipped: {clipped:.1%} of the speech is at full scale, "
             f"and {MAX_CLIPPED_SHARE:.0%} is the most; record it at a lower gain"
+        )
+    sound = examine(audio, speech)
+    if sound.change_db < LEAST_CHANGE_DB:
+        raise ProfileRefused(
+            f"the recording is noise: its level changes by {sound.change_db:.1f} dB where that of "
+            f"speech changes by {LEAST_CHANGE_DB:g} dB or more; record a voice in a quieter place"
+        )
+    if sound.flatness > MOST_FLATNESS:
+        raise ProfileRefused(
+            f"the recording is noise: the flatness of its spectrum is {sound.flatness:.2f}, and "
+            f"that of speech is {MOST_FLATNESS:g} or less; record a voice in a quieter place"
         )
 
 

@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from omi_rt.settings import Settings
 
 LISTEN_BACKLOG = 1024
-FULL_RETRY_SECONDS = 30
+RETRY_SECONDS = (1, 10)
+"""Least and most for ``Retry-After``, whole seconds: those sent away do not come back together."""
 _SPREAD_SHARE = 0.5
 """Of the drain time: sessions begin to end over it, and the last still has the rest to finish."""
 _LEAVE_SECONDS = 1.0
@@ -148,15 +149,18 @@ class Server:
     def _refusal(self) -> HTTPAnswer | None:
         if not self.is_ready:
             self._metrics.upgrades_refused.labels("draining").inc()
-            return unavailable("going away", FULL_RETRY_SECONDS)
+            return unavailable("going away", self._retry_seconds())
         if len(self.sessions) >= self._settings.max_sessions:
             self._metrics.upgrades_refused.labels("full").inc()
-            return unavailable("too many sessions", FULL_RETRY_SECONDS)
+            return unavailable("too many sessions", self._retry_seconds())
         wait = self._provider.breaker.retry_after(trio.current_time())
         if wait is not None:
             self._metrics.upgrades_refused.labels("breaker").inc()
             return unavailable("the speech provider refuses", wait)
         return None
+
+    def _retry_seconds(self) -> int:
+        return self._provider.random.randint(*RETRY_SECONDS)
 
     def _open_session(self, websocket: WebSocket, listen: ListenRequest) -> Session:
         return Session(
