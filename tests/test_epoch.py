@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
-from omi_rt.core.epoch import Epoch, LeadInWord
+from omi_rt.core.epoch import Discard, Epoch, LeadInWord, superseded
 
 if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
@@ -91,12 +91,118 @@ def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
     assert [(w.text, w.start) for w in heard] == [("after", 2000)]
 
 
-def test_a_word_beyond_its_final_takes_the_watermark_with_it() -> None:
+def test_a_word_beyond_its_final_is_known_when_it_comes_again() -> None:
     coverage, epoch = received(10), Epoch(MONO)
     epoch.sent(0, 5000)
     assert texts(epoch, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
-    assert coverage.watermark == 1600
+    assert coverage.watermark == 1000
     assert texts(epoch, coverage, final(1, 3, word("a", 0.9, 1.6), word("b", 2, 2.5))) == ["b"]
+
+
+def test_after_a_word_that_reaches_over_its_final_the_next_one_is_heard() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    apply(epoch, final(0, 1, word("a", 0.8, 1.4)), coverage)
+    assert texts(epoch, coverage, final(1, 2, word("b", 1.05, 1.2), word("a", 1.3, 1.5))) == [
+        "b",
+        "a",
+    ]
+
+
+def test_a_first_word_that_begins_before_its_final_keeps_its_times() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    apply(epoch, final(0, 1, word("a", 0.6, 0.8)), coverage)
+    heard, _ = apply(epoch, final(1, 2, word("b", 0.75, 1.1)), coverage)
+    assert [(w.text, w.start, w.end) for w in heard] == [("b", 750, 1100)]
+
+
+def test_a_word_across_two_finals_comes_once_whichever_has_it() -> None:
+    for first, second, expected in [
+        ([word("a", 0.9, 1.3)], [], ["a"]),
+        ([], [word("a", 0.9, 1.3)], ["a"]),
+        ([word("a", 0.9, 1.3)], [word("A,", 0.9, 1.3)], ["a"]),
+        ([word("a", 0.9, 1.3)], [word("a", 1.4, 1.8)], ["a", "a"]),
+    ]:
+        coverage, epoch = received(10), Epoch(MONO)
+        epoch.sent(0, 5000)
+        heard = texts(epoch, coverage, final(0, 1, *first))
+        heard += texts(epoch, coverage, final(1, 2, *second))
+        assert heard == expected
+
+
+def test_other_words_for_audio_that_has_its_words_bring_nothing() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent(0, 5000)
+    apply(epoch, final(0, 2, word("a", 0.5, 0.9), word("b", 1.0, 1.5)), coverage)
+    heard = epoch.hear(final(0, 2, word("a b", 0.0, 2.0)), coverage)
+    assert heard.words == []
+    assert heard.discarded == {Discard.REPEATED: 1}
+
+
+def test_words_of_long_ago_come_again_even_when_they_are_forgotten() -> None:
+    coverage, epoch = received(60), Epoch(MONO)
+    epoch.sent(0, 60_000)
+    for second in range(30):
+        apply(epoch, final(second, second + 1, word(f"w{second}", second, second + 0.5)), coverage)
+    assert texts(epoch, coverage, final(2, 4, word("w2", 2, 2.5), word("w3", 3, 3.5))) == []
+
+
+def test_a_new_epoch_knows_the_word_across_its_origin() -> None:
+    """The audio before the origin goes up again: a word that ended in it, or was delivered, is known."""
+    for delivered, again, expected in [
+        ([word("a", 0.7, 0.9)], [word("a", 0.72, 0.93)], []),
+        ([word("a", 0.7, 1.2)], [word("a", 0.7, 1.1)], []),
+        ([word("a", 0.5, 0.6)], [word("b", 0.8, 1.15)], ["b"]),
+        ([word("a", 0.5, 0.6)], [word("?", 0.5, 1.02)], []),
+        ([word("a", 0.5, 0.6)], [word("b", 0.9, 1.3)], ["b"]),
+    ]:
+        coverage, former = received(10), Epoch(MONO)
+        former.sent(0, 5000)
+        apply(former, final(0, 1, *delivered), coverage)
+        epoch = Epoch(MONO)
+        epoch.sent(500, 4500)
+        moved = [{**w, "start": w["start"] - 0.5, "end": w["end"] - 0.5} for w in again]
+        assert texts(epoch, coverage, final(0, 2, *moved)) == expected
+
+
+def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
+    coverage, epoch = received(20), Epoch(MONO)
+    epoch.sent(0, 5000)
+    heard = epoch.hear(final(0, 9, word("a", 1, 2)), coverage)
+    heard.finalise(coverage)
+    assert heard.claims_unsent
+    assert coverage.watermark == 2000
+    empty = epoch.hear(final(2, 12), coverage)
+    assert (empty.claims_unsent, empty.finalise(coverage)) == (True, False)
+    epoch.sent(5000, 5000)
+    heard = epoch.hear(final(2, 8, word("b", 3, 4)), coverage)
+    assert [(w.text, w.start) for w in heard.words] == [("b", 3000)]
+
+
+def test_every_word_that_is_dropped_has_its_reason() -> None:
+    coverage, epoch = received(20, STEREO), Epoch(STEREO)
+    epoch.sent_foreign(1000)
+    coverage.finalise(0, 2000)
+    coverage.finalise(1, 2000)
+    epoch.sent(1500, 5000)
+    heard = epoch.hear(
+        final(
+            0,
+            3,
+            word("lead-in", 0.2, 0.6),
+            word("replayed", 1.1, 1.4),
+            word("new", 2, 2.5),
+            word("unsent", 9, 10),
+            of=2,
+        ),
+        coverage,
+    )
+    assert [w.text for w in heard.words] == ["new"]
+    assert heard.discarded == {Discard.FOREIGN: 1, Discard.REPLAYED: 1, Discard.UNSENT: 1}
+    other = epoch.hear(final(0, 3, word("x", 1, 2), channel=5, of=6), coverage)
+    assert other.discarded == {Discard.NO_CHANNEL: 1}
+    assert superseded(final(0, 3, word("x", 1, 2))).discarded == {Discard.SUPERSEDED: 1}
 
 
 def test_a_final_beyond_what_was_sent_is_clamped() -> None:

@@ -139,13 +139,16 @@ class AnswerWatch:
         self._sent = end
         self._times.record(end, now)
 
-    def record_progress(self, channels: range, covered: int, now: float) -> None:
-        """Note a final that covers ``channels`` up to ``covered`` and has moved a watermark."""
+    def record_progress(self, channels: range, covered: int | None, now: float) -> None:
+        """Note a final of ``channels`` that has moved a watermark to ``covered``.
+
+        ``covered`` is None for one that brought words and does not say up to where.
+        """
         self._progressed_at = now
         for channel in channels:
             self._channels[channel].progressed_at = now
-        sent_at = self._times.sent_at(covered - 1)
-        self._patience.record_answer(now - sent_at if sent_at is not None else 0.0)
+        sent_at = None if covered is None else self._times.sent_at(covered - 1)
+        self._patience.record_answer(0.0 if sent_at is None else now - sent_at)
         self._times.forget(self._coverage.watermark)
 
     def judge(self, now: float, *, pauses: bool) -> Judgement:

@@ -12,7 +12,7 @@ from attrs import frozen
 from omi_rt.core.audio import AudioChunk
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.ledger import Balance, Ledger
-from omi_rt.core.sound import SoundFinder, has_sound
+from omi_rt.core.sound import has_sound
 from omi_rt.core.words import SaidWords
 
 if TYPE_CHECKING:
@@ -146,17 +146,13 @@ class Coverage:
     def lose_pending(self, sent_until: int = 0) -> Gap | None:
         """Give up all that has no final: the session is over and nothing more will come.
 
-        Silence at its start is not lost where a provider had it: before ``sent_until``, a session
-        position in samples.
+        Audio that a provider had, before session position ``sent_until`` in samples, is not lost if
+        nothing sounds in it.
         """
         start, sent_until = self.backlog.start, min(sent_until, self.backlog.end)
-        quiet_until = sent_until
-        for channel in range(self.audio_format.channels):
-            finder = SoundFinder(self.audio_format, channel)
-            sound = finder.first_sound(self.backlog, start, sent_until)
-            quiet_until = quiet_until if sound is None else min(quiet_until, sound)
-        for channel in range(self.audio_format.channels):
-            self.finalise_silence(channel, quiet_until)
+        if sent_until > start and not has_sound(self.backlog, self.audio_format, start, sent_until):
+            for channel in range(self.audio_format.channels):
+                self.finalise_silence(channel, sent_until)
         return self._lose(self.backlog.end - self.backlog.start)
 
     def balance(self) -> Balance:

@@ -129,6 +129,7 @@ class Epoch:
         "_origins",
         "_reached",
         "_runs",
+        "lacks_times",
         "lead_in_words",
         "sent_position",
         "sent_samples",
@@ -142,6 +143,8 @@ class Epoch:
         self._heard_until = [0] * audio_format.channels
         self._origins: list[int] = []
         self._reached: list[int] = []
+        self.lacks_times = False
+        """Whether a final did not say usably what it covers."""
         self.sent_samples = 0
         """Everything that went up: the connection's own clock."""
         self.sent_position: int | None = None
@@ -266,6 +269,7 @@ class Epoch:
     def _provider_end(self, results: Results, channel: int, *, claims_unsent: bool) -> int:
         if results.end is not None and not claims_unsent:
             return self._sample(results.end)
+        self.lacks_times |= results.end is None
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
         # What it says of its end is of no use: without words it covers nothing new.

@@ -26,8 +26,8 @@ KEEP_ALIVE_SECONDS = 4.0
 FIRST_AUDIO_SECONDS = 8.0
 """Whether KeepAlive holds a connection that never had audio is disputed; at 10 s it would be gone."""
 CLOSING_SECONDS = 10.0
-"""Our CloseStream is answered this much later than answers usually come at most, or counts as ignored;
-where speech still waits for a final, the answer may take as long as the session's patience."""
+"""Our CloseStream is answered in that time, or counts as ignored. A provider whose answers are late may
+take 5 s more than they do, and where speech still waits for a final, the session's patience."""
 LINGER_SECONDS = 5.0
 """After Metadata, results that it has overtaken are read until nothing has come for that long, or for
 the session's patience where speech still waits for a final."""
@@ -107,8 +107,11 @@ class Link:
 
     @property
     def speech_waits(self) -> bool:
-        """Whether anything that sounded has gone up and has no final."""
-        return self.watch.unanswered_seconds(trio.current_time()) is not None
+        """Whether anything that sounded has gone up and has no final, as far as finals have times."""
+        return (
+            not self.epoch.lacks_times
+            and self.watch.unanswered_seconds(trio.current_time()) is not None
+        )
 
     def retire(self) -> None:
         """End `run` now: another epoch takes over, or nothing is left to wait for."""
@@ -183,9 +186,11 @@ class Link:
         # While the audio of the words is still there.
         self._on_heard(self, results, heard)
         if heard.finalise(self._coverage):
-            assert heard.covered is not None
             self.watch.record_progress(heard.channels, heard.covered, trio.current_time())
             self._progress()
+        elif heard.words:
+            # Words without usable times cover nothing, but they are an answer.
+            self.watch.record_progress(heard.channels, None, trio.current_time())
         if results.from_finalize and self.pump.lead_in_sent.is_set():
             self._undigested -= set(heard.channels)
         self.check_digested()
@@ -263,7 +268,8 @@ class Link:
                 self.retire()
             return
         if unanswered is None:
-            is_over = now - since >= CLOSING_SECONDS + self._patience.lag_seconds
+            usual = self._patience.lag_seconds + LINGER_SECONDS
+            is_over = now - since >= max(CLOSING_SECONDS, usual)
         else:
             is_over = now - since >= CLOSING_SECONDS and unanswered >= patience
         if is_over:
