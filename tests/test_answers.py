@@ -14,7 +14,7 @@ from omi_rt.core.answers import AnswerWatch, SendTimes
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.patience import Patience
-from omi_rt.core.sound import SoundFinder, has_sound
+from omi_rt.core.sound import SoundFinder
 
 RATE = 1000
 MONO = AudioFormat(RATE, 1)
@@ -300,6 +300,12 @@ def received(*parts: np.ndarray) -> Coverage:
     return coverage
 
 
+def has_sound(coverage: Coverage) -> bool:
+    """Whether anything sounds on the only channel."""
+    end = coverage.backlog.end
+    return SoundFinder(MONO, 0).first_sound(coverage.backlog, 0, end) is not None
+
+
 @pytest.mark.parametrize("level", [0, 20, 100, 400])
 def test_the_first_sound_is_found_over_any_steady_noise(level: int) -> None:
     parts = [silence(20), tone(3, 5000), silence(5)]
@@ -313,12 +319,12 @@ def test_the_first_sound_is_found_over_any_steady_noise(level: int) -> None:
 
 def test_noise_that_begins_in_a_pause_is_no_sound() -> None:
     coverage = received(silence(5), noise(15, 200))
-    assert not has_sound(coverage.backlog, MONO, 0, 20 * RATE)
+    assert not has_sound(coverage)
 
 
 def test_a_faint_hiss_is_no_sound_and_a_faint_voice_is_one() -> None:
-    assert not has_sound(received(noise(10, 20)).backlog, MONO, 0, 10 * RATE)
-    assert has_sound(received(silence(3), tone(2, 60), silence(3)).backlog, MONO, 0, 8 * RATE)
+    assert not has_sound(received(noise(10, 20)))
+    assert has_sound(received(silence(3), tone(2, 60), silence(3)))
 
 
 def test_a_sound_that_a_final_has_covered_is_not_found_again() -> None:
@@ -358,6 +364,14 @@ def test_a_silent_stretch_is_not_lost_when_it_is_passed_by() -> None:
     assert coverage.ledger.finalised_as_silence == 10 * RATE
     assert coverage.pass_by(5 * RATE) is None
     assert coverage.watermark == 10 * RATE
+
+
+def test_what_one_channel_said_and_has_its_final_does_not_sound_for_another() -> None:
+    coverage = Coverage(STEREO, 600.0)
+    coverage.receive(np.stack([tone(10), silence(10)], axis=1).tobytes())
+    coverage.finalise(0, 10 * RATE)
+    assert coverage.lose_pending(sent_until=10 * RATE) is None
+    assert coverage.balance().finalised == 10 * RATE
 
 
 def test_at_the_end_silence_that_a_provider_had_is_not_lost() -> None:

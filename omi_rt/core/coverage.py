@@ -12,7 +12,7 @@ from attrs import frozen
 from omi_rt.core.audio import AudioChunk
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.ledger import Balance, Ledger
-from omi_rt.core.sound import has_sound
+from omi_rt.core.sound import SoundFinder
 from omi_rt.core.words import SaidWords
 
 if TYPE_CHECKING:
@@ -133,7 +133,7 @@ class Coverage:
         start, end = self.backlog.start, min(position, self.backlog.end)
         if end <= start:
             return None
-        if has_sound(self.backlog, self.audio_format, start, end):
+        if self._has_unheard_sound(end):
             return self._lose(end - start)
         for channel in range(self.audio_format.channels):
             self.finalise_silence(channel, end)
@@ -150,7 +150,7 @@ class Coverage:
         nothing sounds in it.
         """
         start, sent_until = self.backlog.start, min(sent_until, self.backlog.end)
-        if sent_until > start and not has_sound(self.backlog, self.audio_format, start, sent_until):
+        if sent_until > start and not self._has_unheard_sound(sent_until):
             for channel in range(self.audio_format.channels):
                 self.finalise_silence(channel, sent_until)
         return self._lose(self.backlog.end - self.backlog.start)
@@ -158,6 +158,14 @@ class Coverage:
     def balance(self) -> Balance:
         """The ledger at this instant."""
         return self.ledger.balance(self.backlog.pending)
+
+    def _has_unheard_sound(self, until: int) -> bool:
+        """Whether anything sounds before ``until`` on a channel that has no final for it."""
+        return any(
+            SoundFinder(self.audio_format, channel).first_sound(self.backlog, mark, until)
+            is not None
+            for channel, mark in enumerate(self._watermarks)
+        )
 
     def _keep_overlap(self, mark: int) -> None:
         """Keep the end of what is about to be trimmed at ``mark``."""

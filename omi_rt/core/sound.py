@@ -108,11 +108,3 @@ class SoundFinder:
         else:
             floor = min(floor, self._floor)
         return max(LEAST_LEVEL, PROMINENCE * min(floor, HIGHEST_FLOOR))
-
-
-def has_sound(backlog: Backlog, audio_format: AudioFormat, start: int, until: int) -> bool:
-    """Tell whether anything sounds on any channel between two session positions, in samples."""
-    return any(
-        SoundFinder(audio_format, channel).first_sound(backlog, start, until) is not None
-        for channel in range(audio_format.channels)
-    )
