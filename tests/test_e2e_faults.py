@@ -78,7 +78,7 @@ def breaks_early_and_then_holds(options: Options, faults: FaultScript) -> bool:
 
 SEED = next(
     seed
-    for seed in range(10_000)
+    for seed in range(100_000)
     if breaks_early_and_then_holds(*random_provider(Random(seed), FAULT_SECONDS))
 )
 

@@ -13,7 +13,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from omi_rt.fake import Options, Script, random_schedule, random_script, synthesise
+from omi_rt.fake import Script, random_provider, random_script, synthesise
 from omi_rt.fake.speech import audio_chunks
 from omi_rt.log import configure_logging
 from tests.harness import listening_server, words_of
@@ -25,21 +25,21 @@ SEEDS_PER_TEST = 50
 
 
 async def storm(seed: int) -> None:
-    """One session under a random schedule that ends inside the backlog's bound.
+    """One session with a random provider: slow, silent, untidy, and with faults that cost it less
+    than the backlog holds.
 
     Every tenth has a speech profile: epochs are primed and switched in the middle of it all.
     """
     random = Random(seed)
     profiles = stored(people={"anna": ANNA}) if seed % 10 == 0 else None
     channels = 1 if random.random() < 0.8 else 2
-    script = random_script(random, random.uniform(15.0, 40.0), channels=channels)
-    script = Script(script.words, round(script.seconds, 2), channels)
-    faults = random_schedule(random, 40.0, channels=channels)
-    options = Options(
-        seed=seed,
-        delay=random.choice([0.05, 0.2, 1.0]),
-        empty_finals=random.choice([(3.0, 5.0), None]),
+    # In a pause a provider may say nothing: all of it waits in the backlog.
+    pause = random.choice([2.0, 2.0, 10.0, 25.0])
+    script = random_script(
+        random, random.uniform(15.0, 40.0), channels=channels, longest_pause=pause
     )
+    script = Script(script.words, round(script.seconds, 2), channels)
+    options, faults = random_provider(random, 40.0 - pause, channels=channels)
     pcm = synthesise(script, RATE)
     async with (
         listening_server(options=options, faults=faults, seed=seed, profiles=profiles) as (
