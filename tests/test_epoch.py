@@ -166,6 +166,19 @@ def test_a_new_epoch_knows_the_word_across_its_origin() -> None:
         assert texts(epoch, coverage, final(0, 2, *moved)) == expected
 
 
+def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> None:
+    coverage, former = received(10), Epoch(MONO)
+    former.sent(0, 5000)
+    apply(former, final(0, 1, word("a", 0.5, 0.6)), coverage)
+    epoch = Epoch(MONO)
+    epoch.sent(500, 4500)
+    results = final(0, 2, word("b", 0.2, 0.65))
+    heard, _ = apply(epoch, results, coverage)
+    assert [(w.text, w.start, w.end) for w in heard] == [("b", 1000, 1150)]
+    assert texts(epoch, coverage, results) == []
+    assert texts(epoch, coverage, results) == []
+
+
 def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
     coverage, epoch = received(20), Epoch(MONO)
     epoch.sent(0, 5000)

@@ -102,6 +102,8 @@ class _Channel:
     """What one channel waits for."""
 
     finder: SoundFinder
+    later_finder: SoundFinder
+    """Looks behind what Finalize has asked for."""
     asked_until: int = 0
     """Position up to which Finalize has asked for finals."""
     asked_at: float = 0.0
@@ -130,7 +132,10 @@ class AnswerWatch:
         self._sent = 0
         self._progressed_at = 0.0
         self._channels = [
-            _Channel(SoundFinder(coverage.audio_format, channel))
+            _Channel(
+                SoundFinder(coverage.audio_format, channel),
+                SoundFinder(coverage.audio_format, channel),
+            )
             for channel in range(coverage.audio_format.channels)
         ]
 
@@ -207,17 +212,13 @@ class AnswerWatch:
 
     def _is_to_be_asked(self, channel: _Channel, number: int, now: float, *, pauses: bool) -> bool:
         backlog = self._coverage.backlog
-        if channel.sound is None or self._sent <= channel.asked_until:
+        if channel.sound is None:
             return False
+        sound: int | None = channel.sound
         start = max(self._coverage.watermark_of(number), channel.asked_until)
         if channel.sound < start:
             # It has been asked for. What sounds behind that is worth a question of its own.
-            if not pauses and now - channel.asked_at < self._patience.ask_seconds:
-                return False
-            newer = SoundFinder(self._coverage.audio_format, number)
-            sound = newer.first_sound(backlog, start, self._sent)
-        else:
-            sound = channel.sound
+            sound = channel.later_finder.first_sound(backlog, start, self._sent)
         if sound is None:
             return False
         if pauses:

@@ -199,7 +199,7 @@ class Epoch:
         provider_end = self._provider_end(results, channel, claims_unsent=claims_unsent)
         covered = self._position_of_end(provider_end)
         located, discarded = self._located(results, channel, self._sample(results.start or 0.0))
-        words, said = [], coverage.said[channel]
+        new, said = [], coverage.said[channel]
         bounds = self._position_of_start(self._sample(results.start or 0.0)), covered or 0
         watermark = coverage.watermark_of(channel)
         for heard in located:
@@ -207,13 +207,14 @@ class Epoch:
                 self.lead_in_words.append(heard)
                 continue
             reason = self._reason_to_discard(heard, said, bounds, watermark)
-            if reason is not None:
+            if reason is None:
+                new.append(heard)
+            else:
                 discarded[reason] += 1
-                continue
-            start = max(heard.start, self._origins[channel])
-            words.append(_moved(heard, start, max(start, heard.end)))
-        for word in words:
+        for word in new:
+            # As it was heard, not as it is moved below: so it is known when it comes again.
             said.add(word, bounds)
+        words = [self._moved_to_origin(word) for word in new]
         for each in channels:
             self._heard_until[each] = max(self._heard_until[each], provider_end)
             if covered is not None:
@@ -223,6 +224,10 @@ class Epoch:
         )
         self._forget_runs()
         return Heard(words, channels, covered, discarded or None, claims_unsent)
+
+    def _moved_to_origin(self, word: HeardWord) -> HeardWord:
+        start = max(word.start, self._origins[word.channel])
+        return word if start == word.start else evolve(word, start=start, end=max(start, word.end))
 
     def _fix_origins(self, coverage: Coverage) -> None:
         if self.sent_position is not None:
@@ -371,9 +376,3 @@ def superseded(results: Results) -> Heard:
 
 def _counted(reason: Discard, count: int) -> Counter[Discard] | None:
     return Counter({reason: count}) if count else None
-
-
-def _moved(word: HeardWord, start: int, end: int) -> HeardWord:
-    if start == word.start and end == word.end:
-        return word
-    return evolve(word, start=start, end=end)
