@@ -188,6 +188,14 @@ def test_a_silent_pause_without_any_answer_is_passed_and_nothing_is_asked(pause:
     assert coverage.ledger.lost == 0
 
 
+def test_silence_is_passed_only_when_its_answer_is_overdue() -> None:
+    assert Rehearsal([silence(9)], never).run(9).watermark == 0
+    assert 0 < Rehearsal([silence(12)], never).run(12).watermark <= 2 * RATE
+    patience = Patience(60.0)
+    patience.record_answer(8.0)
+    assert Rehearsal([silence(17)], never, patience=patience).run(17).watermark == 0
+
+
 def test_an_hour_of_a_steady_hum_is_silence_too() -> None:
     rehearsal = Rehearsal([noise(600, 150)], never)
     coverage = rehearsal.run(600)
@@ -257,6 +265,15 @@ def test_a_channel_that_never_answers_goes_along_with_those_that_do() -> None:
     assert rehearsal.gave_up_at is None
     assert coverage.watermark > 35 * RATE
     assert coverage.ledger.finalised_unanswered > 0
+
+
+def test_a_channel_that_is_later_than_another_is_waited_for_as_long_as_answers_take() -> None:
+    rehearsal = Rehearsal(
+        [tone(120), tone(120)], lambda c, now: late(20.0 if c == 0 else 28.0)(c, now)
+    )
+    coverage = rehearsal.run(120)
+    assert rehearsal.gave_up_at is None
+    assert coverage.ledger.finalised_unanswered == 0
 
 
 def test_a_channel_does_not_go_along_with_one_that_has_stopped_answering_as_well() -> None:
