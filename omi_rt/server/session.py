@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
-MESSAGES_PER_STEP = 25
-"""Decoded before other sessions get a turn: 0.4 ms of Opus."""
 ABORT_SECONDS = 2.0
 MISSED_HEARTBEATS = 2
 """Without a byte from the device, not even a pong: then it has vanished."""
@@ -157,15 +155,14 @@ class Session:
             messages = await websocket.receive()
             # Asked once and passed on: every frame comes this way.
             now, before = websocket.received_at, backlog.end
-            for start in range(0, len(messages), MESSAGES_PER_STEP):
-                if start:
-                    await trio.lowlevel.checkpoint()
-                self._take(messages[start : start + MESSAGES_PER_STEP], now)
-                if self.coverage.is_full and self._takes_audio:
-                    self._is_reading = False
-                    await self._transcriber.make_room()
-                    self._is_reading = True
-                    now = trio.current_time()
+            self._take(messages, now)
+            if self.coverage.is_full and self._takes_audio:
+                self._is_reading = False
+                await self._transcriber.make_room()
+                self._is_reading = True
+                now = trio.current_time()
+            if websocket.has_more:
+                continue
             if pace.has_slack(now):
                 continue
             pause = pace.pause((backlog.end - before) / rate / len(messages))
