@@ -37,6 +37,7 @@ class Metrics:
             "connections_dropped", "Connections that never became a request."
         )
         self.faults = counter("faults", "Errors of our own, each logged with its session.")
+        self.log_lines_lost = counter("log_lines_lost", "Log lines that could not be written.")
         self.audio_seconds = counter(
             "audio_seconds", "Seconds of audio of ended sessions, by what became of it.", ("state",)
         )

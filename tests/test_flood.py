@@ -202,7 +202,7 @@ async def test_pings_whose_answers_nobody_reads_wait_in_a_bounded_queue(
 @pytest.mark.parametrize("kind", [ONE_BYTE, BIG, PING], ids=["one byte", "60 kB", "ping"])
 async def test_a_flood_after_a_refusal_leaves_no_memory_behind(kind: bytes) -> None:
     async with (
-        fake_in_process(keys=None) as (_fake, url),
+        fake_in_process() as (_fake, url),
         serving(DEEPGRAM_URL=url, OMI_RT_LOG_LEVEL="error") as server,
         trio.open_nursery() as nursery,
     ):
