@@ -14,6 +14,7 @@ from omi_rt.core.ledger import Balance, Ledger
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.budget import BacklogBudget
 
 
 @frozen
@@ -37,9 +38,14 @@ class Coverage:
 
     __slots__ = ("_watermarks", "audio_format", "backlog", "ledger")
 
-    def __init__(self, audio_format: AudioFormat, backlog_seconds: float) -> None:
+    def __init__(
+        self,
+        audio_format: AudioFormat,
+        backlog_seconds: float,
+        budget: BacklogBudget | None = None,
+    ) -> None:
         self.audio_format = audio_format
-        self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds))
+        self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds), budget)
         self.ledger = Ledger()
         self._watermarks = [0] * audio_format.channels
 

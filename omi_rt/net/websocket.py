@@ -114,6 +114,11 @@ class WebSocket:
         """Whether messages have arrived that the last `receive` has not returned."""
         return self._wire.has_more
 
+    @property
+    def can_send(self) -> bool:
+        """Whether the writer still runs: it ends when the connection is lost."""
+        return not self._writer_done.is_set()
+
     def expect_data(self) -> None:
         """Let the next `receive` read before it waits: after a rest there is data, most likely."""
         if self._tcp is not None:

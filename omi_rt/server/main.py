@@ -76,6 +76,7 @@ async def serve(
         ):
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
             server = Server(settings, provider, metrics, profiles, pace, draining)
+            metrics.backlog_bytes.set_function(lambda: server.budget.held_bytes)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_sessions
             )
