@@ -14,7 +14,7 @@ import trio
 
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
-from omi_rt.log import configure_logging
+from omi_rt.log import configure_logging, log_lines
 from omi_rt.profiles.commands import (
     delete_profiles,
     get_profile,
@@ -41,6 +41,7 @@ _CLOSE_STORE_SECONDS = 5.0
 @click.version_option(omi_rt.__version__, prog_name="omi-rt")
 def main() -> None:
     """Real-time transcription for wearables: audio in at /listen, diarized segments out."""
+    _fill_standard_descriptors()
 
 
 @main.command()
@@ -119,7 +120,8 @@ def profile_put(uid: str, file: IO[bytes], person_id: str | None) -> None:
     """Check the WAV FILE (5 to 120 s of one voice) and store it."""
     wav = file.read()
     sample = _with_store(lambda store: put_profile(store, uid, wav, person_id))
-    click.echo(f"stored {sample.name}")
+    with _one_line_errors():
+        _print(f"stored {sample.name}")
 
 
 @profile.command("get")
@@ -140,7 +142,8 @@ def profile_list(uid: str) -> None:
     for row in _with_store(lambda store: list_profiles(store, uid)):
         who = "user" if row.identity.is_user else f"person {row.identity.person_id}"
         seconds = "unreadable" if row.seconds is None else f"{row.seconds:.1f} s"
-        click.echo(f"{who}\t{seconds}\t{row.updated:%Y-%m-%d %H:%M:%S}Z\t{row.name}")
+        with _one_line_errors():
+            _print(f"{who}\t{seconds}\t{row.updated:%Y-%m-%d %H:%M:%S}Z\t{row.name}")
 
 
 @profile.command("delete")
@@ -152,7 +155,8 @@ def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
     for sample in _with_store(
         lambda store: delete_profiles(store, uid, person_id, everything=everything)
     ):
-        click.echo(f"deleted {sample.name}")
+        with _one_line_errors():
+            _print(f"deleted {sample.name}")
 
 
 @main.command("fake-deepgram")
@@ -198,12 +202,52 @@ def _settings(**overrides: str) -> Settings:
         return load_settings({**os.environ, **overrides})
     except SettingsError as error:
         for problem in error.problems:
-            click.echo(f"omi-rt: {problem}", err=True)
+            _complain(f"omi-rt: {problem}")
         sys.exit(EXIT_USAGE)
 
 
 def _announce(line: str) -> None:
-    click.echo(line, err=True)
+    # Among the lines of the log, in order; like them it may find nobody, and ends nothing.
+    log_lines().write(line)
+
+
+def _print(line: str) -> None:
+    """Print a line that was asked for. Raises ``OSError``."""
+    try:
+        click.echo(line)
+    except OSError as error:
+        _give_up(1)
+        raise OSError(f"cannot write to standard output: {error.strerror}") from error
+
+
+def _complain(line: str) -> None:
+    """Say why the command fails, if anybody is there to hear it."""
+    try:
+        click.echo(line, err=True)
+    except OSError:
+        _give_up(2)
+
+
+def _give_up(descriptor: int) -> None:
+    """Let what the interpreter still writes to ``descriptor`` at its exit go nowhere."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
+
+
+def _fill_standard_descriptors() -> None:
+    """Put something where a standard stream was closed at the start.
+
+    Else the next socket gets its number, and with it what is written to standard error. Python has
+    None for such a stream; standard output gets one that can not be written, so that a command
+    which prints says so.
+    """
+    for descriptor in (0, 1, 2):
+        try:
+            os.fstat(descriptor)
+        except OSError:
+            # The lowest free number: this one.
+            os.open(os.devnull, os.O_RDONLY)
+    if sys.stdout is None:
+        sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
 
 
 @contextmanager
@@ -220,7 +264,7 @@ def _one_line_errors() -> Iterator[None]:
     if was_interrupted:
         sys.exit(EXIT_INTERRUPTED)
     if problem is not None:
-        click.echo(f"omi-rt: {problem}", err=True)
+        _complain(f"omi-rt: {problem}")
         sys.exit(EXIT_FAILED)
 
 

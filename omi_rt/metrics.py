@@ -37,6 +37,15 @@ class Metrics:
             "connections_dropped", "Connections that never became a request."
         )
         self.faults = counter("faults", "Errors of our own, each logged with its session.")
+        self.backlog_bytes = Gauge(
+            "omi_rt_backlog_bytes",
+            "Memory that the audio kept by all sessions takes.",
+            registry=self._registry,
+        )
+        self.held_back = counter(
+            "held_back", "Times that a device was not read because all sessions keep too much."
+        )
+        self.log_lines_lost = counter("log_lines_lost", "Log lines that could not be written.")
         self.audio_seconds = counter(
             "audio_seconds", "Seconds of audio of ended sessions, by what became of it.", ("state",)
         )

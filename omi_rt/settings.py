@@ -136,6 +136,13 @@ class Settings:
         60.0,
         "seconds of audio that are kept until a final covers them",
     )
+    backlog_bytes: int = _env(
+        "OMI_RT_BACKLOG_BYTES",
+        _integer(1_048_576, 1 << 50),
+        0,
+        "bytes that the audio kept by all sessions may take together "
+        "(default a quarter of the memory of the machine or container)",
+    )
     send_timeout: float = _env(
         "OMI_RT_SEND_TIMEOUT",
         _seconds(0.5, 300),

@@ -50,7 +50,8 @@ _FAKE_READY = re.compile(
 
 def environment(settings: dict[str, str]) -> dict[str, str]:
     """Return what a program gets to see: nothing of the tests' own settings."""
-    inherited = {name: os.environ[name] for name in ("PATH", "HOME") if name in os.environ}
+    names = ("PATH", "HOME", "PYTHONPATH")
+    inherited = {name: os.environ[name] for name in names if name in os.environ}
     return inherited | settings
 
 

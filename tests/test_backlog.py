@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from omi_rt.core.audio import AudioChunk, AudioFormat
 from omi_rt.core.backlog import Backlog
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.coverage import Coverage, Gap
 
 MONO = AudioFormat(8000, 1)
@@ -43,6 +44,70 @@ def test_what_is_read_is_what_was_put_there(
             assert chunk.position == start
             assert chunk.samples == min(limit, backlog.end - start)
             assert chunk.payload == pcm(start, chunk.samples)
+
+
+pieces = st.lists(st.tuples(st.sampled_from((0, 0, 1)), st.integers(1, 900)), max_size=20)
+
+
+@given(
+    pieces,
+    st.lists(st.integers(0, 6000), max_size=6),
+    st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 3000)), max_size=8),
+)
+def test_silence_reads_as_silence_and_takes_no_room(
+    appended: list[tuple[int, int]], trims: list[int], reads: list[tuple[int, int]]
+) -> None:
+    budget = BacklogBudget(1 << 30)
+    backlog, other = Backlog(MONO, 10_000, budget), Backlog(MONO, 10_000, budget)
+    other.append(b"ab" * 50)
+    whole = b""
+    for number, (sounds, samples) in enumerate(appended):
+        payload = (pcm(7, samples) if sounds else bytes(2 * samples))[: 2 * samples]
+        backlog.append(payload)
+        whole += payload
+        if number < len(trims):
+            before, gone = backlog.pending, min(trims[number], backlog.end)
+            assert backlog.trim(trims[number]) == before - backlog.pending
+            assert backlog.start >= gone
+        assert backlog.pending == backlog.end - backlog.start
+        assert budget.held_bytes == backlog.held_bytes + other.held_bytes
+        assert backlog.held_bytes >= 0
+    for position, limit in reads:
+        chunk = backlog.read(position, limit)
+        if chunk is not None:
+            assert chunk.payload == whole[2 * chunk.position : 2 * chunk.end]
+            assert chunk.end == min(chunk.position + limit, backlog.end)
+    backlog.trim(backlog.end)
+    assert backlog.held_bytes == 0
+
+
+def test_a_minute_of_silence_takes_a_few_hundred_bytes() -> None:
+    backlog = Backlog(AudioFormat(48_000, 2), 60 * 48_000)
+    for _ in range(500):
+        backlog.append(bytes(23_040))
+    assert backlog.pending == 60 * 48_000
+    assert backlog.held_bytes < 1000
+
+
+@given(st.integers(1, 60), st.integers(500, 5000))
+def test_greedy_backlogs_together_stay_below_the_bound_and_small_ones_go_on(
+    greedy: int, step: int
+) -> None:
+    budget = BacklogBudget(1_000_000)
+    held = [0] * greedy
+    grown = True
+    while grown:
+        grown = False
+        for number in range(greedy):
+            if budget.has_room_for(held[number], is_drained=number % 2 == 0):
+                held[number] += step
+                budget.held_bytes += step
+                grown = True
+    assert budget.held_bytes < budget.capacity_bytes + step
+    drained, undrained = held[0::2], held[1::2]
+    assert max(undrained, default=0) <= max(drained) + step
+    free = budget.capacity_bytes - budget.held_bytes
+    assert budget.has_room_for(free // 5, is_drained=False) or free < 5
 
 
 def test_a_live_read_returns_the_very_chunk_that_came_last() -> None:

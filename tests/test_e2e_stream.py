@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import socket
+import sys
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from attrs import frozen
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.fake import Script, plain_words, random_script, synthesise
-from tests.processes_e2e import KEY, Finished, fake_program, run, serving
+from tests.processes_e2e import KEY, Finished, environment, fake_program, run, serving
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -206,3 +207,32 @@ async def test_what_the_server_refuses_is_one_clear_line_and_status_1(tmp_path: 
     assert "refused with HTTP 404" in finished["path"].errors
     assert "closed the connection with 1011 (stt_failed)" in finished["key"].errors
     assert "refused with HTTP 503" in finished["breaker"].errors
+
+
+@pytest.mark.parametrize(
+    ("redirection", "status", "reason"),
+    [
+        (">/dev/full", 1, "cannot write to standard output: no space left on device"),
+        (">&-", 1, "cannot write to standard output: bad file descriptor"),
+        ("2>&-", 0, ""),
+        (">/dev/full 2>/dev/full", 1, ""),
+        (">&- 2>&-", 1, ""),
+    ],
+)
+async def test_output_that_can_not_be_written_is_one_line_and_a_status(
+    tmp_path: Path, redirection: str, status: int, reason: str
+) -> None:
+    path = write_script(tmp_path / "talk.wav", TALK)
+    async with fake_program() as fake, serving(DEEPGRAM_URL=fake, DEEPGRAM_API_KEY=KEY) as server:
+        command = (
+            f'exec "{sys.executable}" -m omi_rt stream "{path}" --url {server.url} --speed 1.2'
+        )
+        done = await trio.run_process(
+            ["bash", "-c", f"{command} {redirection}"],
+            env=environment({}),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+    assert done.returncode == status
+    assert done.stderr.decode() == (f"omi-rt stream: {reason}\n" if reason else "")

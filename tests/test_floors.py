@@ -14,7 +14,14 @@ PACKAGE = Path(__file__).parent.parent / "omi_rt"
 FLOORS = [
     {"omi_rt"},
     {"omi_rt.core"},
-    {"omi_rt.log", "omi_rt.metrics", "omi_rt.settings", "omi_rt.net", "omi_rt.codecs"},
+    {
+        "omi_rt.lines",
+        "omi_rt.log",
+        "omi_rt.metrics",
+        "omi_rt.settings",
+        "omi_rt.net",
+        "omi_rt.codecs",
+    },
     {"omi_rt.profiles", "omi_rt.fake", "omi_rt.local", "omi_rt.client"},
     {"omi_rt.deepgram"},
     {"omi_rt.server"},

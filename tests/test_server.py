@@ -177,7 +177,7 @@ async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None
         await trio.testing.wait_all_tasks_blocked()
         fragments = device.session._websocket._wire._fragments
         assert fragments is not None
-        assert len(fragments) == 1
+        assert len(fragments) == 0
 
 
 async def test_what_failed_connections_leave_behind_is_freed_within_seconds(

@@ -10,7 +10,7 @@ import io
 import json
 import os
 import sys
-from typing import TYPE_CHECKING, Any, Final, TextIO
+from typing import IO, TYPE_CHECKING, Any, Final, TextIO
 
 from rich.console import Console
 from rich.control import Control
@@ -29,15 +29,15 @@ _ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_
 
 
 class OutputClosed(OmiRtError):
-    """Nobody reads standard output any more."""
+    """Standard output can not be written any more."""
 
 
-def give_up_output() -> None:
-    """Let what is still to be written to a closed standard output go nowhere.
+def give_up_output(output: IO[str] | None = None) -> None:
+    """Let what is still to be written to ``output``, by default standard output, go nowhere.
 
-    Else the interpreter meets the same closed pipe when it flushes at its exit.
+    Else the interpreter meets the same failure when it flushes at its exit.
     """
-    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), (output or sys.stdout).fileno())
 
 
 class Terminal:
@@ -50,14 +50,18 @@ class Terminal:
             # A transcript has letters that not every locale can write.
             self._output.reconfigure(errors="replace")
         self._console = _console(self._output)
-        self._errors = _console(sys.stderr if errors is None else errors)
+        errors = sys.stderr if errors is None else errors
+        if errors is None:
+            # It was closed when the process began.
+            errors = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
+        self._errors = _console(errors)
         self._progress: Text | None = None
 
     def print_segment(self, segment: Mapping[str, Any]) -> None:
         """Print a segment in one line: its time in seconds, its speaker, its text.
 
         Raises:
-            OutputClosed: nobody reads standard output any more.
+            OutputClosed: standard output can not be written any more.
         """
         speaker = _printable(segment.get("speaker"))
         if segment.get("is_user") is True:
@@ -77,7 +81,7 @@ class Terminal:
         """Print a value as one line of JSON.
 
         Raises:
-            OutputClosed: nobody reads standard output any more.
+            OutputClosed: standard output can not be written any more.
         """
         self._write(json.dumps(value) + "\n")
 
@@ -85,7 +89,7 @@ class Terminal:
         """Print names and values in two columns, after an empty line.
 
         Raises:
-            OutputClosed: nobody reads standard output any more.
+            OutputClosed: standard output can not be written any more.
         """
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():
@@ -114,9 +118,15 @@ class Terminal:
             self._progress = None
 
     def print_error(self, message: str) -> None:
-        """Print one line to standard error."""
-        self.clear_progress()
-        self._errors.print(Text(_printable(message)), soft_wrap=True)
+        """Print one line to standard error, if anybody is there to read it."""
+        with self._errors.capture() as capture:
+            self._errors.print(Text(_printable(message)), soft_wrap=True)
+        try:
+            self.clear_progress()
+            self._errors.file.write(capture.get())
+            self._errors.file.flush()
+        except OSError:
+            give_up_output(self._errors.file)
 
     def _print(self, renderable: Text | Table) -> None:
         # Rendered first and written by ourselves: rich answers a closed pipe with SystemExit.
@@ -133,6 +143,9 @@ class Terminal:
             self._output.flush()
         except BrokenPipeError as error:
             raise OutputClosed("standard output was closed") from error
+        except OSError as error:
+            reason = (error.strerror or "?").lower()
+            raise OutputClosed(f"cannot write to standard output: {reason}") from error
         if self._progress is not None:
             self._draw_progress()
 

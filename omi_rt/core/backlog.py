@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from attrs import define, field
 
 from omi_rt.core.audio import AudioChunk
+from omi_rt.core.budget import BacklogBudget
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
@@ -18,6 +19,10 @@ BLOCK_SECONDS = 0.1
 """What arrives is kept in blocks of about that length: an object for each 10 ms of audio would take
 half as much memory again as the audio."""
 
+_BLOCK_OVERHEAD_BYTES = 200
+"""What a block takes besides its audio: two objects and a place in the queue."""
+_UNBOUNDED = 1 << 62
+
 _position = attrgetter("position")
 
 
@@ -25,7 +30,13 @@ _position = attrgetter("position")
 class _Block:
     position: int
     """Session position of the first sample."""
-    data: bytearray = field(repr=False)
+    data: bytearray | None = field(repr=False)
+    """None is digital silence, of which only the length is kept."""
+    silent_samples: int = 0
+
+    def samples(self, frame_bytes: int) -> int:
+        """Its length."""
+        return self.silent_samples if self.data is None else len(self.data) // frame_bytes
 
 
 class Backlog:
@@ -39,20 +50,27 @@ class Backlog:
     __slots__ = (
         "_block_bytes",
         "_blocks",
+        "_budget",
         "_frame_bytes",
         "_latest",
         "_latest_position",
         "capacity",
         "end",
+        "held_bytes",
         "start",
     )
 
-    def __init__(self, audio_format: AudioFormat, capacity: int) -> None:
+    def __init__(
+        self, audio_format: AudioFormat, capacity: int, budget: BacklogBudget | None = None
+    ) -> None:
         self._frame_bytes = audio_format.frame_bytes
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
         self._blocks: deque[_Block] = deque()
+        self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
         self._latest = b""
         self._latest_position = 0
+        self.held_bytes = 0
+        """Memory that its blocks take; the budget has the sum over all backlogs."""
         self.capacity = capacity
         """Samples that it is meant to hold; the owner stops reading or drops beyond it."""
         self.start = 0
@@ -68,20 +86,52 @@ class Backlog:
     @property
     def pending(self) -> int:
         """Samples that are here: counted block by block, never as a difference of positions."""
-        return sum(len(block.data) // self._frame_bytes for block in self._blocks)
+        return sum(block.samples(self._frame_bytes) for block in self._blocks)
 
     def append(self, payload: bytes) -> int:
         """Add audio, whole samples, at the end; returns how many."""
-        samples = len(payload) // self._frame_bytes
+        size = len(payload)
+        samples = size // self._frame_bytes
         if samples:
-            self._latest, self._latest_position = payload, self.end
-            blocks = self._blocks
-            if blocks and len(blocks[-1].data) < self._block_bytes:
-                blocks[-1].data += payload
+            blocks, block = self._blocks, None
+            if blocks:
+                block = blocks[-1]
+            # A longer one is not kept twice.
+            self._latest = payload if size <= self._block_bytes else b""
+            self._latest_position = self.end
+            if block is not None and block.data is not None and len(block.data) < self._block_bytes:
+                block.data += payload
+                self._hold(size)
             else:
+                if block is not None:
+                    self._seal(block)
                 blocks.append(_Block(self.end, bytearray(payload)))
+                self._hold(size + _BLOCK_OVERHEAD_BYTES)
+                if size >= self._block_bytes:
+                    # At once: many decoded packets come as one.
+                    self._seal(blocks[-1])
             self.end += samples
         return samples
+
+    def _seal(self, block: _Block) -> None:
+        """Keep a block that nothing is added to any more as a length, if it is silence.
+
+        Looked at once for each block: speech differs from silence within its first bytes.
+        """
+        data = block.data
+        if data is None or data[0] or data[-1] or data != bytes(len(data)):
+            return
+        block.silent_samples, block.data = len(data) // self._frame_bytes, None
+        self._hold(-len(data))
+        blocks = self._blocks
+        if len(blocks) > 1 and blocks[-1] is block and blocks[-2].data is None:
+            blocks[-2].silent_samples += block.silent_samples
+            blocks.pop()
+            self._hold(-_BLOCK_OVERHEAD_BYTES)
+
+    def _hold(self, size: int) -> None:
+        self.held_bytes += size
+        self._budget.held_bytes += size
 
     def read(self, position: int, limit: int) -> AudioChunk | None:
         """Return the audio from ``position`` on, at most ``limit`` samples; None if there is none.
@@ -92,15 +142,20 @@ class Backlog:
         end = self.end
         if position >= end:
             return None
-        if position == self._latest_position and end - position <= limit:
+        if position == self._latest_position and self._latest and end - position <= limit:
             # A live stream reads just what came last: no search, no copy.
             return AudioChunk(position, end - position, self._latest)
         until = min(position + limit, end)
         index = bisect_right(self._blocks, position, key=_position) - 1
-        size, at, parts = self._frame_bytes, position, []
+        parts: list[bytes | bytearray] = []
+        size, at = self._frame_bytes, position
         while at < until:
             block = self._blocks[index]
-            parts.append(block.data[(at - block.position) * size : (until - block.position) * size])
+            first, last = at - block.position, until - block.position
+            if block.data is None:
+                parts.append(bytes((min(last, block.silent_samples) - first) * size))
+            else:
+                parts.append(block.data[first * size : last * size])
             at += len(parts[-1]) // size
             index += 1
         return AudioChunk(position, until - position, b"".join(parts))
@@ -112,13 +167,22 @@ class Backlog:
         blocks, size = self._blocks, self._frame_bytes
         while blocks and blocks[0].position < position:
             block = blocks[0]
-            samples = min(len(block.data) // size, position - block.position)
+            whole = block.samples(size)
+            samples = min(whole, position - block.position)
             taken += samples
-            if samples * size == len(block.data):
+            if block.data is not None:
+                self._hold(-samples * size)
+            if samples == whole:
                 blocks.popleft()
+                self._hold(-_BLOCK_OVERHEAD_BYTES)
+                continue
+            if block.data is None:
+                block.silent_samples -= samples
             else:
                 del block.data[: samples * size]
-                block.position = position
+            block.position = position
+        if not blocks:
+            self._latest = b""
         self.start = max(self.start, position)
         return taken
 

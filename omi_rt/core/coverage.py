@@ -17,6 +17,7 @@ from omi_rt.core.words import SaidWords
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.budget import BacklogBudget
 
 OVERLAP_SECONDS = 0.5
 """This much audio before the watermark goes up again with a new epoch, so that a word that lies across
@@ -44,9 +45,14 @@ class Coverage:
 
     __slots__ = ("_overlap", "_watermarks", "audio_format", "backlog", "ledger", "said")
 
-    def __init__(self, audio_format: AudioFormat, backlog_seconds: float) -> None:
+    def __init__(
+        self,
+        audio_format: AudioFormat,
+        backlog_seconds: float,
+        budget: BacklogBudget | None = None,
+    ) -> None:
         self.audio_format = audio_format
-        self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds))
+        self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds), budget)
         self.ledger = Ledger()
         self.said = [SaidWords() for _ in range(audio_format.channels)]
         """The words delivered last, of each channel."""

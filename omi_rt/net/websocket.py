@@ -13,6 +13,7 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerTooSlow
 from omi_rt.net.stream import TCPStream
+from omi_rt.net.turns import wait_turn
 from omi_rt.net.wire import ClientWire, HTTPRequest, ServerWire, Wire, ends_stream
 
 if TYPE_CHECKING:
@@ -26,6 +27,12 @@ MAX_HEAD_BYTES = 16_384
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 ABORT_SECONDS = 1.0
+ALLOWED_FRAMES_PER_SECOND = 200
+"""Twice what the busiest device sends, which frames 10 ms of audio. Who sends more waits in line."""
+ALLOWED_FRAMES_AT_ONCE = 500
+"""After a pause; a device that was away for five seconds has as many."""
+_BYTES_OF_A_FRAME = 8_192
+"""A read counts as a frame for each of them."""
 _STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -38,6 +45,9 @@ class WebSocket:
     """
 
     __slots__ = (
+        "_allowance",
+        "_allowed_at",
+        "_ends_sending",
         "_is_writer_idle",
         "_outgoing",
         "_queued_bytes",
@@ -55,7 +65,9 @@ class WebSocket:
         self._stream = stream
         self._tcp = stream if isinstance(stream, TCPStream) else None
         self._wire = wire
-        self._outgoing: list[bytes] = []
+        self._outgoing = bytearray()
+        self._ends_sending = False
+        """Whether the sending side ends after what is in the queue."""
         self._queued_bytes = 0
         self._is_writer_idle = False
         self._wake_writer = trio.Event()
@@ -68,25 +80,44 @@ class WebSocket:
         """
         self.received_at = trio.current_time()
         """When anything last came from the peer (`trio.current_time`), pongs included."""
+        self._allowance = ALLOWED_FRAMES_AT_ONCE
+        """Frames that it may send before it has to wait in line."""
+        self._allowed_at = self.received_at
         self._take_outgoing()
 
     async def receive(self) -> list[bytes | str]:
-        """Wait for the peer's messages and return all that have arrived, at least one.
+        """Wait for the peer's messages and return those that have arrived, at least one.
 
         One read takes everything that the system holds: under load the batches grow, and the cost
-        of a message falls. Cancelling this is safe: no message is lost.
+        of a message falls. Of many messages the first `FRAMES_PER_STEP` are returned; the next call
+        lets others go first. Cancelling this is safe: no message is lost.
 
         Raises:
             PeerClosed: the peer closed, or the network did, or it broke the protocol; what arrived
                 before was returned before.
         """
+        wire = self._wire
         while True:
-            messages = self._wire.take_messages()
+            if wire.has_more:
+                await self._let_others_go_first()
+            messages = self._take_step()
             if messages:
                 return messages
-            if not self._wire.is_open:
-                raise self._wire.closed()
+            if wire.has_more:
+                continue
+            if not wire.is_open:
+                raise wire.closed()
             await self._feed()
+
+    @property
+    def has_more(self) -> bool:
+        """Whether messages have arrived that the last `receive` has not returned."""
+        return self._wire.has_more
+
+    @property
+    def can_send(self) -> bool:
+        """Whether the writer still runs: it ends when the connection is lost."""
+        return not self._writer_done.is_set()
 
     def expect_data(self) -> None:
         """Let the next `receive` read before it waits: after a rest there is data, most likely."""
@@ -134,12 +165,12 @@ class WebSocket:
         """
         try:
             while True:
-                self._is_writer_idle = not self._outgoing
+                self._is_writer_idle = not (self._outgoing or self._ends_sending)
                 await self._wake_writer.wait()
                 self._is_writer_idle = False
                 self._wake_writer = trio.Event()
-                writes, self._outgoing = self._outgoing, []
-                data = b"".join(writes)
+                data, self._outgoing = self._outgoing, bytearray()
+                ends_sending = self._ends_sending
                 if data:
                     self.is_sending = True
                     with trio.move_on_after(send_timeout) as limit:
@@ -150,7 +181,7 @@ class WebSocket:
                     self._queued_bytes -= len(data)
                     self._sent.set()
                     self._sent = trio.Event()
-                if ends_stream(writes):
+                if ends_sending:
                     if isinstance(self._stream, trio.abc.HalfCloseableStream):
                         await self._stream.send_eof()
                     return
@@ -165,6 +196,9 @@ class WebSocket:
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with ``code`` and wait for the peer's answer, `CLOSE_SECONDS` at most.
 
+        What the peer had under way is read and thrown away; one that sends more than that, and no
+        answer, is dropped.
+
         Cancelling this closes the stream at once. ``run_writer`` must still be running, and nobody
         may be receiving.
         """
@@ -173,9 +207,14 @@ class WebSocket:
         # unread data resets it, and the reset can overtake our own close frame.
         try:
             with trio.move_on_after(CLOSE_SECONDS):
-                while not self._wire.is_closed:
-                    await self._feed()
-                await self._writer_done.wait()
+                while not (self._wire.is_closed or self._wire.is_flooded):
+                    if self._wire.has_more:
+                        await self._let_others_go_first()
+                    else:
+                        await self._feed()
+                    self._take_step()
+                if not self._wire.is_flooded:
+                    await self._writer_done.wait()
         finally:
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await trio.aclose_forcefully(self._stream)
@@ -190,37 +229,60 @@ class WebSocket:
         with trio.move_on_after(ABORT_SECONDS, shield=True):
             if not self.is_sending:
                 with contextlib.suppress(*_STREAM_ERRORS):
-                    await self._stream.send_all(b"".join(self._outgoing))
+                    await self._stream.send_all(self._outgoing)
         await trio.aclose_forcefully(self._stream)
 
-    async def _feed(self) -> None:
+    async def _let_others_go_first(self) -> None:
         if self._queued_bytes >= MAX_QUEUED_BYTES:
             # Answers to pings are queued by reading: who does not read them is not read either.
             await self.drained(MAX_QUEUED_BYTES)
+        if self._allowance >= 0:
+            await trio.lowlevel.checkpoint()
+            return
+        now = trio.current_time()
+        more = int((now - self._allowed_at) * ALLOWED_FRAMES_PER_SECOND)
+        self._allowance = min(self._allowance + more, ALLOWED_FRAMES_AT_ONCE)
+        self._allowed_at = now
+        if self._allowance < 0:
+            self._allowance = max(self._allowance, -ALLOWED_FRAMES_AT_ONCE)
+            await wait_turn()
+
+    def _take_step(self) -> list[bytes | str]:
+        messages = self._wire.take_messages()
+        self._allowance -= self._wire.taken_frames
+        if self._wire.has_writes:
+            self._take_outgoing()
+        return messages
+
+    async def _feed(self) -> None:
+        if self._allowance < 0 or self._queued_bytes >= MAX_QUEUED_BYTES:
+            await self._let_others_go_first()
         try:
             data = await self._stream.receive_some()
         except _STREAM_ERRORS:
             data = b""
         self.received_at = trio.current_time()
-        if not self._wire.receive(data):
-            self._take_outgoing()
+        self._allowance -= len(data) // _BYTES_OF_A_FRAME
+        self._wire.receive(data)
 
     def _take_outgoing(self) -> None:
         writes = self._wire.take_writes()
         if not writes:
             return
-        if self._is_writer_idle and self._tcp is not None and not ends_stream(writes):
-            data = b"".join(writes)
+        ends_sending = ends_stream(writes)
+        data: bytes | bytearray | memoryview = b"".join(writes)
+        if self._is_writer_idle and self._tcp is not None and not ends_sending:
             try:
                 rest = self._tcp.send_nowait(data)
             except _STREAM_ERRORS:
                 rest = data  # the writer meets the same
             if rest is None:
                 return
-            writes = [bytes(rest)]
+            data = rest
         self._is_writer_idle = False
-        self._outgoing += writes
-        self._queued_bytes += sum(map(len, writes))
+        self._outgoing += data
+        self._ends_sending = self._ends_sending or ends_sending
+        self._queued_bytes += len(data)
         self._wake_writer.set()
 
 
@@ -256,6 +318,8 @@ class ServerHandshake:
             raise HandshakeFailed(f"no whole request within {within:g} s")
         # The protocol gets the head alone: frames that came with it wait until the 101 is queued.
         self._rest = bytes(head[end + 4 :])
+        # A hundred requests at once are answered one by one, with the running sessions in between.
+        await wait_turn()
         return self._wire.receive_head(bytes(head[: end + 4]))
 
     def accept(self, headers: Mapping[str, str] | None = None) -> WebSocket:

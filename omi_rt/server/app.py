@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.codecs.opus import OpusUnavailable
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 from omi_rt.server.http import HTTPAnswer, answer, unavailable
+from omi_rt.server.memory import default_backlog_bytes
 from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
 
@@ -55,6 +57,8 @@ class Server:
         self._provider = provider
         self._metrics = metrics
         self._profiles = profiles
+        self.budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
+        """Of the audio that all sessions keep."""
         self._pace = pace or Pace(settings.message_cap_ms / 1000)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
@@ -153,6 +157,9 @@ class Server:
         if len(self.sessions) >= self._settings.max_sessions:
             self._metrics.upgrades_refused.labels("full").inc()
             return unavailable("too many sessions", self._retry_seconds())
+        if self.budget.is_full:
+            self._metrics.upgrades_refused.labels("memory").inc()
+            return unavailable("no memory for another session", self._retry_seconds())
         wait = self._provider.breaker.retry_after(trio.current_time())
         if wait is not None:
             self._metrics.upgrades_refused.labels("breaker").inc()
@@ -171,6 +178,7 @@ class Server:
             self._metrics,
             self._profiles,
             self._pace,
+            self.budget,
         )
 
     async def _run_session(self, session: Session) -> None:

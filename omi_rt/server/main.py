@@ -13,6 +13,7 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import run_local_recogniser
+from omi_rt.log import log_lines
 from omi_rt.metrics import Metrics
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
@@ -58,10 +59,12 @@ async def serve(
     _load_libopus(announce)
     metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
     metrics.load.set_function(lambda: pace.load)
+    log_lines().count_lost_with(metrics.log_lines_lost.inc)
     listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(log_lines().run)
         draining = trio.Event()
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
@@ -73,6 +76,7 @@ async def serve(
         ):
             provider = make_provider(settings, base_url=base_url, metrics=metrics, client=client)
             server = Server(settings, provider, metrics, profiles, pace, draining)
+            metrics.backlog_bytes.set_function(lambda: server.budget.held_bytes)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_sessions
             )

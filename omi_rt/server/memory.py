@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import gc
+import os
+from pathlib import Path
 from time import perf_counter
 from typing import TYPE_CHECKING
 
@@ -15,6 +18,37 @@ if TYPE_CHECKING:
 PAUSE_SECONDS = 5.0
 SHARE = 0.01
 """Of the time, at most."""
+
+
+BACKLOG_SHARE = 0.25
+"""Of the memory, for audio that is kept: the rest is for what else the sessions and the system have."""
+_CGROUPS = Path("/sys/fs/cgroup")
+
+
+def default_backlog_bytes(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
+    """`BACKLOG_SHARE` of the memory that this process may have.
+
+    That is the machine's, or the least limit of the control groups that the process is in (versions
+    1 and 2), where they show.
+    """
+    limits = [os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")]
+    lines: list[str] = []
+    with contextlib.suppress(OSError):
+        lines = own.read_text().splitlines()
+    for line in lines:
+        _, controllers, path = line.split(":", 2)
+        if controllers and "memory" not in controllers.split(","):
+            continue
+        root = cgroups / "memory" if controllers else cgroups
+        name = "memory.limit_in_bytes" if controllers else "memory.max"
+        group = root / path.lstrip("/")
+        # In a container the path may be the host's, of which only the root shows.
+        for folder in (group, *group.parents):
+            with contextlib.suppress(OSError, ValueError):
+                limits.append(int((folder / name).read_text()))  # "max" is none
+            if folder == root:
+                break
+    return int(min(limits) * BACKLOG_SHARE)
 
 
 def calm_the_collector() -> None:

@@ -20,6 +20,7 @@ from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
+    from omi_rt.core.budget import BacklogBudget
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
@@ -30,9 +31,10 @@ if TYPE_CHECKING:
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
-MESSAGES_PER_STEP = 25
-"""Decoded before other sessions get a turn: 0.4 ms of Opus."""
 ABORT_SECONDS = 2.0
+_UNDRAINED_SECONDS = 10.0
+"""Without a final that covers anything: more than lie between two in speech."""
+_MEMORY_CHECK_SECONDS = 0.25
 MISSED_HEARTBEATS = 2
 """Without a byte from the device, not even a pong: then it has vanished."""
 
@@ -53,9 +55,12 @@ class Session:
         metrics: Metrics,
         profiles: Profiles | None,
         pace: Pace,
+        budget: BacklogBudget,
     ) -> None:
         self.id = uuid.uuid4().hex
-        self.coverage = Coverage(request.audio_format, settings.backlog_seconds)
+        self.coverage = Coverage(request.audio_format, settings.backlog_seconds, budget)
+        self._budget = budget
+        self._drained_to, self._drained_at = 0, trio.current_time()
         self._websocket = websocket
         self._request = request
         self._settings = settings
@@ -157,21 +162,50 @@ class Session:
             messages = await websocket.receive()
             # Asked once and passed on: every frame comes this way.
             now, before = websocket.received_at, backlog.end
-            for start in range(0, len(messages), MESSAGES_PER_STEP):
-                if start:
-                    await trio.lowlevel.checkpoint()
-                self._take(messages[start : start + MESSAGES_PER_STEP], now)
-                if self.coverage.is_full and self._takes_audio:
-                    self._is_reading = False
-                    await self._transcriber.make_room()
-                    self._is_reading = True
-                    now = trio.current_time()
+            self._take(messages, now)
+            if self.coverage.is_full and self._takes_audio:
+                self._is_reading = False
+                await self._transcriber.make_room()
+                self._is_reading = True
+                now = trio.current_time()
+            if self._budget.is_scarce and self._takes_audio:
+                await self._wait_for_memory()
+                now = trio.current_time()
+            if websocket.has_more:
+                continue
             if pace.has_slack(now):
                 continue
             pause = pace.pause((backlog.end - before) / rate / len(messages))
             if pause > 0.0:
                 await pace.rest(pause)
                 websocket.expect_data()
+
+    async def _wait_for_memory(self) -> None:
+        """Return when all sessions' backlogs leave room for more of this one's audio.
+
+        Until then the device is not read, and TCP slows it, whether or not Deepgram is away: nothing
+        is given up for the sake of other sessions. A device that has gone meanwhile is noticed by
+        the task that writes to it.
+        """
+        if self._has_memory():
+            return
+        self._metrics.held_back.inc()
+        self._is_reading = False
+        # Any of a thousand others may make room, by any final.
+        while (  # noqa: ASYNC110
+            not self._has_memory() and self._takes_audio and self._websocket.can_send
+        ):
+            await trio.sleep(_MEMORY_CHECK_SECONDS)
+        self._is_reading = True
+        # Else the pause would count as the device's.
+        await self._transcriber.make_room()
+
+    def _has_memory(self) -> bool:
+        backlog, now = self.coverage.backlog, trio.current_time()
+        if backlog.start != self._drained_to:
+            self._drained_to, self._drained_at = backlog.start, now
+        is_drained = now - self._drained_at < _UNDRAINED_SECONDS
+        return self._budget.has_room_for(backlog.held_bytes, is_drained=is_drained)
 
     def _take(self, messages: list[bytes | str], now: float) -> None:
         decode = self._decoder.decode

@@ -1,0 +1,46 @@
+"""What all sessions' backlogs may hold together, and who is not read while there is little left."""
+
+from __future__ import annotations
+
+from typing import Final
+
+_DRAINED_SHARE: Final = 1.0
+_UNDRAINED_SHARE: Final = 0.25
+"""Of what is free: so much may one backlog hold (Choudhury and Hahne's dynamic thresholds, 1998)."""
+_SCARCE_SHARE: Final = 0.5
+"""Of the capacity, held: from here on sessions look whether they may be read."""
+_FULL_SHARE: Final = 0.9
+"""Of the capacity, held: from here on there is no room for a new session."""
+
+
+class BacklogBudget:
+    """The bytes that backlogs hold, and their bound.
+
+    A backlog may grow as long as it holds less than a share of what is still free. So those that
+    hold most stop first, those that nobody drains at a quarter of what the others may have, and a
+    small one grows until nearly all is used; together they never reach the bound.
+    """
+
+    __slots__ = ("capacity_bytes", "held_bytes")
+
+    def __init__(self, capacity_bytes: int) -> None:
+        self.capacity_bytes = capacity_bytes
+        self.held_bytes = 0
+        """Kept by the backlogs themselves."""
+
+    @property
+    def is_scarce(self) -> bool:
+        """Whether to ask `has_room_for` at all."""
+        return self.held_bytes > _SCARCE_SHARE * self.capacity_bytes
+
+    @property
+    def is_full(self) -> bool:
+        """Whether new sessions are to be refused."""
+        return self.held_bytes >= _FULL_SHARE * self.capacity_bytes
+
+    def has_room_for(self, held_bytes: int, *, is_drained: bool) -> bool:
+        """Whether a backlog that holds ``held_bytes`` may take more."""
+        if not self.is_scarce:
+            return True
+        share = _DRAINED_SHARE if is_drained else _UNDRAINED_SHARE
+        return held_bytes < share * (self.capacity_bytes - self.held_bytes)

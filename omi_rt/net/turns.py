@@ -1,0 +1,45 @@
+"""Who has more to do than a live stream has does it a step at a time, after everybody else.
+
+A live stream brings a message or two each time it is read. A flood brings ten thousand to a read,
+and a hundred floods at once would hold up the loop for seconds even if each did only a little at a
+time. So all of them wait in one line for the whole run, and the line moves by one step in a turn of
+the loop and rests for as long as it has worked: whatever they send, the others have half the time.
+"""
+
+from __future__ import annotations
+
+import trio
+from attrs import define, field
+
+WORK_SECONDS = 0.002
+"""After which the line rests for as long: the shortest wait that the system's timers make well."""
+
+
+@define
+class _Line:
+    lock: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
+    granted_at: float = 0.0
+    worked: float = 0.0
+    """Seconds since the line last rested."""
+
+
+_line: trio.lowlevel.RunVar[_Line] = trio.lowlevel.RunVar("omi_rt.net.turns")
+
+
+async def wait_turn() -> None:
+    """Wait until the caller may do one more step, which it then does before it waits for anything.
+
+    Always a checkpoint; cancelling is safe.
+    """
+    try:
+        line = _line.get()
+    except LookupError:
+        line = _Line()
+        _line.set(line)
+    # Whoever is next runs in the next turn of the loop: this task's step is over then.
+    async with line.lock:
+        line.worked += min(trio.current_time() - line.granted_at, WORK_SECONDS)
+        if line.worked >= WORK_SECONDS:
+            await trio.sleep(line.worked)
+            line.worked = 0.0
+        line.granted_at = trio.current_time()
