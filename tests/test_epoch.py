@@ -123,6 +123,7 @@ def test_a_word_across_two_finals_comes_once_whichever_has_it() -> None:
         ([], [word("a", 0.9, 1.3)], ["a"]),
         ([word("a", 0.9, 1.3)], [word("A,", 0.9, 1.3)], ["a"]),
         ([word("a", 0.9, 1.3)], [word("a", 1.4, 1.8)], ["a", "a"]),
+        ([word("a", 0.9, 1.3)], [word("a", 0.95, 1.7)], ["a", "a"]),
     ]:
         coverage, epoch = received(10), Epoch(MONO)
         epoch.sent(0, 5000)
@@ -178,6 +179,23 @@ def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> No
     assert [(w.text, w.start, w.end) for w in heard] == [("b", 1000, 1150)]
     assert texts(epoch, coverage, results) == []
     assert texts(epoch, coverage, results) == []
+
+
+def test_a_new_epoch_knows_a_word_by_its_end_where_its_start_is_before_its_final() -> None:
+    coverage, former = received(10), Epoch(MONO)
+    former.sent(0, 5000)
+    apply(former, final(0, 1, word("a", 0.8, 0.98)), coverage)
+    epoch = Epoch(MONO)
+    epoch.sent(500, 4500)
+    assert texts(epoch, coverage, final(0.3, 2, word("a", 0.08, 0.52))) == []
+
+
+def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
+    coverage, epoch = received(20), Epoch(MONO)
+    epoch.sent(0, 5000)
+    heard = epoch.hear(final(10, 15, word("ghost", 11, 11.2)), coverage)
+    assert not heard.finalise(coverage)
+    assert coverage.watermark == 0
 
 
 def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
