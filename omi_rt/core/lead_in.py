@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from omi_rt.core.speakers import Identity
+from omi_rt.core.voices import Voice
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.epoch import HeardWord
 
+
 SILENCE_SECONDS = 1.0
 """After each anchor, so that no word reaches over its border."""
 SPEAKER_SECONDS = 3.0
@@ -24,7 +25,7 @@ SPEAKER_SECONDS = 3.0
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
 MIN_ANCHOR_SECONDS = 1.4
-"""A shorter one could hardly win a label: that takes 1 s of words (`speakers.WINNING_SECONDS`)."""
+"""A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
 CLEAR_CONFIDENCE = 0.6
 MAX_SPEAKERS = 8
 """Clips are kept of the speakers heard last: as many as a lead-in has room for."""
@@ -41,8 +42,9 @@ _JOINT_SECONDS = 0.1
 class Anchor:
     """A stretch of one voice."""
 
-    who: Identity | int
-    """Somebody known, or the number of a speaker of this session."""
+    who: Voice | None
+    """None is a voice of nobody in the session, by which the provider shows whether it tells voices
+    apart: the contrast."""
     payload: bytes = field(repr=False)
     """linear16 in the session's format."""
 
@@ -63,7 +65,7 @@ class LeadIn:
     spoken meanwhile is among them. Each voice is let go of when it has gone up.
     """
 
-    __slots__ = ("_format", "_known", "_voices", "whose")
+    __slots__ = ("_contrast", "_format", "_known", "_voices", "whose")
 
     def __init__(
         self,
@@ -74,10 +76,13 @@ class LeadIn:
     ) -> None:
         """Take the stored voices, ``known_seconds`` of each at most."""
         most = audio_format.samples(known_seconds) * audio_format.frame_bytes
-        self._known = deque(Anchor(anchor.who, anchor.payload[:most]) for anchor in known)
+        self._known = deque(
+            Anchor(anchor.who, anchor.payload[:most]) for anchor in known if anchor.who is not None
+        )
+        self._contrast = next((anchor for anchor in known if anchor.who is None), None)
         self._voices = voices
         self._format = audio_format
-        self.whose: list[Identity | int] = []
+        self.whose: list[Voice | None] = []
         """Whose voices have gone up; a part's ``anchor`` is a place in this list."""
 
     def __bool__(self) -> bool:
@@ -95,6 +100,17 @@ class LeadIn:
                 yield from self._part(anchor.who, anchor.payload)
         for number, pieces in self._voices.clips(room):
             yield from self._part(number, self._voices.joined(pieces))
+        if self._contrast is not None and self._needs_contrast():
+            yield from self._part(None, self._contrast.payload)
+
+    def _needs_contrast(self) -> bool:
+        """Whether all voices so far may be one person's.
+
+        Two known people are two; of three speakers of the session and a stored voice hardly all
+        are one person.
+        """
+        known = sum(not isinstance(who, int) for who in self.whose)
+        return known < 2 and len(self.whose) < 4
 
     def misses_somebody(self) -> bool:
         """Whether somebody unknown was heard whom this came too early for, or had no room for."""
@@ -104,7 +120,7 @@ class LeadIn:
             for number, _ in self._voices.clips(room)
         )
 
-    def _part(self, who: Identity | int, payload: bytes) -> Iterator[LeadInPart]:
+    def _part(self, who: Voice | None, payload: bytes) -> Iterator[LeadInPart]:
         self.whose.append(who)
         yield LeadInPart(payload, len(self.whose) - 1)
         yield LeadInPart(self._format.silence(SILENCE_SECONDS), None)

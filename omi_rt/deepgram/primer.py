@@ -12,7 +12,7 @@ import trio
 
 from omi_rt.core.errors import OmiRtError
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, LeadIn
-from omi_rt.core.speakers import Win, count_votes
+from omi_rt.core.votes import Vote, count_votes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -46,7 +46,7 @@ class Stage(Protocol):
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open a second epoch beside the current one."""
 
-    def switch(self, attempt: Attempt, wins: list[Win]) -> None:
+    def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
         """Make a primed epoch the current one, at the watermark."""
 
     async def utterance_end(self) -> None:
@@ -129,11 +129,11 @@ class Primer:
 
     async def hear_first(self, attempt: Attempt) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        wins = await self.digest(attempt)
+        votes = await self.digest(attempt)
         if not attempt.ended.is_set():
-            self._stage.switch(attempt, wins or [])
+            self._stage.switch(attempt, votes or [])
 
-    async def digest(self, attempt: Attempt) -> list[Win] | None:
+    async def digest(self, attempt: Attempt) -> list[Vote] | None:
         """Wait until an open epoch has heard its lead-in; None if it does not in time."""
         link = attempt.link
         assert link is not None
@@ -162,17 +162,18 @@ class Primer:
         has_switched = False
         try:
             await first_of(attempt.opened, attempt.ended)
-            wins = await self.digest(attempt) if attempt.link is not None else None
-            if wins:
+            votes = await self.digest(attempt) if attempt.link is not None else None
+            has_voices = _has_voices(votes, lead_in)
+            if has_voices:
                 with trio.move_on_after(UTTERANCE_SECONDS):
                     await self._stage.utterance_end()
             self._has_failed = attempt.ended.is_set()
             if self._has_failed:
                 return f"no primed connection: {attempt.error}"
-            if not wins:
+            if not has_voices or votes is None:
                 return NOT_RECOGNISED
             self._relabel = False
-            self._stage.switch(attempt, wins)
+            self._stage.switch(attempt, votes)
             has_switched = True
             # A reconnect while this was being primed is answered by it.
             self._wanted = trio.Event()
@@ -191,6 +192,13 @@ class Primer:
             self._follow_ups += 1
             self._relabel = True
             self._wanted.set()
+
+
+def _has_voices(votes: list[Vote] | None, lead_in: LeadIn) -> bool:
+    """Whether any voice has won a label, besides the contrast."""
+    return any(
+        vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes or ()
+    )
 
 
 async def first_of(*awaited: trio.Event) -> None:
