@@ -11,7 +11,7 @@ from attrs import define, field, frozen
 from omi_rt.core.voices import Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
@@ -98,8 +98,12 @@ class LeadIn:
             if samples <= room:
                 room -= samples
                 yield from self._part(anchor.who, anchor.payload)
-        for number, pieces in self._voices.clips(room):
-            yield from self._part(number, self._voices.joined(pieces))
+        # One at a time: who begins to speak while the others go up is heard as well.
+        while clips := self._voices.clips(room, without=self.whose):
+            number, pieces = clips[0]
+            payload = self._voices.joined(pieces)
+            room -= self._format.samples_in(payload)
+            yield from self._part(number, payload)
         if self._contrast is not None and self._needs_contrast():
             yield from self._part(None, self._contrast.payload)
 
@@ -176,13 +180,19 @@ class VoiceClips:
                 [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
             )
 
-    def clips(self, room: int) -> list[tuple[int, list[bytes]]]:
+    def clips(
+        self, room: int, without: Container[Voice | None] = ()
+    ) -> list[tuple[int, list[bytes]]]:
         """The pieces of each speaker, those heard last first: ``room`` samples at most in all.
 
-        Short room is shared, as long as each share is long enough to win a label.
+        Speakers in ``without`` are left out. Short room is shared, as long as each share is long enough to win a label.
         """
         least = self._format.samples(MIN_ANCHOR_SECONDS)
-        speakers = [n for n, clip in self._clips.items() if self._length(clip.pieces) >= least]
+        speakers = [
+            number
+            for number, clip in self._clips.items()
+            if number not in without and self._length(clip.pieces) >= least
+        ]
         speakers.reverse()
         speakers.sort(key=lambda number: number in self.identified)
         speakers = speakers[: room // self._format.samples(_LEAST_SHARE_SECONDS)]

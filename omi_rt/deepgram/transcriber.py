@@ -69,7 +69,7 @@ class Transcriber:
         self._primer: Primer | None = None
         if load_anchors is not None:
             self._primer = Primer(
-                self, coverage.audio_format, narrator.voices, load_anchors, provider.random
+                self, coverage.audio_format, narrator.voices, load_anchors, provider
             )
         self._profile_first = profile_first
         self._health = HealthReport(
@@ -200,7 +200,7 @@ class Transcriber:
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open an epoch; one with a lead-in waits for `switch`."""
         assert self._nursery is not None
-        attempt = Attempt(lead_in)
+        attempt = Attempt(lead_in, gives_way=lead_in is not None and not self._profile_first)
         self._nursery.start_soon(
             attempt.run,
             self._request,

@@ -7,6 +7,8 @@ from collections import Counter
 from attrs import define, field, frozen
 from attrs.validators import ge, gt, optional
 
+from omi_rt.fake.labelling import Labelling
+
 
 @frozen(kw_only=True)
 class Options:
@@ -41,8 +43,16 @@ class Options:
     max_message_bytes: int = field(default=1 << 20, validator=gt(0))
     extra_parameters: frozenset[str] = frozenset()
     """Names of query parameters that are let through unjudged."""
+    labellings: tuple[Labelling, ...] = ()
+    """What goes wrong in telling voices apart, on each connection in turn; the last one stays."""
     seed: int = 0
     """For labels, ids and the spans of silence."""
+
+    def labelling_of(self, index: int) -> Labelling:
+        """What goes wrong in telling voices apart on the connection with this index."""
+        if not self.labellings:
+            return Labelling()
+        return self.labellings[min(index, len(self.labellings) - 1)]
 
 
 @define
