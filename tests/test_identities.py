@@ -254,7 +254,7 @@ async def test_include_speech_profile_false_opens_no_second_connection(
 async def test_drops_around_the_switch_cost_no_word_and_no_identity(
     autojump_clock: MockClock, faults: list[list[Fault]], seed: int
 ) -> None:
-    script = conversation([STRANGER, USER, ANNA], 150.0)
+    script = conversation([STRANGER, USER, ANNA], 190.0)
     async with (
         listening_server(
             profiles=stored(people={"anna": ANNA}),
@@ -265,7 +265,7 @@ async def test_drops_around_the_switch_cost_no_word_and_no_identity(
     ):
         ended = await play(device, script)
     assert_whole(device, script, ended)
-    last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 120.0]
+    last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 160.0]
     assert {voice for voice, _ in last} == {STRANGER, USER, ANNA}
     for voice, segment in last:
         assert segment["is_user"] == (voice == USER)
@@ -374,6 +374,21 @@ async def test_a_second_connection_that_is_refused_is_tried_again_after_a_minute
     assert 60 < known_after(ended) < 90
     assert len(fake.connections) == 3
     assert "stt_degraded" not in device.statuses()
+
+
+async def test_cuts_every_few_seconds_do_not_make_lead_ins_most_of_what_is_sent(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER, ANNA], 120.0)
+    faults = FaultScript.of(*[[Drop(after_audio=6.0)] for _ in range(60)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    # 30 s at once, 20 s a minute, and what the last one took more.
+    assert 30.0 <= ended["sent"]["lead_in"] <= 30.0 + 40.0 + 15.0
 
 
 @pytest.mark.parametrize("count", [1, 2])

@@ -24,6 +24,12 @@ SPEAKER_SECONDS = 3.0
 """Of each speaker heard in the session, at most."""
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
+ALLOWANCE_RATE = 20.0 / 60.0
+"""Seconds of lead-in that a session may send for each second that it lasts, in the long run."""
+ALLOWANCE_SECONDS = 30.0
+"""Of lead-in that a session may send at once."""
+ALLOWANCE_TO_BEGIN_SECONDS = 15.0
+"""Of the allowance that must be there for another lead-in to begin; what it takes more is owed."""
 MIN_ANCHOR_SECONDS = 1.4
 """A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
 CLEAR_CONFIDENCE = 0.6

@@ -11,7 +11,14 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from omi_rt.core.errors import OmiRtError
-from omi_rt.core.lead_in import LEAD_IN_SECONDS, LeadIn
+from omi_rt.core.lead_in import (
+    ALLOWANCE_RATE,
+    ALLOWANCE_SECONDS,
+    ALLOWANCE_TO_BEGIN_SECONDS,
+    LEAD_IN_SECONDS,
+    LeadIn,
+)
+from omi_rt.core.pacing import TokenBucket
 from omi_rt.core.votes import Vote, count_votes
 
 if TYPE_CHECKING:
@@ -73,6 +80,7 @@ class Primer:
         self._voices = voices
         self._load_anchors = load_anchors
         self._provider = provider
+        self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
         self._wanted = trio.Event()
         self._relabel = False
         self._follow_ups = 0
@@ -158,6 +166,8 @@ class Primer:
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; returns what went wrong, if anything did."""
+        # With a connection that is cut every few seconds, lead-ins would be most of what is sent.
+        await trio.sleep(self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()))
         lead_in, failure = await self.gather()
         if lead_in is None:
             return failure
@@ -191,6 +201,8 @@ class Primer:
             self._follow_up(lead_in)
         finally:
             self._provider.priming.primed -= 1
+            if attempt.link is not None:
+                self._allowance.take(self._format.seconds(attempt.link.pump.anchors_end))
             if not has_switched:
                 attempt.stop()
         return failure
