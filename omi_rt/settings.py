@@ -179,6 +179,13 @@ class Settings:
         20.0,
         "re-dials to Deepgram at once",
     )
+    max_primed: int = _env(
+        "OMI_RT_MAX_PRIMED",
+        _integer(0, 1_000_000),
+        50,
+        "connections to Deepgram at once, over all sessions, beside the sessions' own, to learn who "
+        "speaks; they give way to those",
+    )
     message_cap_ms: float = _env(
         "OMI_RT_MESSAGE_CAP_MS",
         _seconds(0, 250),

@@ -9,11 +9,31 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.core.backoff import Backoff
-from omi_rt.core.breaker import PROBE_SECONDS, Breaker, DialGate
+from omi_rt.core.breaker import FULL_SECONDS, PROBE_SECONDS, Breaker, DialGate, PrimingGate
 from omi_rt.core.coalescing import FULL_LOAD, SLACK_LOAD, LoadMeter, read_pause
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 from omi_rt.core.watchdog import Presence, away_seconds
+
+# Priming
+
+
+def test_priming_waits_while_a_first_connection_does_and_for_a_minute_after_it_was_refused() -> (
+    None
+):
+    gate = PrimingGate(2)
+    assert gate.may_begin(0.0)
+    gate.dialling = 1
+    assert not gate.may_begin(0.0)
+    gate.dialling = 0
+    assert not gate.refused(503, 10.0)
+    assert gate.may_begin(10.0)
+    assert gate.refused(429, 10.0)
+    assert not gate.may_begin(10.0 + FULL_SECONDS - 0.1)
+    assert gate.may_begin(10.0 + FULL_SECONDS)
+    gate.primed = 2
+    assert not gate.may_begin(100.0)
+
 
 # Pacing
 

@@ -9,7 +9,7 @@ import pytest
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.core.errors import BadRequest, ProfileRefused
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import random_script, synthesise
 from omi_rt.profiles.commands import (
     ProfileNotFound,

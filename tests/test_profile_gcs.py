@@ -18,7 +18,7 @@ from gcp_storage_emulator.server import Server, create_server
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.errors import BadRequest
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import random_script, synthesise
 from omi_rt.profiles.anchors import AnchorLimits
 from omi_rt.profiles.cache import ProfileCache

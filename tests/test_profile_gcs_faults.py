@@ -14,7 +14,7 @@ import pytest
 import trio
 import trio.testing
 
-from omi_rt.core.speakers import USER
+from omi_rt.core.voices import USER
 from omi_rt.profiles.gcs import GCS_THREADS, GCSProfileStore
 from omi_rt.profiles.store import StoredSample, StoreUnavailable
 

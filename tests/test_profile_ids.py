@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import MAX_ID_CHARACTERS, is_valid_id
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 from omi_rt.profiles.store import (
     check_id,
     identity_in,

@@ -11,7 +11,7 @@ import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.core.audio import AudioFormat
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import Script, random_script, synthesise, utterance
 from omi_rt.profiles.anchors import MIN_ANCHOR_SECONDS, AnchorLimits, fit_anchors
 from omi_rt.profiles.cache import ProfileCache

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import is_valid_id
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 from omi_rt.profiles.directory import DirectoryProfileStore
 from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import ProfileStore, StoreUnavailable

@@ -4,27 +4,45 @@ from __future__ import annotations
 
 from random import Random
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.core.epoch import LeadInWord
 from omi_rt.core.speakers import (
-    USER,
     EpochLabels,
     Identified,
-    Identity,
     Merged,
     Speakers,
-    Win,
-    count_votes,
 )
+from omi_rt.core.voices import USER, Identity, Voice
+from omi_rt.core.votes import Label, Vote, count_votes
+from omi_rt.core.words import HeardWord
 
 RATE = 1000
 ANNA = Identity("anna")
 
 
+CONTRAST = Vote(1, 0, {50: 1.0}, (0, 50))
+"""The vote of the second anchor, a voice of nobody's, for a label of its own."""
+
+
 def words(anchor: int, *times: tuple[int, int], channel: int = 0) -> list[LeadInWord]:
     return [LeadInWord(anchor, channel, label, samples) for label, samples in times]
+
+
+def said(label: int, samples: int, *, channel: int = 0) -> HeardWord:
+    return HeardWord("lento", 0, samples, channel, label)
+
+
+def winners(votes: list[LeadInWord]) -> list[Label | None]:
+    return [vote.winner for vote in count_votes(votes, RATE)]
+
+
+def won(anchor: int, label: int, share: float = 1.0, *, channel: int = 0) -> Vote:
+    """The vote of an anchor with this share of its words on one label, the rest on label 99."""
+    shares = {label: share} if share == 1.0 else {label: share, 99: 1.0 - share}
+    return Vote(anchor, channel, shares, (channel, label) if share >= 0.6 else None)
 
 
 def test_numbers_are_given_in_order_of_first_appearance() -> None:
@@ -45,23 +63,25 @@ def test_an_unprimed_epoch_takes_the_next_free_numbers() -> None:
 
 
 def test_the_label_with_the_most_word_time_is_the_anchors() -> None:
-    assert count_votes(words(0, (3, 900), (3, 700), (1, 400)), RATE) == [Win(0, (0, 3), 1600)]
+    (vote,) = count_votes(words(0, (3, 900), (3, 700), (1, 400)), RATE)
+    assert vote == Vote(0, 0, {3: 0.8, 1: 0.2}, (0, 3))
 
 
 def test_an_anchor_needs_sixty_percent_of_its_word_time_and_a_second() -> None:
-    assert count_votes(words(0, (3, 1190), (1, 810)), RATE) == []
-    assert count_votes(words(0, (3, 1200), (1, 800)), RATE) == [Win(0, (0, 3), 1200)]
+    assert winners(words(0, (3, 1190), (1, 810))) == [None]
+    assert winners(words(0, (3, 1200), (1, 800))) == [(0, 3)]
+    assert winners(words(0, (3, 999), (1, 1))) == [None]
     assert count_votes(words(0, (3, 999)), RATE) == []
 
 
 def test_each_channel_votes_for_itself() -> None:
     votes = words(0, (3, 1500)) + words(0, (5, 1500), channel=1)
-    assert [win.label for win in count_votes(votes, RATE)] == [(0, 3), (1, 5)]
+    assert winners(votes) == [(0, 3), (1, 5)]
 
 
 def test_a_profile_alone_on_a_label_is_known_from_the_first_word() -> None:
     speakers, labels = Speakers(), EpochLabels()
-    assert speakers.resolve(labels, [Win(0, (0, 2), 5000)], [USER]) == []
+    assert speakers.resolve(labels, [won(0, 2), CONTRAST], [USER, None]) == []
     assert speakers.identity_of(speakers.number_of(labels, 0, 1)) is None
     number = speakers.number_of(labels, 0, 2)
     assert number == 1
@@ -75,60 +95,124 @@ def test_a_session_speaker_that_shares_with_a_profile_gains_its_identity() -> No
     speakers.remember("a", 0)
     speakers.remember("b", 1)
     speakers.remember("c", 1)
-    wins = [Win(0, (0, 9), 5000), Win(1, (0, 4), 2000), Win(2, (0, 9), 2000)]
+    wins = [won(0, 9), won(1, 4), won(2, 9)]
     assert speakers.resolve(second, wins, [USER, 0, 1]) == [Identified(1, USER, ("b", "c"))]
     assert speakers.number_of(second, 0, 9) == 1
     assert speakers.number_of(second, 0, 4) == 0
     assert speakers.number_of(second, 0, 5) == 2
 
 
-def test_two_session_speakers_on_one_label_merge_into_the_lower_number() -> None:
-    speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
-    for label in range(3):
-        speakers.number_of(first, 0, label)
+def test_speakers_of_different_epochs_on_one_label_merge_into_the_lower_number() -> None:
+    speakers, last = Speakers(), EpochLabels()
+    for number in range(3):
+        assert speakers.number_of(EpochLabels(), 0, 7) == number
     speakers.remember("a", 2)
-    wins = [Win(0, (0, 0), 2000), Win(1, (0, 0), 2000)]
-    assert speakers.resolve(second, wins, [2, 1]) == [Merged(2, 1, ("a",))]
-    assert speakers.number_of(second, 0, 0) == 1
-    assert speakers.number_of(first, 0, 2) == 1
-    assert speakers.number_of(second, 0, 1) == 3
+    assert speakers.resolve(last, [won(0, 0), won(1, 0)], [2, 1]) == [Merged(2, 1, ("a",))]
+    assert speakers.number_of(last, 0, 0) == 1
+    assert speakers.current(2) == 1
+    assert speakers.number_of(last, 0, 1) == 3
 
 
 def test_merges_of_merged_numbers_follow_through() -> None:
-    speakers, labels = Speakers(), EpochLabels()
-    for label in range(3):
-        speakers.number_of(labels, 0, label)
-    speakers.resolve(EpochLabels(), [Win(0, (0, 0), 2000), Win(1, (0, 0), 2000)], [2, 1])
-    speakers.resolve(EpochLabels(), [Win(0, (0, 0), 2000), Win(1, (0, 0), 2000)], [1, 0])
+    speakers = Speakers()
+    for _ in range(3):
+        speakers.number_of(EpochLabels(), 0, 0)
+    speakers.resolve(EpochLabels(), [won(0, 0), won(1, 0)], [2, 1])
+    speakers.resolve(EpochLabels(), [won(0, 0), won(1, 0)], [1, 0])
     assert [speakers.current(number) for number in range(3)] == [0, 0, 0]
 
 
 def test_an_identity_keeps_the_number_that_it_has() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
-    speakers.resolve(first, [Win(0, (0, 3), 5000)], [USER])
+    speakers.resolve(first, [won(0, 3), CONTRAST], [USER, None])
     speakers.number_of(first, 0, 0)
     assert speakers.number_of(first, 0, 3) == 1
-    assert speakers.resolve(second, [Win(0, (0, 8), 5000)], [USER]) == []
+    assert speakers.resolve(second, [won(0, 8), CONTRAST], [USER, None]) == []
     assert speakers.number_of(second, 0, 8) == 1
 
 
-def test_two_identities_on_one_label_go_to_the_stronger() -> None:
+@pytest.mark.parametrize("share", [1.0, 0.6])
+def test_two_identities_on_one_label_go_to_neither_however_long_their_anchors_are(
+    share: float,
+) -> None:
     speakers, labels = Speakers(), EpochLabels()
-    speakers.resolve(labels, [Win(0, (0, 1), 5000), Win(1, (0, 1), 3000)], [USER, ANNA])
-    assert speakers.identity_of(speakers.number_of(labels, 0, 1)) == USER
-
-
-def test_two_identities_about_as_strong_go_to_neither() -> None:
-    speakers, labels = Speakers(), EpochLabels()
-    speakers.resolve(labels, [Win(0, (0, 1), 3000), Win(1, (0, 1), 2900)], [USER, ANNA])
+    votes = [won(0, 1), won(1, 1, share), Vote(2, 0, {4: 1.0}, (0, 4))]
+    speakers.resolve(labels, votes, [USER, ANNA, None])
     assert speakers.identity_of(speakers.number_of(labels, 0, 1)) is None
+    assert not speakers.recognises(labels)
+
+
+def test_one_label_for_all_anchors_is_no_vote() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 5)
+    assert speakers.resolve(labels, [won(0, 1), won(1, 1), won(2, 1)], [USER, 0, None]) == []
+    assert speakers.number_of(labels, 0, 1) == 0
+    assert speakers.identity_of(0) is None
+    assert not speakers.recognises(labels)
+
+
+def test_a_profile_alone_in_a_lead_in_identifies_nobody_until_a_second_label_is_heard() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    assert speakers.resolve(labels, [won(0, 1)], [USER]) == []
+    number = speakers.number_of(labels, 0, 1)
+    speakers.remember("a", number)
+    assert speakers.confirm(labels, [said(1, 5000), said(2, 999)], RATE) == []
+    assert speakers.confirm(labels, [said(2, 999, channel=1)], RATE) == []
+    assert speakers.identity_of(number) is None
+    assert speakers.confirm(labels, [said(2, 1)], RATE) == [Identified(number, USER, ("a",))]
+    assert speakers.confirm(labels, [said(2, 1000)], RATE) == []
+
+
+def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
+    speakers, first, second, third = Speakers(), EpochLabels(), EpochLabels(), EpochLabels()
+    assert [speakers.number_of(first, 0, label) for label in (4, 5)] == [0, 1]
+    votes = [won(0, 1), won(1, 1), won(2, 1), won(3, 7)]
+    assert speakers.resolve(second, votes, [USER, 0, 1, None]) == []
+    assert second.contested == {(0, 1)}
+    assert speakers.number_of(second, 0, 1) == 2
+    assert speakers.identity_of(2) is None
+    # The same people share the same number again.
+    speakers.resolve(third, votes, [USER, 0, 1, None])
+    assert speakers.number_of(third, 0, 1) == 2
+
+
+def test_a_speaker_who_was_apart_from_the_users_anchor_never_becomes_the_user() -> None:
+    speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    speakers.resolve(first, [won(0, 1), won(1, 2)], [USER, 0])
+    assert speakers.resolve(second, [won(0, 1), won(1, 1), won(2, 3)], [USER, 0, None]) == []
+    assert speakers.identity_of(0) is None
+    assert second.contested == {(0, 1)}
+
+
+def test_a_later_lead_in_that_contradicts_an_identity_takes_it_back() -> None:
+    speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember("a", 0)
+    told = speakers.resolve(first, [won(0, 1), won(1, 1), won(2, 3)], [USER, 0, None])
+    assert told == [Identified(0, USER, ("a",))]
+    told = speakers.resolve(second, [won(0, 4), won(1, 5)], [USER, 0])
+    assert told == [Identified(0, None, ("a",))]
+    assert speakers.identity_of(speakers.number_of(second, 0, 5)) is None
+    assert speakers.number_of(second, 0, 4) == 1
+    assert speakers.identity_of(1) == USER
+
+
+def test_a_voice_that_shares_a_label_on_any_channel_is_not_apart() -> None:
+    speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    votes = [won(0, 1), won(1, 2), won(0, 1, channel=1), won(1, 1, channel=1), won(2, 3, channel=1)]
+    speakers.resolve(first, votes, [USER, 0, None])
+    assert speakers.identity_of(0) == USER
+    speakers.resolve(second, [won(0, 1), won(1, 1), won(2, 3)], [USER, 0, None])
+    assert speakers.identity_of(speakers.number_of(second, 0, 1)) == USER
 
 
 def test_speakers_known_to_be_two_people_never_merge() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
-    speakers.resolve(first, [Win(0, (0, 0), 3000), Win(1, (0, 1), 3000)], [USER, ANNA])
+    speakers.resolve(first, [won(0, 0), won(1, 1)], [USER, ANNA])
     user, anna = speakers.number_of(first, 0, 0), speakers.number_of(first, 0, 1)
-    told = speakers.resolve(second, [Win(0, (0, 5), 3000), Win(1, (0, 5), 2900)], [user, anna])
+    told = speakers.resolve(second, [won(0, 5), won(1, 5)], [user, anna])
     assert told == []
     assert speakers.identity_of(user) == USER
     assert speakers.identity_of(anna) == ANNA
@@ -139,7 +223,8 @@ def test_corrections_name_at_most_the_last_two_hundred_segments() -> None:
     speakers.number_of(first, 0, 0)
     for number in range(500):
         speakers.remember(str(number), 0)
-    (told,) = speakers.resolve(second, [Win(0, (0, 0), 3000), Win(1, (0, 0), 2000)], [USER, 0])
+    votes = [won(0, 0), won(1, 0), won(2, 1)]
+    (told,) = speakers.resolve(second, votes, [USER, 0, None])
     assert isinstance(told, Identified)
     assert told.segment_ids == tuple(str(number) for number in range(300, 500))
 
@@ -155,10 +240,11 @@ def test_over_permuted_epochs_every_voice_keeps_its_number_and_identity(
     for _ in range(epochs):
         permuted = random.sample(range(10), voices)
         labels = EpochLabels()
-        anchors: list[Identity | int] = [USER, *numbers.values()]
-        wins = [Win(0, (0, permuted[0]), 5000)] + [
-            Win(n, (0, permuted[voice]), 2000) for n, voice in enumerate(numbers, start=1)
+        anchors: list[Voice | None] = [USER, *numbers.values(), None]
+        wins = [won(0, permuted[0])] + [
+            won(n, permuted[voice]) for n, voice in enumerate(numbers, start=1)
         ]
+        wins.append(won(len(numbers) + 1, 50))
         assert speakers.resolve(labels, wins, anchors) == []
         for voice in random.sample(range(voices), random.randint(1, voices)):
             number = speakers.number_of(labels, 0, permuted[voice])

@@ -72,3 +72,36 @@ class DialGate:
     def give_back(self) -> None:
         """Leave the queue: the dial is not made after all."""
         self._bucket.give_back()
+
+
+FULL_SECONDS = 60.0
+"""For so long after a refusal for want of room no connection is opened that can wait."""
+FULL_STATUS = 429
+
+
+@define
+class PrimingGate:
+    """Bounds the connections that are opened beside the sessions' own, to be primed.
+
+    They give way: none begins while a session's own connection is being dialled, nor for
+    `FULL_SECONDS` after one was refused for want of room.
+    """
+
+    most: int
+    """Connections at once."""
+    primed: int = 0
+    """Those that are open or being dialled."""
+    dialling: int = 0
+    """Sessions' own connections that are not open yet."""
+    _full_until: float = -math.inf
+
+    def may_begin(self, now: float) -> bool:
+        """Whether another may be opened."""
+        return self.primed < self.most and not self.dialling and now >= self._full_until
+
+    def refused(self, status: int, now: float) -> bool:
+        """Note a refusal; returns whether there is no room, and who can wait has to go."""
+        if status != FULL_STATUS:
+            return False
+        self._full_until = now + FULL_SECONDS
+        return True

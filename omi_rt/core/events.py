@@ -59,13 +59,14 @@ def speakers_merged(merged: Merged) -> dict[str, Any]:
 
 
 def speaker_identified(identified: Identified) -> dict[str, Any]:
-    """A speaker turned out to be the user, or a known person."""
+    """A speaker turned out to be the user or a known person, or after all not to be."""
+    identity = identified.identity
     return {
         "type": "speaker_identified",
         "speaker": speaker_name(identified.speaker),
         "speaker_id": identified.speaker,
-        "is_user": identified.identity.is_user,
-        "person_id": identified.identity.person_id,
+        "is_user": identity is not None and identity.is_user,
+        "person_id": None if identity is None else identity.person_id,
         "segment_ids": list(identified.segment_ids),
     }
 

@@ -8,14 +8,15 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
-from omi_rt.core.speakers import Identity
+from omi_rt.core.voices import Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator
+    from collections.abc import Container, Iterable, Iterator
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.words import HeardWord
+
 
 SILENCE_SECONDS = 1.0
 """After each anchor, so that no word reaches over its border."""
@@ -23,8 +24,14 @@ SPEAKER_SECONDS = 3.0
 """Of each speaker heard in the session, at most."""
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
+ALLOWANCE_RATE = 20.0 / 60.0
+"""Seconds of lead-in that a session may send for each second that it lasts, in the long run."""
+ALLOWANCE_SECONDS = 30.0
+"""Of lead-in that a session may send at once."""
+ALLOWANCE_TO_BEGIN_SECONDS = 15.0
+"""Of the allowance that must be there for another lead-in to begin; what it takes more is owed."""
 MIN_ANCHOR_SECONDS = 1.4
-"""A shorter one could hardly win a label: that takes 1 s of words (`speakers.WINNING_SECONDS`)."""
+"""A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
 CLEAR_CONFIDENCE = 0.6
 MAX_SPEAKERS = 8
 """Clips are kept of the speakers heard last: as many as a lead-in has room for."""
@@ -41,8 +48,9 @@ _JOINT_SECONDS = 0.1
 class Anchor:
     """A stretch of one voice."""
 
-    who: Identity | int
-    """Somebody known, or the number of a speaker of this session."""
+    who: Voice | None
+    """None is a voice of nobody in the session, by which the provider shows whether it tells voices
+    apart: the contrast."""
     payload: bytes = field(repr=False)
     """linear16 in the session's format."""
 
@@ -63,7 +71,7 @@ class LeadIn:
     spoken meanwhile is among them. Each voice is let go of when it has gone up.
     """
 
-    __slots__ = ("_format", "_known", "_voices", "whose")
+    __slots__ = ("_contrast", "_format", "_known", "_voices", "whose")
 
     def __init__(
         self,
@@ -74,10 +82,13 @@ class LeadIn:
     ) -> None:
         """Take the stored voices, ``known_seconds`` of each at most."""
         most = audio_format.samples(known_seconds) * audio_format.frame_bytes
-        self._known = deque(Anchor(anchor.who, anchor.payload[:most]) for anchor in known)
+        self._known = deque(
+            Anchor(anchor.who, anchor.payload[:most]) for anchor in known if anchor.who is not None
+        )
+        self._contrast = next((anchor for anchor in known if anchor.who is None), None)
         self._voices = voices
         self._format = audio_format
-        self.whose: list[Identity | int] = []
+        self.whose: list[Voice | None] = []
         """Whose voices have gone up; a part's ``anchor`` is a place in this list."""
 
     def __bool__(self) -> bool:
@@ -93,8 +104,23 @@ class LeadIn:
             if samples <= room:
                 room -= samples
                 yield from self._part(anchor.who, anchor.payload)
-        for number, pieces in self._voices.clips(room):
-            yield from self._part(number, self._voices.joined(pieces))
+        # One at a time: who begins to speak while the others go up is heard as well.
+        while clips := self._voices.clips(room, without=self.whose):
+            number, pieces = clips[0]
+            payload = self._voices.joined(pieces)
+            room -= self._format.samples_in(payload)
+            yield from self._part(number, payload)
+        if self._contrast is not None and self._needs_contrast():
+            yield from self._part(None, self._contrast.payload)
+
+    def _needs_contrast(self) -> bool:
+        """Whether all voices so far may be one person's.
+
+        Two known people are two; of three speakers of the session and a stored voice hardly all
+        are one person.
+        """
+        known = sum(not isinstance(who, int) for who in self.whose)
+        return known < 2 and len(self.whose) < 4
 
     def misses_somebody(self) -> bool:
         """Whether somebody unknown was heard whom this came too early for, or had no room for."""
@@ -104,7 +130,7 @@ class LeadIn:
             for number, _ in self._voices.clips(room)
         )
 
-    def _part(self, who: Identity | int, payload: bytes) -> Iterator[LeadInPart]:
+    def _part(self, who: Voice | None, payload: bytes) -> Iterator[LeadInPart]:
         self.whose.append(who)
         yield LeadInPart(payload, len(self.whose) - 1)
         yield LeadInPart(self._format.silence(SILENCE_SECONDS), None)
@@ -160,13 +186,19 @@ class VoiceClips:
                 [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
             )
 
-    def clips(self, room: int) -> list[tuple[int, list[bytes]]]:
+    def clips(
+        self, room: int, without: Container[Voice | None] = ()
+    ) -> list[tuple[int, list[bytes]]]:
         """The pieces of each speaker, those heard last first: ``room`` samples at most in all.
 
-        Short room is shared, as long as each share is long enough to win a label.
+        Speakers in ``without`` are left out. Short room is shared, as long as each share is long enough to win a label.
         """
         least = self._format.samples(MIN_ANCHOR_SECONDS)
-        speakers = [n for n, clip in self._clips.items() if self._length(clip.pieces) >= least]
+        speakers = [
+            number
+            for number, clip in self._clips.items()
+            if number not in without and self._length(clip.pieces) >= least
+        ]
         speakers.reverse()
         speakers.sort(key=lambda number: number in self.identified)
         speakers = speakers[: room // self._format.samples(_LEAST_SHARE_SECONDS)]

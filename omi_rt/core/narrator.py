@@ -10,11 +10,13 @@ from omi_rt.core.speakers import Merged, Speakers
 from omi_rt.core.transcript import make_segments
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
-    from omi_rt.core.speakers import EpochLabels, Identity, Win
+    from omi_rt.core.speakers import EpochLabels, Identified
+    from omi_rt.core.voices import Voice
+    from omi_rt.core.votes import Vote
     from omi_rt.core.words import HeardWord
 
 
@@ -61,28 +63,41 @@ class Narrator:
 
     def narrate(self, labels: EpochLabels, words: list[HeardWord], backlog: Backlog) -> None:
         """Send the words of one final, while their audio is still in the backlog."""
+        if words and labels.pending:
+            self._tell(self._speakers.confirm(labels, words, self._format.sample_rate))
+            self._note_known(labels, words[0].start)
         numbered = [
             (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
         ]
         if self._keeps_voices:
             self.voices.identified = self._speakers.identified
-            self.voices.hear(numbered, backlog)
+            contested = labels.contested
+            pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
+            self.voices.hear(pure if contested else numbered, backlog)
         segments = make_segments(numbered, self._speakers, self._new_id)
         for segment in segments:
             self._speakers.remember(segment.id, segment.speaker)
         self._send([segment.as_json(self._format) for segment in segments])
 
     def learn(
-        self, labels: EpochLabels, wins: list[Win], whose: Sequence[Identity | int], position: int
+        self,
+        labels: EpochLabels,
+        votes: Sequence[Vote],
+        whose: Sequence[Voice | None],
+        position: int,
     ) -> None:
         """Learn from an epoch's lead-in what its labels mean, and tell what that corrects."""
-        for told in self._speakers.resolve(labels, wins, whose):
+        self._tell(self._speakers.resolve(labels, votes, whose))
+        self._note_known(labels, position)
+
+    def _tell(self, news: Iterable[Merged | Identified]) -> None:
+        for told in news:
             if isinstance(told, Merged):
                 self.voices.merge(told.source, told.into)
                 self._send(events.speakers_merged(told))
             else:
                 self._send(events.speaker_identified(told))
-        if self.identities_known_from is None and any(
-            not isinstance(whose[win.anchor], int) for win in wins
-        ):
+
+    def _note_known(self, labels: EpochLabels, position: int) -> None:
+        if self.identities_known_from is None and self._speakers.recognises(labels):
             self.identities_known_from = position

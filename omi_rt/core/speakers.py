@@ -4,6 +4,16 @@ Deepgram's labels start afresh on every connection, in no fixed order. A session
 number under which it first appeared. What a label means is learned by *vote*: an epoch's lead-in
 holds anchors, stretches of known voices, and the label that most of an anchor's words get is the
 anchor's. "Speaker 0 is the user" is never assumed.
+
+A provider may also give several people one label, or one person several. So nobody is recognised by
+a label alone:
+
+* Voices that once had different labels in one epoch are *apart*. A label that two such voices share
+  is *contested*: it is nobody's, and what is said under it is in no later lead-in.
+* A label identifies somebody only in an epoch that has given another voice another label. Until it
+  has, the identity is *pending*.
+* A speaker whose voice gets another label than the stored voice that it was taken for is nobody
+  known any more.
 """
 
 from __future__ import annotations
@@ -13,38 +23,19 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
+from omi_rt.core.apart import Apart
+from omi_rt.core.voices import Identity, Voice
+from omi_rt.core.votes import WINNING_SECONDS, Label, Vote
+
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from omi_rt.core.epoch import LeadInWord
+    from omi_rt.core.words import HeardWord
 
-WINNING_SHARE = 0.6
-"""Of an anchor's word time that one label must have to be the anchor's."""
-WINNING_SECONDS = 1.0
-"""Of word time that the label must have at least."""
-CONFLICT_MARGIN = 0.2
-"""Two known identities on one label: one must be stronger by this share of itself to have it."""
 MAX_CORRECTED_SEGMENTS = 200
 """The last ones of a session, which a correction names."""
-
-Label = tuple[int, int]
-"""(channel, the provider's label): a voice, inside one epoch."""
-
-
-@frozen
-class Identity:
-    """Somebody known: the user, or a person of theirs."""
-
-    person_id: str | None = None
-    """None is the user."""
-
-    @property
-    def is_user(self) -> bool:
-        """Whether it is the user."""
-        return self.person_id is None
-
-
-USER = Identity()
+MAX_SHARED_NUMBERS = 16
+"""Numbers for contested labels that are remembered, by the speakers who share them."""
 
 
 @define
@@ -55,16 +46,12 @@ class EpochLabels:
     """The session's speaker number."""
     identities: dict[Label, Identity] = field(factory=dict)
     """Known before the first word: the number comes with it."""
-
-
-@frozen
-class Win:
-    """A label that an anchor has won."""
-
-    anchor: int
-    label: Label
-    samples: int
-    """Word time that the label has in the anchor."""
+    pending: dict[Label, Identity] = field(factory=dict)
+    """Who it would be, if this epoch told voices apart, which it has not shown yet."""
+    contested: set[Label] = field(factory=set)
+    """Shared by voices that are apart."""
+    heard: dict[Label, int] = field(factory=dict)
+    """Samples of the session's words, counted while an identity is pending."""
 
 
 @frozen
@@ -78,40 +65,26 @@ class Merged:
 
 @frozen
 class Identified:
-    """A speaker who turned out to be somebody known."""
+    """A speaker who turned out to be somebody known, or not to be after all."""
 
     speaker: int
-    identity: Identity
+    identity: Identity | None
+    """None takes back what was told of this speaker before."""
     segment_ids: tuple[str, ...]
-
-
-def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Win]:
-    """Tell which label each anchor has won, on each channel, if any."""
-    spans: defaultdict[tuple[int, int], defaultdict[int, int]] = defaultdict(
-        lambda: defaultdict(int)
-    )
-    for word in words:
-        spans[word.anchor, word.channel][word.label] += word.samples
-    wins = []
-    for (anchor, channel), times in sorted(spans.items()):
-        label, samples = max(times.items(), key=lambda item: item[1])
-        if samples >= WINNING_SECONDS * sample_rate and samples >= WINNING_SHARE * sum(
-            times.values()
-        ):
-            wins.append(Win(anchor, (channel, label), samples))
-    return wins
 
 
 class Speakers:
     """The session's speakers, numbered in order of first appearance."""
 
-    __slots__ = ("_identities", "_merged", "_next", "_segments")
+    __slots__ = ("_apart", "_identities", "_merged", "_next", "_segments", "_shared")
 
     def __init__(self) -> None:
         self._next = 0
         self._identities: dict[int, Identity] = {}
         self._merged: dict[int, int] = {}
         self._segments: deque[tuple[str, int]] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
+        self._apart = Apart()
+        self._shared: dict[frozenset[int], int] = {}
 
     def number_of(self, labels: EpochLabels, channel: int, label: int) -> int:
         """The speaker behind a label; an unknown one gets the next free number."""
@@ -120,11 +93,10 @@ class Speakers:
             identity = labels.identities.get((channel, label))
             number = self._number_with(identity) if identity is not None else None
             if number is None:
-                number = self._next
-                self._next += 1
+                number = self._new_number()
                 if identity is not None:
                     self._identities[number] = identity
-            labels.numbers[channel, label] = number
+            self._assign(labels, (channel, label), number)
         return self.current(number)
 
     def current(self, number: int) -> int:
@@ -140,65 +112,152 @@ class Speakers:
         """The numbers of those who are known."""
         return set(self._identities)
 
+    def recognises(self, labels: EpochLabels) -> bool:
+        """Whether any label of an epoch is somebody known."""
+        return bool(labels.identities) or any(
+            self.current(number) in self._identities for number in labels.numbers.values()
+        )
+
     def remember(self, segment_id: str, number: int) -> None:
         """Note a segment that went out, for later corrections."""
         self._segments.append((segment_id, number))
 
     def resolve(
-        self, labels: EpochLabels, wins: Iterable[Win], anchors: Sequence[Identity | int]
+        self, labels: EpochLabels, votes: Sequence[Vote], anchors: Sequence[Voice | None]
     ) -> list[Merged | Identified]:
         """Learn what the labels of a primed epoch mean.
 
         Args:
             labels: of the epoch; filled in here.
-            wins: what `count_votes` told.
-            anchors: who each anchor is: a known identity, or a speaker of this session.
+            votes: what `count_votes` told.
+            anchors: whose voice each anchor is; None is a voice of nobody in the session.
 
         Returns:
             What has become known of speakers that segments were sent of, to be told.
         """
         before = dict(self._identities)
-        claims: defaultdict[Label, list[tuple[int, Identity | int]]] = defaultdict(list)
-        for win in wins:
-            claims[win.label].append((win.samples, anchors[win.anchor]))
+        claims: defaultdict[Label, set[Voice]] = defaultdict(set)
+        for vote in votes:
+            who = anchors[vote.anchor]
+            if vote.winner is not None and who is not None:
+                claims[vote.winner].add(self.current(who) if isinstance(who, int) else who)
+        self._apart.note_claims(claims)
+        self._take_back(claims)
         merges: list[Merged] = []
         for label, claimants in sorted(claims.items()):
-            merges += self._claim(labels, label, claimants)
-        identified = [
-            Identified(number, identity, self._segments_of(number))
-            for number, identity in sorted(self._identities.items())
-            if before.get(number) != identity
-        ]
-        return [*merges, *identified]
+            has_contrast = any(
+                vote.channel == label[0] and not vote.is_for(label) for vote in votes
+            )
+            merges += self._claim(labels, label, claimants, has_contrast=has_contrast)
+        return [*merges, *self._identified_since(before)]
+
+    def confirm(
+        self, labels: EpochLabels, words: Iterable[HeardWord], sample_rate: int
+    ) -> list[Merged | Identified]:
+        """Grant pending identities when the session's own words show that voices are told apart."""
+        if not labels.pending:
+            return []
+        for word in words:
+            label = word.channel, word.label
+            labels.heard[label] = labels.heard.get(label, 0) + word.end - word.start
+        least = WINNING_SECONDS * sample_rate
+        shown = [label for label, samples in labels.heard.items() if samples >= least]
+        before = dict(self._identities)
+        merges: list[Merged] = []
+        for label, identity in list(labels.pending.items()):
+            if any(each[0] == label[0] and each != label for each in shown):
+                del labels.pending[label]
+                number = labels.numbers.get(label)
+                numbers = set() if number is None else {self.current(number)}
+                merges += self._grant(labels, label, identity, numbers)
+        return [*merges, *self._identified_since(before)]
+
+    # What a vote tells.
 
     def _claim(
-        self, labels: EpochLabels, label: Label, claimants: list[tuple[int, Identity | int]]
+        self, labels: EpochLabels, label: Label, claimants: set[Voice], *, has_contrast: bool
     ) -> list[Merged]:
-        """Give one label to those who won it; they are one person."""
-        numbers = {self.current(who) for _, who in claimants if isinstance(who, int)}
-        strengths: dict[Identity, int] = {}
-        for samples, who in claimants:
-            identity = self._identities.get(self.current(who)) if isinstance(who, int) else who
-            if identity is not None:
-                strengths[identity] = max(strengths.get(identity, 0), samples)
-        identity = _strongest(strengths)
-        # Who is known to be somebody else does not share this voice.
-        others = {n for n in numbers if self._identities.get(n) not in {None, identity}}
-        numbers -= others
-        if identity is not None:
-            known_as = self._number_with(identity)
-            if known_as is not None:
-                numbers.add(known_as)
+        """Give one label to those who won it, if they can be one person."""
+        numbers = {who for who in claimants if isinstance(who, int)}
+        known = {who for who in claimants if isinstance(who, Identity)}
+        known |= {self._identities[n] for n in numbers if n in self._identities}
+        if len(known) > 1 or self._apart.has_pair(claimants | known):
+            self._contest(labels, label, numbers)
+            return []
+        if not known:
+            return self._join(labels, label, numbers)
+        (identity,) = known
+        if has_contrast:
+            return self._grant(labels, label, identity, numbers)
+        labels.pending[label] = identity
+        # Nobody speaks under a known number before it is certain.
+        return self._join(labels, label, numbers - self._identities.keys())
+
+    def _grant(
+        self, labels: EpochLabels, label: Label, identity: Identity, numbers: set[int]
+    ) -> list[Merged]:
+        """Make a label somebody known, and those who share it one speaker."""
+        known_as = self._number_with(identity)
+        members = numbers if known_as is None else numbers | {known_as}
+        if self._apart.has_pair({*members, identity}):
+            self._contest(labels, label, numbers)
+            return []
+        if not members:
+            labels.identities[label] = identity
+            return []
+        merges = self._join(labels, label, members)
+        self._identities[min(members)] = identity
+        return merges
+
+    def _join(self, labels: EpochLabels, label: Label, numbers: set[int]) -> list[Merged]:
+        """Make a label one speaker: the lowest of the numbers, if there is any."""
         if not numbers:
-            if identity is not None:
-                labels.identities[label] = identity
             return []
         into = min(numbers)
         merges = [self._merge(source, into) for source in sorted(numbers - {into})]
-        if identity is not None:
-            self._identities[into] = identity
-        labels.numbers[label] = into
+        self._assign(labels, label, into)
         return merges
+
+    def _contest(self, labels: EpochLabels, label: Label, numbers: set[int]) -> None:
+        """Give a label that several people share to none of them, but to the same number again."""
+        labels.contested.add(label)
+        sharing = frozenset(numbers)
+        number = self._shared.get(sharing)
+        if number is None:
+            number = self._shared[sharing] = self._new_number()
+            if len(self._shared) > MAX_SHARED_NUMBERS:
+                del self._shared[next(iter(self._shared))]
+        labels.numbers[label] = number
+
+    def _take_back(self, claims: dict[Label, set[Voice]]) -> None:
+        """Forget whom a speaker was taken for, where the stored voice now has another label."""
+        for claimants in claims.values():
+            for who in claimants:
+                if isinstance(who, Identity):
+                    known_as = self._number_with(who)
+                    if known_as is not None and self._apart.has_pair({known_as, who}):
+                        del self._identities[known_as]
+
+    def _identified_since(self, before: dict[int, Identity]) -> list[Identified]:
+        numbers = sorted(self._identities.keys() | before.keys() - self._merged.keys())
+        return [
+            Identified(number, self._identities.get(number), self._segments_of(number))
+            for number in numbers
+            if before.get(number) != self._identities.get(number)
+        ]
+
+    # Numbers.
+
+    def _new_number(self) -> int:
+        self._next += 1
+        return self._next - 1
+
+    def _assign(self, labels: EpochLabels, label: Label, number: int) -> None:
+        """Give a label its number; who has another label on the channel is somebody else."""
+        for each, other in labels.numbers.items():
+            if each[0] == label[0] and each != label and each not in labels.contested:
+                self._apart.note(number, self.current(other))
+        labels.numbers[label] = number
 
     def _merge(self, source: int, into: int) -> Merged:
         segment_ids = self._segments_of(source)
@@ -207,6 +266,7 @@ class Speakers:
         }
         self._merged[source] = into
         self._identities.pop(source, None)
+        self._apart.merge(source, into)
         self._segments = deque(
             ((each, into if number == source else number) for each, number in self._segments),
             maxlen=MAX_CORRECTED_SEGMENTS,
@@ -218,13 +278,3 @@ class Speakers:
 
     def _number_with(self, identity: Identity) -> int | None:
         return next((n for n, known in self._identities.items() if known == identity), None)
-
-
-def _strongest(strengths: dict[Identity, int]) -> Identity | None:
-    """The identity that a label is given to; of two that are about as strong neither."""
-    ranked = sorted(strengths.items(), key=lambda item: -item[1])
-    if not ranked:
-        return None
-    if len(ranked) > 1 and ranked[1][1] > ranked[0][1] * (1 - CONFLICT_MARGIN):
-        return None
-    return ranked[0][0]

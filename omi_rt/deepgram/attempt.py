@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
@@ -29,12 +30,15 @@ class Attempt:
         "_dialling",
         "ended",
         "error",
+        "gives_way",
         "lead_in",
         "link",
         "opened",
     )
 
-    def __init__(self, lead_in: LeadIn | None = None) -> None:
+    def __init__(self, lead_in: LeadIn | None = None, *, gives_way: bool = False) -> None:
+        self.gives_way = gives_way
+        """Whether it is beside the session's own connection, and can wait."""
         self.lead_in = lead_in
         self.link: Link | None = None
         """Once the connection is open."""
@@ -59,10 +63,15 @@ class Attempt:
         """Run to the end, which is then in ``error``. Cancelling drops the connection."""
         dialled_at = trio.current_time()
         try:
-            with self._dialling:
+            with (
+                self._dialling,
+                nullcontext() if self.gives_way else provider.dialling_own() as own_is_open,
+            ):
                 async with provider.connect(request) as connection:
                     if not connection.tells_speakers_apart:
                         self.lead_in = None
+                    if own_is_open is not None:
+                        own_is_open()
                     provider.opened(trio.current_time() - dialled_at)
                     self.link = Link(
                         connection,
@@ -83,7 +92,7 @@ class Attempt:
             # Without its frames: they hold this attempt, and the error would hold them.
             error.__context__ = error.__cause__ = None
             self.error = error.with_traceback(None)
-            provider.failed(was_open=self.link is not None)
+            provider.failed(error, was_open=self.link is not None, gives_way=self.gives_way)
         self.ended.set()
 
     def stop(self) -> None:

@@ -11,16 +11,23 @@ from typing import TYPE_CHECKING, Protocol
 import trio
 
 from omi_rt.core.errors import OmiRtError
-from omi_rt.core.lead_in import LEAD_IN_SECONDS, LeadIn
-from omi_rt.core.speakers import Win, count_votes
+from omi_rt.core.lead_in import (
+    ALLOWANCE_RATE,
+    ALLOWANCE_SECONDS,
+    ALLOWANCE_TO_BEGIN_SECONDS,
+    LEAD_IN_SECONDS,
+    LeadIn,
+)
+from omi_rt.core.pacing import TokenBucket
+from omi_rt.core.votes import Vote, count_votes
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
-    from random import Random
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.lead_in import Anchor, VoiceClips
     from omi_rt.deepgram.attempt import Attempt
+    from omi_rt.deepgram.provider import Provider
 
 DIGEST_SECONDS = 5.0
 """From Finalize to a final that covers the lead-in; later it is not waited for."""
@@ -34,6 +41,7 @@ MAX_FOLLOW_UPS = 2
 NO_PROFILE = "no speech profile is stored"
 NOT_RECOGNISED = "the voices of the lead-in were not recognised"
 """Tried again after the next reconnect only: each try costs a whole lead-in."""
+NO_ROOM = "Deepgram has no room for a second connection"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 
 
@@ -46,7 +54,7 @@ class Stage(Protocol):
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open a second epoch beside the current one."""
 
-    def switch(self, attempt: Attempt, wins: list[Win]) -> None:
+    def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
         """Make a primed epoch the current one, at the watermark."""
 
     async def utterance_end(self) -> None:
@@ -65,13 +73,14 @@ class Primer:
         audio_format: AudioFormat,
         voices: VoiceClips,
         load_anchors: Callable[[], Awaitable[list[Anchor]]],
-        random: Random,
+        provider: Provider,
     ) -> None:
         self._stage = stage
         self._format = audio_format
         self._voices = voices
         self._load_anchors = load_anchors
-        self._random = random
+        self._provider = provider
+        self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
         self._wanted = trio.Event()
         self._relabel = False
         self._follow_ups = 0
@@ -93,7 +102,7 @@ class Primer:
         failure: str | None = None
         while True:
             is_worth_a_retry = failure is not None and failure != NOT_RECOGNISED
-            pause = RETRY_SECONDS * self._random.uniform(1.0, 1.2)
+            pause = RETRY_SECONDS * self._provider.random.uniform(1.0, 1.2)
             with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
             self._wanted = trio.Event()
@@ -129,18 +138,21 @@ class Primer:
 
     async def hear_first(self, attempt: Attempt) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        wins = await self.digest(attempt)
+        votes = await self.digest(attempt)
         if not attempt.ended.is_set():
-            self._stage.switch(attempt, wins or [])
+            self._stage.switch(attempt, votes or [])
 
-    async def digest(self, attempt: Attempt) -> list[Win] | None:
-        """Wait until an open epoch has heard its lead-in; None if it does not in time."""
+    async def digest(
+        self, attempt: Attempt, give_way: trio.Event | None = None
+    ) -> list[Vote] | None:
+        """Wait until an open epoch has heard its lead-in; None if it does not in time, or gives way."""
         link = attempt.link
         assert link is not None
-        await first_of(link.pump.lead_in_sent, attempt.ended)
+        ends = [attempt.ended] if give_way is None else [attempt.ended, give_way]
+        await first_of(link.pump.lead_in_sent, *ends)
         link.check_digested()
         with trio.move_on_after(DIGEST_SECONDS):
-            await first_of(link.digested, attempt.ended)
+            await first_of(link.digested, *ends)
         if not link.digested.is_set() or attempt.ended.is_set():
             return None
         return count_votes(link.epoch.lead_in_words, self._format.sample_rate)
@@ -149,35 +161,48 @@ class Primer:
         """Tell the device, once a session, why identities are not to be had."""
         if not self._has_told:
             self._has_told = True
-            is_failure = reason not in {NO_PROFILE, ONE_SPEAKER}
+            is_failure = reason not in {NO_PROFILE, NO_ROOM, ONE_SPEAKER}
             self._stage.identities_unavailable(reason, is_failure=is_failure)
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; returns what went wrong, if anything did."""
+        # With a connection that is cut every few seconds, lead-ins would be most of what is sent.
+        await trio.sleep(self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()))
         lead_in, failure = await self.gather()
         if lead_in is None:
             return failure
         await self._stage.wait_for_turn(is_redial=self._relabel or self._has_failed)
+        await self._provider.wait_for_room()
         attempt = self._stage.start(lead_in)
+        give_way = self._provider.give_way
         has_switched = False
+        self._provider.priming.primed += 1
         try:
-            await first_of(attempt.opened, attempt.ended)
-            wins = await self.digest(attempt) if attempt.link is not None else None
-            if wins:
+            await first_of(attempt.opened, attempt.ended, give_way)
+            votes: list[Vote] | None = None
+            if attempt.link is not None and not give_way.is_set():
+                votes = await self.digest(attempt, give_way)
+            has_voices = _has_voices(votes, lead_in)
+            if has_voices:
                 with trio.move_on_after(UTTERANCE_SECONDS):
                     await self._stage.utterance_end()
+            if give_way.is_set():
+                return NO_ROOM
             self._has_failed = attempt.ended.is_set()
             if self._has_failed:
                 return f"no primed connection: {attempt.error}"
-            if not wins:
+            if not has_voices or votes is None:
                 return NOT_RECOGNISED
             self._relabel = False
-            self._stage.switch(attempt, wins)
+            self._stage.switch(attempt, votes)
             has_switched = True
             # A reconnect while this was being primed is answered by it.
             self._wanted = trio.Event()
             self._follow_up(lead_in)
         finally:
+            self._provider.priming.primed -= 1
+            if attempt.link is not None:
+                self._allowance.take(self._format.seconds(attempt.link.pump.anchors_end))
             if not has_switched:
                 attempt.stop()
         return failure
@@ -191,6 +216,13 @@ class Primer:
             self._follow_ups += 1
             self._relabel = True
             self._wanted.set()
+
+
+def _has_voices(votes: list[Vote] | None, lead_in: LeadIn) -> bool:
+    """Whether any voice has won a label, besides the contrast."""
+    return any(
+        vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes or ()
+    )
 
 
 async def first_of(*awaited: trio.Event) -> None:

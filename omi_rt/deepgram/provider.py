@@ -2,25 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define
+from attrs import define, field
 
-from omi_rt.core.breaker import Breaker, DialGate
+from omi_rt.core.breaker import Breaker, DialGate, PrimingGate
 from omi_rt.core.deepgram import Malformed, Message, listen_url
+from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
 from omi_rt.metrics import Metrics
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
     from omi_rt.core.listen import ListenRequest
     from omi_rt.settings import Settings
+
+
+_ROOM_CHECK_SECONDS = 1.0, 2.0
+"""Between two looks whether there is room, at least and at most."""
 
 
 @define
@@ -35,10 +42,13 @@ class Provider:
     send_timeout: float
     breaker: Breaker
     gate: DialGate
+    priming: PrimingGate
     random: Random
     metrics: Metrics
     failures: int = 0
     """Dials that failed and connections that were lost, since the start."""
+    give_way: trio.Event = field(factory=trio.Event)
+    """Set, and replaced, when there is no room at the provider for a session's own connection."""
 
     def connect(self, request: ListenRequest) -> AbstractAsyncContextManager[Connection]:
         """Open a connection for ``request``; see `open_connection`."""
@@ -52,9 +62,14 @@ class Provider:
         self.metrics.provider_dials.labels("open").inc()
         self.metrics.setup_seconds.observe(seconds)
 
-    def failed(self, *, was_open: bool) -> None:
+    def failed(self, error: ProviderError, *, was_open: bool, gives_way: bool) -> None:
         """Note a connection that was lost, or a dial that failed."""
         self.failures += 1
+        status = error.status if isinstance(error, ProviderRefused) else None
+        is_full = status is not None and self.priming.refused(status, trio.current_time())
+        if is_full and not gives_way:
+            self.give_way.set()
+            self.give_way = trio.Event()
         if was_open:
             self.metrics.provider_drops.inc()
         else:
@@ -65,6 +80,29 @@ class Provider:
         """Count a message that brought nothing."""
         kind = "malformed" if isinstance(message, Malformed) else "ignored"
         self.metrics.provider_messages.labels(kind).inc()
+
+    async def wait_for_room(self) -> None:
+        """Wait until a connection beside a session's own may be opened. Cancelling is safe."""
+        while True:
+            if self.priming.may_begin(trio.current_time()):
+                return
+            await trio.sleep(self.random.uniform(*_ROOM_CHECK_SECONDS))
+
+    @contextmanager
+    def dialling_own(self) -> Iterator[Callable[[], None]]:
+        """Let primed connections wait, until the block ends or what this yields is called."""
+        self.priming.dialling += 1
+        is_over = False
+
+        def over() -> None:
+            nonlocal is_over
+            self.priming.dialling -= not is_over
+            is_over = True
+
+        try:
+            yield over
+        finally:
+            over()
 
     async def wait_for_turn(self, *, is_redial: bool) -> None:
         """Wait until this process may dial again. Cancelling gives the place up."""
@@ -106,6 +144,7 @@ def make_provider(
         send_timeout=settings.send_timeout,
         breaker=Breaker(random),
         gate=DialGate(bucket),
+        priming=PrimingGate(settings.max_primed),
         random=random,
         metrics=metrics,
     )

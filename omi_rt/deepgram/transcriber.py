@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.narrator import Narrator
-    from omi_rt.core.speakers import Win
+    from omi_rt.core.votes import Vote
     from omi_rt.deepgram.link import Link
     from omi_rt.deepgram.provider import Provider
 
@@ -70,7 +70,7 @@ class Transcriber:
         self._primer: Primer | None = None
         if load_anchors is not None:
             self._primer = Primer(
-                self, coverage.audio_format, narrator.voices, load_anchors, provider.random
+                self, coverage.audio_format, narrator.voices, load_anchors, provider
             )
         self._profile_first = profile_first
         self._health = HealthReport(
@@ -205,7 +205,7 @@ class Transcriber:
     def start(self, lead_in: LeadIn | None) -> Attempt:
         """Open an epoch; one with a lead-in waits for `switch`."""
         assert self._nursery is not None
-        attempt = Attempt(lead_in)
+        attempt = Attempt(lead_in, gives_way=lead_in is not None and not self._profile_first)
         self._nursery.start_soon(
             attempt.run,
             self._request,
@@ -220,7 +220,7 @@ class Transcriber:
         )
         return attempt
 
-    def switch(self, attempt: Attempt, wins: list[Win]) -> None:
+    def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
         """Make a primed epoch the current one, at the watermark."""
         assert attempt.link is not None
         assert attempt.lead_in is not None
@@ -229,11 +229,11 @@ class Transcriber:
             former.stop()
         self._between.cancel()
         self._narrator.learn(
-            attempt.link.labels, wins, attempt.lead_in.whose, self._coverage.high_watermark
+            attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
         )
         is_planned = former is not None and former is not attempt and not former.ended.is_set()
         self._go_live(attempt.link, is_planned=is_planned)
-        self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(wins))
+        self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(votes))
 
     def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
         """Tell why nobody is known in this session."""

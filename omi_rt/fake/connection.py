@@ -87,7 +87,12 @@ class ListenConnection:
         self._record = record
         self._faults = FaultQueue(faults, now)
         self._messages = MessageMaker(
-            parameters, record.request_id, rng, decimals=options.decimals, jitter=options.jitter
+            parameters,
+            record.request_id,
+            rng,
+            decimals=options.decimals,
+            jitter=options.jitter,
+            labelling=options.labelling_of(record.index),
         )
         self._audio = StreamTranscriber(parameters, options, rng)
         self._outbox = Outbox()

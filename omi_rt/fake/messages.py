@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from attrs import frozen
 
 from omi_rt.core.json import JSONError, dumps, loads
-from omi_rt.fake.language import VOICES
+from omi_rt.fake.labelling import Labelling, Labels
 
 if TYPE_CHECKING:
     from random import Random
@@ -29,6 +29,9 @@ IDLE_REASON = (
     "Deepgram did not receive audio data or a text message within the timeout window. "
     "See https://dpgr.am/net0001"
 )
+
+
+_GOOD_LABELS = Labelling()
 
 
 @frozen
@@ -65,6 +68,7 @@ class MessageMaker:
         *,
         decimals: int,
         jitter: float,
+        labelling: Labelling = _GOOD_LABELS,
     ) -> None:
         """Draw the labels.
 
@@ -74,13 +78,14 @@ class MessageMaker:
             rng: for the labels, the model's id and the jitter.
             decimals: digits after the decimal point of a time.
             jitter: seconds by which a word's times are wrong at most, either way.
+            labelling: what goes wrong in telling voices apart.
         """
         self._parameters = parameters
         self._rng = rng
         self._decimals = decimals
         self._jitter = jitter
         self._request_id = request_id
-        self._labels = [rng.sample(VOICES, len(VOICES)) for _ in range(parameters.tracks)]
+        self._labels = [Labels(labelling, rng) for _ in range(parameters.tracks)]
         model = random_uuid(rng)
         info = {"name": MODEL_NAME, "version": "1", "arch": "tones"}
         self._metadata = {
@@ -132,9 +137,9 @@ class MessageMaker:
 
     def _words(self, final: Final, channel: int) -> list[dict[str, Any]]:
         parameters = self._parameters
-        labels = self._labels[channel]
+        labels = self._labels[channel].of_final(final.words)
         words: list[dict[str, Any]] = []
-        for heard in final.words:
+        for heard, label in zip(final.words, labels, strict=True):
             shift = self._rng.uniform(-self._jitter, self._jitter) if self._jitter else 0.0
             word: dict[str, Any] = {
                 "word": heard.text,
@@ -145,7 +150,7 @@ class MessageMaker:
             if parameters.punctuate:
                 word["punctuated_word"] = heard.text
             if parameters.diarize:
-                word["speaker"] = labels[heard.voice]
+                word["speaker"] = label
             if parameters.languages:
                 word["language"] = "en"
             words.append(word)

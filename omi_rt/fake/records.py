@@ -10,6 +10,7 @@ from attrs.validators import ge, gt, in_, optional
 
 from omi_rt.fake.borders import BORDERS, BorderHabit
 from omi_rt.fake.finals import FINALIZE_ANSWERS, FinalizeAnswer
+from omi_rt.fake.labelling import Labelling
 
 
 def _check_span(_instance: Any, attribute: Attribute[Any], span: tuple[float, float]) -> None:
@@ -67,12 +68,20 @@ class Options:
     max_message_bytes: int = field(default=1 << 20, validator=gt(0))
     extra_parameters: frozenset[str] = frozenset()
     """Names of query parameters that are let through unjudged."""
+    labellings: tuple[Labelling, ...] = ()
+    """What goes wrong in telling voices apart, on each connection in turn; the last one stays."""
     seed: int = 0
     """For labels, ids, lateness, borders and the spans of silence."""
 
     def empty_finals_on(self, channel: int) -> tuple[float, float] | None:
         """The spans of silence that bring an empty final on a channel; None for never."""
         return None if channel in self.no_empty_finals else self.empty_finals
+
+    def labelling_of(self, index: int) -> Labelling:
+        """What goes wrong in telling voices apart on the connection with this index."""
+        if not self.labellings:
+            return Labelling()
+        return self.labellings[min(index, len(self.labellings) - 1)]
 
 
 @define

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen, validators
 
 from omi_rt.codecs.wav import WavAudio, WavError, convert, read_wav
-from omi_rt.core.speakers import Identity
+from omi_rt.core.voices import Identity
 from omi_rt.profiles.speech import best_stretch
 
 if TYPE_CHECKING:

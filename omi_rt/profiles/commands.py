@@ -9,7 +9,7 @@ from attrs import frozen
 
 from omi_rt.codecs.wav import WavError, read_wav
 from omi_rt.core.errors import OmiRtError, ProfileRefused
-from omi_rt.core.speakers import Identity
+from omi_rt.core.voices import Identity
 from omi_rt.profiles.check import check_profile
 from omi_rt.profiles.directory import DirectoryProfileStore
 from omi_rt.profiles.gcs import GCSProfileStore

@@ -20,7 +20,7 @@ from omi_rt.profiles.cache import CachedStretch, CacheKey, ProfileCache
 from omi_rt.profiles.store import MAX_SAMPLE_BYTES, ProfileStore, StoredSample, StoreUnavailable
 
 if TYPE_CHECKING:
-    from omi_rt.core.speakers import Identity
+    from omi_rt.core.voices import Identity
 
 LOAD_SECONDS: Final = 5.0
 """For everything: later than that a session goes on without profiles."""

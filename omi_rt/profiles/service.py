@@ -9,6 +9,7 @@ from omi_rt.core.lead_in import LEAD_IN_SECONDS, SPEAKER_SECONDS, Anchor
 from omi_rt.log import get_logger
 from omi_rt.profiles.anchors import AnchorLimits
 from omi_rt.profiles.cache import ProfileCache
+from omi_rt.profiles.contrast import contrast_pcm
 from omi_rt.profiles.loading import load_anchors
 
 if TYPE_CHECKING:
@@ -30,7 +31,9 @@ class Profiles:
         self._log = get_logger()
 
     async def anchors(self, uid: str, audio_format: AudioFormat) -> list[Anchor]:
-        """Load a user's voices: the user first, then the people changed last; [] if none is stored.
+        """Load a user's voices: the user first, then the people changed last, then the contrast.
+
+        The list is empty if none is stored.
 
         Bounded by `omi_rt.profiles.loading.LOAD_SECONDS`. Cancelling is safe.
 
@@ -43,4 +46,5 @@ class Profiles:
             if not loaded.anchors:
                 raise ProfileUnusable(loaded.problems[0])
             self._log.warning("profile_problems", problems=len(loaded.problems))
-        return [Anchor(anchor.identity, anchor.pcm) for anchor in loaded.anchors]
+        known = [Anchor(anchor.identity, anchor.pcm) for anchor in loaded.anchors]
+        return [*known, Anchor(None, contrast_pcm(audio_format))] if known else []

@@ -14,7 +14,7 @@ from attrs import frozen
 
 from omi_rt.core.errors import BadRequest, OmiRtError
 from omi_rt.core.ids import ID_RULE, is_valid_id
-from omi_rt.core.speakers import USER, Identity
+from omi_rt.core.voices import USER, Identity
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -1,0 +1,24 @@
+"""Whose a voice is."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+
+@frozen
+class Identity:
+    """Somebody known: the user, or a person of theirs."""
+
+    person_id: str | None = None
+    """None is the user."""
+
+    @property
+    def is_user(self) -> bool:
+        """Whether it is the user."""
+        return self.person_id is None
+
+
+USER = Identity()
+
+Voice = Identity | int
+"""A stored voice of somebody known, or the number of a speaker of this session."""

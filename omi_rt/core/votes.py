@@ -1,0 +1,57 @@
+"""Votes: which of an epoch's labels the words of each anchor got."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from attrs import frozen
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    from omi_rt.core.epoch import LeadInWord
+
+WINNING_SHARE = 0.6
+"""Of an anchor's word time that one label must have to be the anchor's."""
+WINNING_SECONDS = 1.0
+"""Of word time that the label must have at least."""
+
+Label = tuple[int, int]
+"""(channel, the provider's label): a voice, inside one epoch."""
+
+
+@frozen
+class Vote:
+    """How the words of one anchor were labelled on one channel."""
+
+    anchor: int
+    channel: int
+    shares: Mapping[int, float]
+    """Of the anchor's own word time, by label. How long an anchor is makes its vote no stronger."""
+    winner: Label | None
+    """The label that is the anchor's, if one is."""
+
+    def is_for(self, label: Label) -> bool:
+        """Whether most of the words got this label."""
+        return label[0] == self.channel and self.shares.get(label[1], 0.0) >= WINNING_SHARE
+
+
+def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Vote]:
+    """Count the votes of all anchors of which at least `WINNING_SECONDS` of words were heard."""
+    times: defaultdict[tuple[int, int], defaultdict[int, int]] = defaultdict(
+        lambda: defaultdict(int)
+    )
+    for word in words:
+        times[word.anchor, word.channel][word.label] += word.samples
+    votes = []
+    for (anchor, channel), by_label in sorted(times.items()):
+        total, least = sum(by_label.values()), WINNING_SECONDS * sample_rate
+        if total < least:
+            continue
+        label, samples = max(by_label.items(), key=lambda item: item[1])
+        has_won = samples >= least and samples >= WINNING_SHARE * total
+        shares = {each: time / total for each, time in by_label.items()}
+        votes.append(Vote(anchor, channel, shares, (channel, label) if has_won else None))
+    return votes

@@ -1,0 +1,143 @@
+"""Nobody but the user is the user, however badly the provider tells voices apart."""
+
+from __future__ import annotations
+
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from attrs import define, field
+
+from omi_rt.fake import FaultScript, Options
+from omi_rt.fake.faults import Drop
+from omi_rt.fake.labelling import Labelling
+from omi_rt.fake.language import VOICES
+from tests.harness import Device, listening_server
+from tests.test_identities import USER, assert_whole, conversation, play, stored, voices_in
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+    from omi_rt.fake import Script
+
+STRANGERS = [voice for voice in VOICES if voice != USER]
+GOOD = Labelling()
+
+
+def permuted(_rng: Random, _strangers: list[int]) -> tuple[Labelling, ...]:
+    return (GOOD,)
+
+
+def one_label(_rng: Random, _strangers: list[int]) -> tuple[Labelling, ...]:
+    return (Labelling.one_label(),)
+
+
+def one_label_later(_rng: Random, _strangers: list[int]) -> tuple[Labelling, ...]:
+    return GOOD, Labelling.one_label()
+
+
+def strangers_merged(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    return (Labelling(merged=(frozenset(rng.sample(strangers, min(len(strangers), 2))),)),)
+
+
+def strangers_merged_anew(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    return tuple(strangers_merged(rng, strangers)[0] for _ in range(8))
+
+
+def stranger_split(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    return (Labelling(split=frozenset(rng.sample(strangers, 1))),)
+
+
+def user_split(_rng: Random, _strangers: list[int]) -> tuple[Labelling, ...]:
+    return (Labelling(split=frozenset([USER])),)
+
+
+def user_merged_later(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    """The user shares a label with somebody whom the first connection told apart.
+
+    Not with the last ones to speak: nobody can tell who is first heard under the user's label.
+    """
+    return GOOD, Labelling(merged=(frozenset([USER, rng.choice(strangers[:3])]),))
+
+
+KINDS = {
+    kind.__name__: kind
+    for kind in (
+        permuted,
+        one_label,
+        one_label_later,
+        strangers_merged,
+        strangers_merged_anew,
+        stranger_split,
+        user_split,
+        user_merged_later,
+    )
+}
+OWN_LABEL = {"permuted", "strangers_merged", "strangers_merged_anew", "stranger_split"}
+"""Where the user has a label of their own on every connection."""
+
+
+@define
+class Outcome:
+    """What one session came to."""
+
+    strangers_marked: list[str] = field(factory=list)
+    """Words of strangers that were ever said to be the user's."""
+    user_words: int = 0
+    """After the identities were known."""
+    user_recognised: int = 0
+
+
+def outcome_of(device: Device, script: Script, ended: dict[str, Any]) -> Outcome:
+    outcome = Outcome()
+    told = {
+        segment_id
+        for event in device.events("speaker_identified")
+        if event["is_user"]
+        for segment_id in event["segment_ids"]
+    }
+    since = ended["identities_known_from"]
+    for voice, segment in voices_in(device, script):
+        words = segment["text"].split()
+        if voice != USER:
+            if segment["is_user"] or segment["id"] in told:
+                outcome.strangers_marked += words
+        elif since is not None and segment["start"] >= since:
+            outcome.user_words += len(words)
+            outcome.user_recognised += len(words) if segment["is_user"] else 0
+    return outcome
+
+
+async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
+    rng = Random(f"{kind}/{seed}")
+    strangers = rng.sample(STRANGERS, rng.randint(1, 5))
+    voices = strangers.copy()
+    voices.insert(rng.randint(0, 2), USER)
+    script = conversation(voices, 90.0)
+    options = Options(seed=seed, labellings=KINDS[kind](rng, strangers))
+    drops = [[Drop(after_audio=rng.uniform(20.0, 60.0))] if is_cut else [] for _ in "12"]
+    async with (
+        listening_server(
+            profiles=stored(), options=options, faults=FaultScript.of(*drops), seed=seed
+        ) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script, ended)
+    return outcome_of(device, script, ended)
+
+
+@pytest.mark.parametrize("seed", range(25))
+@pytest.mark.parametrize("kind", KINDS)
+async def test_no_stranger_is_the_user_and_the_user_is_wherever_the_label_is_theirs(
+    autojump_clock: MockClock, kind: str, seed: int
+) -> None:
+    # Two voices under one label on a connection without a lead-in are one speaker to anybody.
+    is_cut = seed % 4 == 0 and kind != "user_merged_later"
+    outcome = await session(kind, seed, is_cut=is_cut)
+    assert outcome.strangers_marked == []
+    if kind in OWN_LABEL:
+        # After a cut a connection without a lead-in serves until the next has heard one.
+        assert outcome.user_recognised == outcome.user_words > 0 or is_cut
+    if kind == "one_label":
+        assert outcome.user_recognised == 0
