@@ -13,7 +13,7 @@ from attrs import evolve
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.borders import BORDERS, HARMFUL_BORDERS
 from omi_rt.fake.connection import ListenConnection
-from omi_rt.fake.faults import Drop, Silence
+from omi_rt.fake.faults import ConnectionPlan, Drop, Late, Silence
 from omi_rt.fake.finals import FINALIZE_ANSWERS
 from tests.harness import listening_server, words_of
 
@@ -98,7 +98,55 @@ async def test_a_drop_in_the_middle_of_lateness_costs_no_word(autojump_clock: Mo
     await assert_whole(TALK, Options(lateness=(12.0, 12.0)), faults=faults)
 
 
+async def test_answers_that_become_forty_seconds_late_hold_a_full_backlog_back(
+    autojump_clock: MockClock,
+) -> None:
+    """The next connection is as late as the first: for some seconds there is no room at all."""
+    late = Late(seconds=40.0)
+    faults = FaultScript((ConnectionPlan((evolve(late, after_audio=30.0),)),), (late,))
+    records = await assert_whole(TALK, Options(empty_finals=None), faults=faults)
+    assert len(records) == 2
+
+
 # Silent
+
+
+async def test_a_burst_after_long_silence_loses_nothing(autojump_clock: MockClock) -> None:
+    options = Options(empty_finals=None, finalize="never")
+    pcm = synthesise(TALK, RATE)
+    async with (
+        listening_server(options=options, backlog_seconds=20.0) as (world, _fake),
+        world.device() as device,
+    ):
+        await device.stream_audio(bytes(RATE * 2 * 120), RATE * 2)
+        await device.stream_audio(pcm, RATE * 2, speed=20.0)
+        ended = await device.finish(300)
+    assert words_of(device.segments) == TALK.transcript()
+    assert ended["lost"] == 0.0
+
+
+async def test_silence_that_a_silent_provider_had_is_not_lost_when_the_server_goes(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript((), (Silence(),))
+    async with listening_server(faults=faults) as (world, _fake), world.device() as device:
+        await device.stream_audio(bytes(RATE * 2 * 5), RATE * 2)
+        await trio.sleep(0.5)
+        device.session.drain(1.0)
+        await device.ended()
+    ended = device.event("session_ended")
+    assert (ended["finalised"], ended["lost"]) == (5.0, 0.0)
+
+
+async def test_closestream_that_is_ignored_with_nothing_but_silence_left_is_not_tried_again(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript((), (Silence(),))
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await device.stream_audio(bytes(RATE * 2 * 5), RATE * 2)
+        ended = await device.finish()
+        assert len(fake.connections) == 1
+    assert (ended["finalised"], ended["lost"]) == (5.0, 0.0)
 
 
 @pytest.mark.parametrize("finalize", FINALIZE_ANSWERS)

@@ -71,8 +71,8 @@ class Succession:
     def _is_worth_another(self, link: Link | None) -> bool:
         """Whether an epoch that was closed as we asked has left something to try for again.
 
-        Where CloseStream was ignored, once more, and likewise where Metadata counts speech that had no
-        final; where it was answered by a close alone, a few times; where Metadata tells that something
+        Where CloseStream was ignored with speech unanswered, once more, and likewise where Metadata
+        counts speech that had no final; where it was answered by a close alone, a few times; where Metadata tells that something
         is missing, as long as an epoch brings anything.
         """
         backlog = self._coverage.backlog
@@ -82,6 +82,8 @@ class Succession:
         misses_speech = link.speech_waits
         if link.metadata is not None and not misses_speech:
             return link.progressed
+        if link.was_ignored and not misses_speech:
+            return False
         costs_much = link.was_ignored or link.metadata is not None
         self._patience -= _COST_OF_SILENCE if costs_much else 1
         if self._patience > 0:
