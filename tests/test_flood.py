@@ -131,7 +131,7 @@ def test_after_our_close_only_the_peers_own_is_found(
             assert not wire._protocol.eof_sent
             wire.receive(rest[a:b])
             assert take_all(wire) == []
-            assert len(wire._unread) < 14
+            assert len(wire._unread) - wire._next < 14
     assert b"" in wire.take_writes(), "the peer's close was seen, so this side ends"
 
 
@@ -193,7 +193,7 @@ async def test_pings_whose_answers_nobody_reads_wait_in_a_bounded_queue(
                 await stream.send_all(frame(0x89, bytes(125)) * 100)
                 sent += 100 * 125
                 most = max(most, session._websocket._queued_bytes)
-        assert MAX_QUEUED_BYTES < most < MAX_QUEUED_BYTES + 130 * FRAMES_PER_STEP
+        assert 0.9 * MAX_QUEUED_BYTES < most < MAX_QUEUED_BYTES + 130 * FRAMES_PER_STEP
         assert sent < 2 * MAX_QUEUED_BYTES
         await stream.aclose()
 
