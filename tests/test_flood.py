@@ -54,9 +54,11 @@ def accepted() -> Wire:
 def take_all(wire: Wire) -> list[bytes | str]:
     """Every message, however many steps it takes; no step is too long."""
     messages = wire.take_messages()
+    assert wire.taken_frames <= FRAMES_PER_STEP
     while wire.has_more:
+        more = wire.take_messages()
         assert wire.taken_frames <= FRAMES_PER_STEP
-        messages += wire.take_messages()
+        messages += more
     return messages
 
 
@@ -105,6 +107,18 @@ def test_every_message_comes_once_and_in_order_however_the_stream_is_cut(
     assert wire.is_open
     pongs = sum(kind in {"ping", "fragments"} for kind, _ in sent)
     assert sum(write[:1] == b"\x8a" for write in wire.take_writes()) == pongs
+
+
+@pytest.mark.parametrize("kind", [ONE_BYTE, PING], ids=["one byte", "ping"])
+def test_a_thousand_frames_take_forty_steps(kind: bytes) -> None:
+    wire = accepted()
+    wire.receive(kind * 1000)
+    for _ in range(1000 // FRAMES_PER_STEP - 1):
+        wire.take_messages()
+        assert wire.taken_frames == FRAMES_PER_STEP
+        assert wire.has_more
+    wire.take_messages()
+    assert not wire.has_more
 
 
 @given(
