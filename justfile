@@ -42,4 +42,8 @@ profile *arguments:
 soak *arguments:
     {{python}} -m bench.soak {{arguments}}
 
+# A hundred sockets that flood a server in every way, beside a running session: 5 minutes.
+flood *arguments:
+    {{python}} -m bench.flood {{arguments}}
+
 check: lint types test demo

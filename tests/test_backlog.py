@@ -110,6 +110,15 @@ def test_greedy_backlogs_together_stay_below_the_bound_and_small_ones_go_on(
     assert budget.has_room_for(free // 5, is_drained=False) or free < 5
 
 
+def test_who_is_not_drained_stops_at_a_quarter_of_what_the_others_may_have() -> None:
+    budget = BacklogBudget(1000)
+    budget.held_bytes = 600
+    assert budget.has_room_for(99, is_drained=False)
+    assert not budget.has_room_for(100, is_drained=False)
+    assert budget.has_room_for(399, is_drained=True)
+    assert not budget.has_room_for(400, is_drained=True)
+
+
 def test_a_live_read_returns_the_very_chunk_that_came_last() -> None:
     backlog = Backlog(MONO, 1000)
     backlog.append(pcm(0, 10))

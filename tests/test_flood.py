@@ -54,9 +54,11 @@ def accepted() -> Wire:
 def take_all(wire: Wire) -> list[bytes | str]:
     """Every message, however many steps it takes; no step is too long."""
     messages = wire.take_messages()
+    assert wire.taken_frames <= FRAMES_PER_STEP
     while wire.has_more:
+        more = wire.take_messages()
         assert wire.taken_frames <= FRAMES_PER_STEP
-        messages += wire.take_messages()
+        messages += more
     return messages
 
 
@@ -107,6 +109,18 @@ def test_every_message_comes_once_and_in_order_however_the_stream_is_cut(
     assert sum(write[:1] == b"\x8a" for write in wire.take_writes()) == pongs
 
 
+@pytest.mark.parametrize("kind", [ONE_BYTE, PING], ids=["one byte", "ping"])
+def test_a_thousand_frames_take_forty_steps(kind: bytes) -> None:
+    wire = accepted()
+    wire.receive(kind * 1000)
+    for _ in range(1000 // FRAMES_PER_STEP - 1):
+        wire.take_messages()
+        assert wire.taken_frames == FRAMES_PER_STEP
+        assert wire.has_more
+    wire.take_messages()
+    assert not wire.has_more
+
+
 @given(
     before=st.lists(st.sampled_from((ONE_BYTE, BIG, PING)), max_size=3),
     after=st.lists(st.sampled_from((ONE_BYTE, BIG, PING, frame(0x01, b"a part"))), max_size=20),
@@ -131,7 +145,7 @@ def test_after_our_close_only_the_peers_own_is_found(
             assert not wire._protocol.eof_sent
             wire.receive(rest[a:b])
             assert take_all(wire) == []
-            assert len(wire._unread) < 14
+            assert len(wire._unread) - wire._next < 14
     assert b"" in wire.take_writes(), "the peer's close was seen, so this side ends"
 
 
@@ -193,7 +207,7 @@ async def test_pings_whose_answers_nobody_reads_wait_in_a_bounded_queue(
                 await stream.send_all(frame(0x89, bytes(125)) * 100)
                 sent += 100 * 125
                 most = max(most, session._websocket._queued_bytes)
-        assert MAX_QUEUED_BYTES < most < MAX_QUEUED_BYTES + 130 * FRAMES_PER_STEP
+        assert 0.9 * MAX_QUEUED_BYTES < most < MAX_QUEUED_BYTES + 130 * FRAMES_PER_STEP
         assert sent < 2 * MAX_QUEUED_BYTES
         await stream.aclose()
 

@@ -8,17 +8,21 @@ the loop and rests for as long as it has worked: whatever they send, the others 
 
 from __future__ import annotations
 
+import math
+
 import trio
 from attrs import define, field
 
 WORK_SECONDS = 0.002
-"""After which the line rests for as long: the shortest wait that the system's timers make well."""
+"""The line rests after so much work, for as long: the shortest wait that the system's timers make well."""
+IDLE_SECONDS = 2 * WORK_SECONDS
+"""A line in which nobody waits was idle if its last step was longer ago."""
 
 
 @define
 class _Line:
     lock: trio.StrictFIFOLock = field(factory=trio.StrictFIFOLock)
-    granted_at: float = 0.0
+    granted_at: float = -math.inf
     worked: float = 0.0
     """Seconds since the line last rested."""
 
@@ -36,9 +40,15 @@ async def wait_turn() -> None:
     except LookupError:
         line = _Line()
         _line.set(line)
+    has_others = line.lock.locked()
     # Whoever is next runs in the next turn of the loop: this task's step is over then.
     async with line.lock:
-        line.worked += min(trio.current_time() - line.granted_at, WORK_SECONDS)
+        elapsed = trio.current_time() - line.granted_at
+        if has_others or elapsed < IDLE_SECONDS:
+            line.worked += min(elapsed, WORK_SECONDS)
+        else:
+            # The line was empty meanwhile, so this was no work: one who comes alone never waits.
+            line.worked = 0.0
         if line.worked >= WORK_SECONDS:
             await trio.sleep(line.worked)
             line.worked = 0.0

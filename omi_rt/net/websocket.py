@@ -236,6 +236,10 @@ class WebSocket:
         if self._queued_bytes >= MAX_QUEUED_BYTES:
             # Answers to pings are queued by reading: who does not read them is not read either.
             await self.drained(MAX_QUEUED_BYTES)
+        if self._wire.is_late:
+            # Nobody wants what comes now: it may take as long as it likes.
+            await wait_turn()
+            return
         if self._allowance >= 0:
             await trio.lowlevel.checkpoint()
             return
@@ -255,7 +259,7 @@ class WebSocket:
         return messages
 
     async def _feed(self) -> None:
-        if self._allowance < 0 or self._queued_bytes >= MAX_QUEUED_BYTES:
+        if self._allowance < 0 or self._wire.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:
             await self._let_others_go_first()
         try:
             data = await self._stream.receive_some()

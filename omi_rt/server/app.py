@@ -52,7 +52,7 @@ class Server:
         draining: trio.Event | None = None,
     ) -> None:
         self.sessions: set[Session] = set()
-        self.ended_sessions = 0
+        self.ended_connections = 0
         self._settings = settings
         self._provider = provider
         self._metrics = metrics
@@ -106,6 +106,7 @@ class Server:
             self._metrics.faults.inc()
             self._log.exception("connection_fault", exc_info=group)
         finally:
+            self.ended_connections += 1
             await trio.aclose_forcefully(stream)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
@@ -187,7 +188,6 @@ class Server:
             await session.run()
         finally:
             self.sessions.discard(session)
-            self.ended_sessions += 1
             self.session_left.set()
             self.session_left = trio.Event()
 

@@ -78,7 +78,7 @@ async def serve(
             server = Server(settings, provider, metrics, profiles, pace, draining)
             metrics.backlog_bytes.set_function(lambda: server.budget.held_bytes)
             nursery.start_soon(
-                keep_memory_low, lambda: provider.failures, lambda: server.ended_sessions
+                keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )
             announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
             task_status.started(f"ws://{address}")
