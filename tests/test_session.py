@@ -332,3 +332,13 @@ async def test_nothing_secret_is_logged(
     logged = capsys.readouterr()
     assert "provider_failed" in logged.err
     assert "secret" not in logged.out + logged.err + repr(device.messages)
+
+
+async def test_a_drain_ends_with_the_last_session(autojump_clock: MockClock) -> None:
+    async with listening_server(drain_seconds=30.0) as (world, _fake), world.device() as device:
+        started = trio.current_time()
+        await world.server._drain_sessions()
+        assert trio.current_time() - started < 2.0
+        await device.ended()
+        assert device.closed is not None
+        assert device.closed.code == 1001

@@ -207,9 +207,14 @@ class Server:
             for session in sessions:
                 if session in self.sessions:
                     session.drain(max(0.0, ends_at - trio.current_time() - _LEAVE_SECONDS))
-                    await trio.sleep(pause)
-            while self.sessions:
-                await self.session_left.wait()
+                    with trio.move_on_after(pause):
+                        await self._wait_until_empty()
+            await self._wait_until_empty()
+
+    async def _wait_until_empty(self) -> None:
+        """Wait until no session is left. Cancelling is safe."""
+        while self.sessions:
+            await self.session_left.wait()
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
