@@ -221,7 +221,8 @@ async def measure(port: int, pid: int, kind: str, sockets: int, seconds: float) 
             most = max(most, memory(pid).pss)
     finally:
         process.kill()
-        await process.wait()
+        with trio.move_on_after(END_SECONDS, shield=True):
+            await process.wait()
     ended = perf_counter()
     with trio.move_on_after(END_SECONDS):
         while await get_sessions(port) > 1:  # noqa: ASYNC110 - it is another process that knows

@@ -338,7 +338,8 @@ async def test_a_drain_ends_with_the_last_session(autojump_clock: MockClock) -> 
     async with listening_server(drain_seconds=30.0) as (world, _fake), world.device() as device:
         started = trio.current_time()
         await world.server._drain_sessions()
-        assert trio.current_time() - started < 2.0
+        # The device has 5 s to close its side, which this one does not.
+        assert trio.current_time() - started < 6.0
         await device.ended()
         assert device.closed is not None
         assert device.closed.code == 1001
