@@ -79,11 +79,23 @@ def serve(host: str, port: int) -> None:
     help="1.0 is real time.",
 )
 @click.option("--json", "json_output", is_flag=True, help="One segment object a line, no more.")
-def stream(file: str, url: str, uid: str, codec: str, speed: float, json_output: bool) -> None:
+@click.option("--events", "with_events", is_flag=True, help="With --json: the events as well.")
+def stream(
+    file: str,
+    url: str,
+    uid: str,
+    codec: str,
+    speed: float,
+    json_output: bool,
+    with_events: bool,
+) -> None:
     """Stream a WAV FILE as a device would, and print the segments."""
     from omi_rt.client.run import run_stream
 
-    sys.exit(run_stream(file, url, uid, codec, speed, json_output))
+    if with_events and not json_output:
+        raise click.UsageError("--events goes with --json")
+    status = run_stream(file, url, uid, codec, speed, json_output, with_events=with_events)
+    sys.exit(status)
 
 
 @main.command()

@@ -767,7 +767,95 @@ class TestRun:
         assert b"".join(server.audio) == recording(0.2).pcm
         shown = capsys.readouterr()
         assert shown.out == "    0.25 -     1.00  SPEAKER_01  Hello there.\n"
-        assert shown.err == ""
+        assert shown.err == "sent 0.5 s, 2 words, lost 0.0 s\n"
+
+    async def test_audio_that_was_lost_is_told_and_the_status_is_1(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Losing(ListenServer):
+            def on_message(self, websocket: WebSocket, message: bytes | str) -> None:
+                if isinstance(message, str):
+                    reason = "cannot connect to x"
+                    status = {"type": "service_status", "status": "stt_degraded"}
+                    for event in (
+                        {**status, "reason": reason},
+                        {"type": "audio_lost", "start": 0.0, "end": 0.5},
+                        {**ENDED, "lost": 0.5},
+                    ):
+                        websocket.send_nowait(json.dumps(event))
+                    websocket.close_nowait(1000)
+
+        path = self.wav(tmp_path, 2.0)
+
+        async def command(url: str) -> int:
+            run = partial(
+                run_stream, path, url, "me", "pcm16", 5.0, json_output=True, with_events=True
+            )
+            return await trio.to_thread.run_sync(run)
+
+        assert await self.run(Losing(), command) == 1
+        shown = capsys.readouterr()
+        kinds = [json.loads(line)["type"] for line in shown.out.splitlines()]
+        assert kinds == ["service_status", "audio_lost", "session_ended"]
+        assert shown.err.splitlines() == [
+            "the speech service fails, and is tried again: cannot connect to x",
+            "lost 0.5 s of audio: 0.00 - 0.50",
+            "sent 0.5 s, 0 words, lost 0.5 s: cannot connect to x",
+            "omi-rt stream: nothing was understood, but the audio is not silent",
+        ]
+
+    async def test_nothing_understood_of_audio_that_sounds_is_a_failure(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Deaf(ListenServer):
+            def on_message(self, websocket: WebSocket, message: bytes | str) -> None:
+                if isinstance(message, str):
+                    websocket.send_nowait(json.dumps(ENDED))
+                    websocket.close_nowait(1000)
+
+        sounding, silent = tmp_path / "sounding.wav", tmp_path / "silent.wav"
+        gap = bytes(32_000)
+        audio = WavAudio(16_000, 1, gap + recording(1.0).pcm + gap)
+        sounding.write_bytes(write_wav(audio))
+        silent.write_bytes(write_wav(WavAudio(16_000, 1, gap * 3)))
+        for path, status in ((sounding, 1), (silent, 0)):
+
+            async def command(url: str, path: Path = path) -> int:
+                run = partial(run_stream, path, url, "me", "pcm16", 50.0, json_output=False)
+                return await trio.to_thread.run_sync(run)
+
+            assert await self.run(Deaf(), command) == status
+            told = "nothing was understood" in capsys.readouterr().err
+            assert told == (status == 1)
+
+    async def test_corrected_speakers_are_printed_once_more(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        class Knowing(ListenServer):
+            def on_message(self, websocket: WebSocket, message: bytes | str) -> None:
+                if isinstance(message, str):
+                    websocket.send_nowait(json.dumps([SEGMENT]))
+                    event = {"type": "speaker_identified", "is_user": True, "person_id": None}
+                    event |= {"speaker": "SPEAKER_01", "segment_ids": []}
+                    websocket.send_nowait(json.dumps(event))
+                    websocket.send_nowait(json.dumps(ENDED))
+                    websocket.close_nowait(1000)
+
+        path = self.wav(tmp_path)
+
+        async def command(url: str) -> int:
+            run = partial(run_stream, path, url, "me", "pcm16", 1.0, json_output=False)
+            return await trio.to_thread.run_sync(run)
+
+        assert await self.run(Knowing(), command) == 0
+        shown = capsys.readouterr()
+        assert shown.out.splitlines() == [
+            "    0.25 -     1.00  SPEAKER_01  Hello there.",
+            "",
+            "with the speakers as they are known now:",
+            "    0.25 -     1.00  SPEAKER_01 (user)  Hello there.",
+        ]
+        assert "SPEAKER_01 is the user" in shown.err
 
     async def test_json_prints_segment_objects_and_nothing_else(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -781,7 +869,7 @@ class TestRun:
         assert await self.run(ListenServer(), command) == 0
         shown = capsys.readouterr()
         assert [json.loads(line) for line in shown.out.splitlines()] == [SEGMENT]
-        assert shown.err == ""
+        assert shown.err == "sent 0.5 s, 2 words, lost 0.0 s\n"
 
     def test_a_failure_is_one_line_on_standard_error_and_status_1(
         self, tmp_path: Path, capsys: pytest.CaptureFixture[str]

@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from omi_rt.client.report import StreamReport
 from omi_rt.client.stream import (
     AudioSent,
+    EventReceived,
     SegmentsReceived,
     StreamEvent,
     StreamOptions,
@@ -16,10 +18,15 @@ from omi_rt.client.stream import (
     stream_recording,
 )
 from omi_rt.client.terminal import OutputClosed, Terminal, give_up_output
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.backlog import Backlog
 from omi_rt.core.errors import OmiRtError
+from omi_rt.core.sound import SoundFinder
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from omi_rt.codecs.wav import WavAudio
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
@@ -27,9 +34,19 @@ _INTERRUPTED: Final = 130
 
 
 def run_stream(
-    path: str | Path, url: str, uid: str, codec: str, speed: float, json_output: bool
+    path: str | Path,
+    url: str,
+    uid: str,
+    codec: str,
+    speed: float,
+    json_output: bool,
+    *,
+    with_events: bool = False,
 ) -> int:
     """Stream a WAV file, print the segments as they come, and return the exit status.
+
+    What the server tells of its state, and a line at the end, go to standard error. Where speakers
+    turned out to be others than was shown, the whole transcript is printed once more.
 
     Args:
         path: of the WAV file.
@@ -38,15 +55,17 @@ def run_stream(
         codec: a key of `omi_rt.client.device.DEVICE_CODECS`.
         speed: 1.0 is real time.
         json_output: print one segment object per line, and nothing else to standard output.
+        with_events: with ``json_output``, print the server's events as well, in order.
 
     Returns:
-        0 after ``session_ended``; 1 otherwise, with one line on standard error; 130 if interrupted.
+        0 after ``session_ended`` with nothing lost; 1 otherwise, and where nothing was understood of
+        audio that is not silent; 130 if interrupted.
     """
     terminal = Terminal()
     options = StreamOptions(url=url, uid=uid, codec=codec, speed=speed)
     status = 0
     try:
-        status = _stream(path, options, terminal, json_output=json_output)
+        status = _stream(path, options, terminal, json_output=json_output, with_events=with_events)
     except* KeyboardInterrupt:
         terminal.print_error("omi-rt stream: interrupted")
         status = _INTERRUPTED
@@ -54,22 +73,56 @@ def run_stream(
 
 
 def _stream(
-    path: str | Path, options: StreamOptions, terminal: Terminal, *, json_output: bool
+    path: str | Path,
+    options: StreamOptions,
+    terminal: Terminal,
+    *,
+    json_output: bool,
+    with_events: bool,
 ) -> int:
+    report = StreamReport()
+
     def show(event: StreamEvent) -> None:
         if isinstance(event, AudioSent):
             terminal.show_progress(event.seconds, event.total_seconds)
         elif isinstance(event, SegmentsReceived):
+            report.add(event.segments)
             print_one = terminal.print_json_line if json_output else terminal.print_segment
             for segment in event.segments:
                 print_one(segment)
+        elif isinstance(event, EventReceived):
+            line = report.describe(event.event)
+            if line is not None:
+                terminal.print_error(line)
+            if json_output and with_events:
+                terminal.print_json_line(event.event)
 
     try:
-        trio.run(partial(stream_recording, load_recording(path), options, show))
+        audio = load_recording(path)
+        summary = trio.run(partial(stream_recording, audio, options, show))
+        terminal.clear_progress()
+        if report.is_corrected and not json_output:
+            terminal.print_heading("with the speakers as they are known now:")
+            for segment in report.segments:
+                terminal.print_segment(segment)
     except OmiRtError as error:
         if isinstance(error, OutputClosed):
             give_up_output()
         terminal.print_error(f"omi-rt stream: {error}")
         return _FAILED
-    terminal.clear_progress()
-    return 0
+    terminal.print_error(report.summary(summary.session_ended))
+    if report.words == 0 and _sounds(audio):
+        terminal.print_error("omi-rt stream: nothing was understood, but the audio is not silent")
+        return _FAILED
+    return _FAILED if summary.session_ended.get("lost") else 0
+
+
+def _sounds(audio: WavAudio) -> bool:
+    """Whether anything in a recording stands out from its noise."""
+    audio_format = AudioFormat(audio.sample_rate, audio.channels)
+    backlog = Backlog(audio_format, audio.samples)
+    backlog.append(audio.pcm)
+    return any(
+        SoundFinder(audio_format, channel).first_sound(backlog, 0, backlog.end) is not None
+        for channel in range(audio.channels)
+    )

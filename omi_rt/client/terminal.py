@@ -77,6 +77,14 @@ class Terminal:
         )
         self._print(line)
 
+    def print_heading(self, text: str) -> None:
+        """Print a line above what follows, after an empty line.
+
+        Raises:
+            OutputClosed: standard output can not be written any more.
+        """
+        self._print(Text(f"\n{text}", "bold"))
+
     def print_json_line(self, value: Mapping[str, Any]) -> None:
         """Print a value as one line of JSON.
 

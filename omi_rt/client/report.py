@@ -1,0 +1,107 @@
+"""What a stream came to: the transcript with its corrections, and what the server told on the way."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+JSONObject = dict[str, Any]
+
+_STATUSES = {
+    "stt_degraded": "the speech service fails, and is tried again",
+    "stt_recovered": "the speech service is back",
+    "stt_failed": "the speech service has failed",
+    "identities_unavailable": "nobody is known by their voice",
+}
+
+
+@define
+class StreamReport:
+    """Collects a session's segments, applies the corrections, and puts events into words."""
+
+    segments: list[JSONObject] = field(factory=list, repr=False)
+    """In the order in which they came, as they are known now."""
+    is_corrected: bool = False
+    """Whether anything that had been shown before is known better now."""
+    problem: str = ""
+    """The last reason that the server gave for a failure."""
+
+    def add(self, segments: list[JSONObject]) -> None:
+        """Take segments that have come."""
+        self.segments += segments
+
+    def describe(self, event: Mapping[str, Any]) -> str | None:
+        """Take an event; returns the line to show for it, or None where it tells nothing new."""
+        match event.get("type"):
+            case "service_status":
+                return self._describe_status(event)
+            case "audio_lost":
+                start, end = _number(event.get("start")), _number(event.get("end"))
+                return f"lost {end - start:.1f} s of audio: {start:.2f} - {end:.2f}"
+            case "undecodable_audio":
+                return "the server can not decode the audio: is the codec right?"
+            case "speakers_merged":
+                return self._merge(event)
+            case "speaker_identified":
+                return self._identify(event)
+        return None
+
+    @property
+    def words(self) -> int:
+        """How many words were understood."""
+        return sum(len(str(segment.get("text", "")).split()) for segment in self.segments)
+
+    def summary(self, session_ended: Mapping[str, Any]) -> str:
+        """The last line: what was sent, understood and lost, and why."""
+        lost = _number(session_ended.get("lost"))
+        line = f"sent {_number(session_ended.get('received')):.1f} s, {self.words} words"
+        line += f", lost {lost:.1f} s"
+        return f"{line}: {self.problem}" if lost and self.problem else line
+
+    def _describe_status(self, event: Mapping[str, Any]) -> str | None:
+        status, reason = str(event.get("status")), event.get("reason")
+        text = _STATUSES.get(status)
+        if text is None:
+            return None
+        if reason and status in {"stt_degraded", "stt_failed"}:
+            self.problem = str(reason)
+        return f"{text}: {reason}" if reason else text
+
+    def _merge(self, event: Mapping[str, Any]) -> str:
+        source, into = _name(event.get("from")), _name(event.get("into"))
+        known = next((s for s in self.segments if s.get("speaker") == into), {})
+        is_user, person = known.get("is_user") is True, known.get("person_id")
+        for segment in self._named(event, source):
+            segment["speaker"], segment["speaker_id"] = into, event.get("into")
+            segment["is_user"], segment["person_id"] = is_user, person
+        who = "the user" if is_user else person
+        return f"{source} is {into}, {who}" if who else f"{source} is {into}"
+
+    def _identify(self, event: Mapping[str, Any]) -> str:
+        speaker = str(event.get("speaker"))
+        is_user, person = event.get("is_user") is True, event.get("person_id")
+        for segment in self._named(event, speaker):
+            segment["is_user"], segment["person_id"] = is_user, person
+        if is_user:
+            return f"{speaker} is the user"
+        return f"{speaker} is {person}" if person else f"{speaker} is nobody known after all"
+
+    def _named(self, event: Mapping[str, Any], speaker: str) -> list[JSONObject]:
+        """The segments that an event corrects: those it lists, and all others of that speaker."""
+        ids = event.get("segment_ids")
+        listed = set(ids) if isinstance(ids, list) else set()
+        found = [s for s in self.segments if s.get("id") in listed or s.get("speaker") == speaker]
+        self.is_corrected |= bool(found)
+        return found
+
+
+def _name(number: object) -> str:
+    return f"SPEAKER_{number:02d}" if isinstance(number, int) else "?"
+
+
+def _number(value: object) -> float:
+    return float(value) if isinstance(value, int | float) else 0.0
