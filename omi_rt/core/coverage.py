@@ -159,7 +159,9 @@ class Coverage:
         if sent_until > start and not self._has_unheard_sound(sent_until):
             for channel in range(self.audio_format.channels):
                 self.finalise_silence(channel, sent_until)
-        return self._lose(self.backlog.end - self.backlog.start)
+        gap = self._lose(self.backlog.end - self.backlog.start)
+        self._overlap = None
+        return gap
 
     def balance(self) -> Balance:
         """The ledger at this instant."""

@@ -125,11 +125,13 @@ class WebSocket:
             self._tcp.expect_data()
 
     def send_nowait(self, message: str | bytes) -> None:
-        """Queue one message; the writer sends it. After the close this does nothing.
+        """Queue one message; the writer sends it. After the close, or the writer's end, this does nothing.
 
         Raises:
             PeerTooSlow: the peer has not read for so long that `MAX_QUEUED_BYTES` wait for it.
         """
+        if self._writer_done.is_set():
+            return
         if self._queued_bytes > MAX_QUEUED_BYTES:
             raise PeerTooSlow("the peer does not read what it is sent")
         self._wire.send(message)
@@ -332,7 +334,10 @@ class ServerHandshake:
         Raises:
             HandshakeFailed: it is no proper upgrade; ``status`` is what to answer (426, 400, ...).
         """
-        return WebSocket(self._stream, self._wire.accept(headers or {}, self._rest))
+        # Handed over, not kept: this object may live as long as the session, and its end may leave it
+        # in a cycle until the next collection.
+        rest, self._rest = self._rest, b""
+        return WebSocket(self._stream, self._wire.accept(headers or {}, rest))
 
     async def respond(
         self,

@@ -18,6 +18,7 @@ from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.core.narrator import Narrator
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger
+from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
     from omi_rt.core.budget import BacklogBudget
@@ -35,6 +36,12 @@ ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
 """Without a final that covers anything: more than lie between two in speech."""
 _MEMORY_CHECK_SECONDS = 0.25
+_STEP_BYTES = 65_536
+"""Of one session, audio in this amount is decoded before others get a turn: 0.5 ms of Opus."""
+_FIRST_MESSAGES_AT_ONCE = 4
+"""Before anything has been decoded, so many messages are taken without a look at what they cost."""
+_LAST_AUDIO_SECONDS = 5.0
+"""A lost connection is read for so long at most: what the device had sent before lies in the kernel."""
 MISSED_HEARTBEATS = 2
 """Without a byte from the device, not even a pong: then it has vanished."""
 
@@ -93,6 +100,7 @@ class Session:
         self._takes_audio = True
         self._device_is_there = True
         self._is_reading = True
+        self._messages_at_once = _FIRST_MESSAGES_AT_ONCE
         self._has_told_undecodable = False
         self._reason = "cancelled"
         # 1000 is for a client that asked for the end, and for nobody else: Omi apps do not come back
@@ -162,7 +170,10 @@ class Session:
             messages = await websocket.receive()
             # Asked once and passed on: every frame comes this way.
             now, before = websocket.received_at, backlog.end
-            self._take(messages, now)
+            if len(messages) <= self._messages_at_once:
+                self._take(messages, now)
+            else:
+                await self._take_in_steps(messages, now)
             if self.coverage.is_full and self._takes_audio:
                 self._is_reading = False
                 await self._transcriber.make_room()
@@ -179,6 +190,24 @@ class Session:
             if pause > 0.0:
                 await pace.rest(pause)
                 websocket.expect_data()
+
+    async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
+        """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
+
+        A message of two bytes can hold 120 ms of Opus, which decode to 23 kB: what a message costs
+        shows in what came of those before it.
+        """
+        backlog, size = self.coverage.backlog, self.coverage.audio_format.frame_bytes
+        done = 0
+        while done < len(messages):
+            step = messages[done : done + self._messages_at_once]
+            if done:
+                await wait_turn()
+            before = backlog.end
+            self._take(step, now)
+            bytes_each = (backlog.end - before) * size / len(step)
+            self._messages_at_once = max(1, int(_STEP_BYTES / max(bytes_each, 1.0)))
+            done += len(step)
 
     async def _wait_for_memory(self) -> None:
         """Return when all sessions' backlogs leave room for more of this one's audio.
@@ -258,6 +287,13 @@ class Session:
         except PeerTooSlow as error:
             self._lose_device(str(error), error.close_code)
             await self._websocket.abort(self._close_code, self._reason)
+        else:
+            # It ends before the session where the connection is lost. The reader meets that end
+            # only after all that had arrived before it, and that may be hours of audio.
+            with trio.move_on_after(_LAST_AUDIO_SECONDS):
+                await self._incoming_ended.wait()
+            if self._device_is_there:
+                self._lose_device("device_vanished", 1006)
 
     # The provider's side.
 
