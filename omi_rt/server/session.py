@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
+MAX_SHOWN_CHARACTERS = 64
+"""Of the type of a message that is not known, in the answer to it."""
 ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
 """Without a final that covers anything: more than lie between two in speech."""
@@ -94,6 +96,8 @@ class Session:
         self._device_is_there = True
         self._is_reading = True
         self._has_told_undecodable = False
+        self._has_told_unknown = False
+        self._has_taken_leave = False
         self._reason = "cancelled"
         # 1000 is for a client that asked for the end, and for nobody else: Omi apps do not come back
         # after it.
@@ -227,14 +231,21 @@ class Session:
         try:
             message = loads(text)
         except JSONError:
-            return
-        if isinstance(message, dict) and message.get("type") == "CloseStream":
+            message = None
+        kind = message.get("type") if isinstance(message, dict) else None
+        if kind == "CloseStream":
             self._end("client_closed_stream", 1000)
 
     def _tell_undecodable(self) -> None:
         if self._has_told_undecodable:
             return
         self._has_told_undecodable = True
+        elif not self._has_told_unknown:
+            self._has_told_unknown = True
+            # Without what it says: it may be anything.
+            self._log.info("unknown_message")
+            received = kind[:MAX_SHOWN_CHARACTERS] if isinstance(kind, str) else None
+            self._send(events.unknown_message(received))
         self._log.warning("undecodable_audio", codec=self._request.codec)
         self._send(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
 
