@@ -12,7 +12,7 @@ from attrs import define, field
 
 from omi_rt.core.breaker import Breaker, DialGate, PrimingGate
 from omi_rt.core.deepgram import Malformed, Message, listen_url
-from omi_rt.core.errors import ProviderError, ProviderRefused
+from omi_rt.core.errors import BadRequest, ProviderError, ProviderRefused
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
@@ -45,6 +45,8 @@ class Provider:
     priming: PrimingGate
     random: Random
     metrics: Metrics
+    languages: frozenset[str] | None = None
+    """Primary subtags of the languages that it knows; None where only it can say."""
     failures: int = 0
     """Dials that failed and connections that were lost, since the start."""
     give_way: trio.Event = field(factory=trio.Event)
@@ -54,6 +56,18 @@ class Provider:
         """Open a connection for ``request``; see `open_connection`."""
         url = listen_url(self.base_url, request, self.options)
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
+
+    def check_language(self, language: str) -> None:
+        """Refuse a language tag that the provider is known not to know.
+
+        Raises:
+            BadRequest: the message names those that it knows.
+        """
+        if self.languages is None or language == "auto":
+            return
+        if language.lower().partition("-")[0] not in self.languages:
+            known = ", ".join(sorted(self.languages))
+            raise BadRequest(f"language: the speech provider here knows {known} only")
 
     def opened(self, seconds: float) -> None:
         """Note an open connection, and how long its dial took."""
@@ -123,6 +137,7 @@ def make_provider(
     client: HTTPClient | None = None,
     dial: Dial = dial_tcp,
     random: Random | None = None,
+    languages: frozenset[str] | None = None,
 ) -> Provider:
     """Build a provider from the settings. Must run inside Trio, for the clock.
 
@@ -147,4 +162,5 @@ def make_provider(
         priming=PrimingGate(settings.max_primed),
         random=random,
         metrics=metrics,
+        languages=languages,
     )

@@ -119,6 +119,11 @@ class WebSocket:
         """Whether the writer still runs: it ends when the connection is lost."""
         return not self._writer_done.is_set()
 
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the system has taken all that was queued, or nothing can be sent any more."""
+        return self._queued_bytes == 0 or self._writer_done.is_set()
+
     def expect_data(self) -> None:
         """Let the next `receive` read before it waits: after a rest there is data, most likely."""
         if self._tcp is not None:

@@ -137,6 +137,11 @@ class Session:
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._websocket.abort(self._close_code, self._reason)
 
+    @property
+    def has_said_all(self) -> bool:
+        """Whether everything is final, and the device has been sent its account, if it is there."""
+        return self._has_taken_leave and self._websocket.has_sent_all
+
     def drain(self, within: float) -> None:
         """End the session because the server goes: finalise, tell the device, close with 1001.
 
@@ -235,17 +240,17 @@ class Session:
         kind = message.get("type") if isinstance(message, dict) else None
         if kind == "CloseStream":
             self._end("client_closed_stream", 1000)
-
-    def _tell_undecodable(self) -> None:
-        if self._has_told_undecodable:
-            return
-        self._has_told_undecodable = True
         elif not self._has_told_unknown:
             self._has_told_unknown = True
             # Without what it says: it may be anything.
             self._log.info("unknown_message")
             received = kind[:MAX_SHOWN_CHARACTERS] if isinstance(kind, str) else None
             self._send(events.unknown_message(received))
+
+    def _tell_undecodable(self) -> None:
+        if self._has_told_undecodable:
+            return
+        self._has_told_undecodable = True
         self._log.warning("undecodable_audio", codec=self._request.codec)
         self._send(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
 
@@ -293,6 +298,8 @@ class Session:
                     self._narrator.identities_known_from,
                 )
             )
+        self._has_taken_leave = True
+        if self._device_is_there:
             await self._websocket.aclose(self._close_code, self._reason)
 
     # Ends.
