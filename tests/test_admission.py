@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import httpx
@@ -9,15 +10,20 @@ import pytest
 import trio
 import trio.lowlevel
 
+from omi_rt.core import breaker
 from omi_rt.core.admission import find_refusal
 from omi_rt.deepgram.key_check import KEY_CHECK_SECONDS, KeyVerdict, check_key
+from omi_rt.fake import Options
 from omi_rt.fake.faults import FaultScript, Refuse
 from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import configure_logging
-from omi_rt.server.app import LAST_ANSWERS_SECONDS
+from omi_rt.net.stream import open_tcp_stream
+from omi_rt.server import main, provider_watch
+from omi_rt.server.app import LAST_ANSWERS_SECONDS, is_loopback_address
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, running_server, split_response, unreachable
+from tests.processes_e2e import exchange, fake_in_process
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Coroutine
@@ -99,6 +105,10 @@ async def test_what_deepgram_refuses_to_all_is_named_until_the_server_finds_it_m
         # Nobody came, and nobody will come to a server that is not ready: it tries by itself.
         assert 4 <= len(fake.connections) - 1 <= 6
         assert (await world.get("/readyz"))[0] == 503
+        fake.faults = FaultScript((), (Refuse(status=402),))
+        await trio.sleep(16)
+        told = (await world.get("/readyz"))[2]
+        assert told == "Deepgram refuses for want of credit (HTTP 402)\n"
         fake.faults = FaultScript()
         await trio.sleep(16)
         assert (await world.get("/readyz"))[0] == 200
@@ -128,6 +138,52 @@ def test_the_first_obstacle_is_named_and_none_is_none() -> None:
         refusal = find_refusal(**free)  # type: ignore[arg-type]
         assert refusal is not None
         assert refusal.obstacle.value == label
+
+
+@pytest.mark.realtime
+async def test_a_running_server_finds_by_itself_that_the_key_is_taken_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    for module in (breaker, provider_watch):
+        monkeypatch.setattr(module, "PROBE_SECONDS", 0.2)
+    for name in ("raise_file_limit", "calm_the_collector"):
+        monkeypatch.setattr(main, name, lambda: None)
+    async with fake_in_process(keys=frozenset({"another"})) as (fake, url):
+        settings = Settings(deepgram_api_key=KEY, deepgram_url=url, profile_mode="off")
+        run = partial(
+            main.serve, settings, "127.0.0.1", 0, announce=lambda _: None, handles_signals=False
+        )
+
+        async def readiness() -> int:
+            stream = await open_tcp_stream("127.0.0.1", int(address.rpartition(":")[2]))
+            return (await exchange(stream, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0]
+
+        async with trio.open_nursery() as nursery:
+            address = await nursery.start(run)
+            assert await readiness() == 503
+            fake.options = Options(keys=frozenset({KEY}))
+            with trio.fail_after(10):
+                while await readiness() != 200:  # noqa: ASYNC110 - it is another's to say
+                    await trio.sleep(0.05)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("host", "is_loopback"),
+    [
+        ("127.0.0.1", True),
+        ("127.9.9.9", True),
+        ("::1", True),
+        ("::ffff:127.0.0.1", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("192.168.1.2", False),
+        ("::ffff:192.168.1.2", False),
+        ("fe80::1%eth0", False),
+    ],
+)
+def test_loopback_is_what_this_machine_alone_can_reach(host: str, is_loopback: bool) -> None:
+    assert is_loopback_address(host) is is_loopback
 
 
 # The key.

@@ -207,3 +207,4 @@ async def test_draining_ends_in_time_where_a_device_does_not_answer_the_close() 
         await drain(server)
         # A second more than it may take: as much as a supervisor forgives.
         assert await server.program.status(2) == 0
+    assert "sessions_cut" not in server.program.errors, "it has been told everything"

@@ -121,8 +121,8 @@ class WebSocket:
 
     @property
     def has_sent_all(self) -> bool:
-        """Whether the system has taken all that was queued, or nothing can be sent any more."""
-        return self._queued_bytes == 0 or self._writer_done.is_set()
+        """Whether the system has taken all that was queued."""
+        return self._queued_bytes == 0
 
     def expect_data(self) -> None:
         """Let the next `receive` read before it waits: after a rest there is data, most likely."""

@@ -26,7 +26,7 @@ from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.server.signals import drain_on_signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Sequence
 
     from omi_rt.deepgram.provider import Provider
     from omi_rt.settings import Settings
@@ -95,7 +95,7 @@ async def serve(
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
             await nursery.start(drain_on_signal, end.draining, end.force)
-        _warn_of_strangers(bound[0], address)
+        _warn_of_strangers(listeners)
         async with (
             _provider(settings, metrics, announce) as provider,
             _profiles(settings) as profiles,
@@ -133,11 +133,15 @@ async def _provider(
         nursery.cancel_scope.cancel()
 
 
-def _warn_of_strangers(host: str, address: str) -> None:
+def _warn_of_strangers(listeners: Sequence[trio.SocketListener]) -> None:
     """Say that there is no login, where others than this machine can come."""
-    if not is_loopback_address(host):
+    hosts = [listener.socket.getsockname()[0] for listener in listeners]
+    strangers = [host for host in hosts if not is_loopback_address(host)]
+    if strangers:
         get_logger().warning(
-            "no_login", address=address, meaning="whoever reaches this address can use the server"
+            "no_login",
+            address=", ".join(strangers),
+            meaning="whoever reaches this address can use the server",
         )
 
 
