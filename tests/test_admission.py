@@ -237,6 +237,8 @@ async def test_where_nobody_answers_in_time_nobody_knows(autojump_clock: MockClo
     assert verdict is KeyVerdict.UNREACHABLE
     assert trio.current_time() == KEY_CHECK_SECONDS
     async with answers(unreachable_host) as client:
+        # An address that only the HTTP library takes for none.
+        assert (await check_key("ws://xn--", KEY, client))[0] is KeyVerdict.UNREACHABLE
         verdict, basis = await check_key("ws://dg", KEY, client)
     assert (verdict, basis) == (KeyVerdict.UNREACHABLE, "ConnectError")
 

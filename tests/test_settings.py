@@ -56,6 +56,7 @@ def test_the_address_is_kept_without_its_query() -> None:
         "OMI_RT_WEB_SERVICE_HOST",
         "OMI_RT_WEB_PORT",
         "OMI_RT_PORT",
+        "OMI_RT_HOST",
     ],
 )
 def test_what_kubernetes_adds_for_a_service_is_passed_over(name: str) -> None:

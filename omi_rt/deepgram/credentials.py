@@ -14,7 +14,8 @@ from omi_rt.core.deepgram import is_retryable_status, retry_after_seconds
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
 
 HTTPClient = httpx.AsyncClient
-HTTPError = httpx.HTTPError
+# Of the last two kinds are host names that the library takes for none, found when they are used.
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 GRANT_PATH = "/v1/auth/grant"
 GRANT_TIMEOUT_SECONDS = 5.0
 _MAX_SHOWN_CHARACTERS = 200

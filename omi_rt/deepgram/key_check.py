@@ -6,7 +6,7 @@ from enum import Enum
 
 import trio
 
-from omi_rt.deepgram.credentials import HTTPClient, HTTPError, rest_url
+from omi_rt.deepgram.credentials import HTTP_ERRORS, HTTPClient, rest_url
 
 KEY_PATH = "/v1/auth/token"
 """Deepgram documents it as the quick test of a key."""
@@ -38,7 +38,7 @@ async def check_key(base: str, key: str, client: HTTPClient) -> tuple[KeyVerdict
                 rest_url(base, KEY_PATH),
                 headers={"Authorization": f"Token {key}", "Connection": "close"},
             )
-        except HTTPError as error:
+        except HTTP_ERRORS as error:
             return KeyVerdict.UNREACHABLE, type(error).__name__
         basis = f"HTTP {response.status_code}"
         if response.is_success:
