@@ -212,6 +212,7 @@ async def test_the_answer_to_the_key_is_judged(status: int, body: str, verdict: 
     asked: list[httpx.Request] = []
 
     async def handler(request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
         asked.append(request)
         return httpx.Response(status, text=body, headers={"Location": "http://elsewhere"})
 
@@ -230,6 +231,7 @@ async def test_where_nobody_answers_in_time_nobody_knows(autojump_clock: MockClo
         raise AssertionError
 
     async def unreachable_host(_request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
         raise httpx.ConnectError(f"no route for {KEY}")
 
     async with answers(handler) as client:
@@ -259,6 +261,7 @@ async def test_what_came_of_it_is_said_once_without_the_key(
     ready: int,
 ) -> None:
     async def handler(_request: httpx.Request) -> httpx.Response:
+        await trio.lowlevel.checkpoint()
         return httpx.Response(status, text=KEY)
 
     configure_logging("debug")
