@@ -14,7 +14,7 @@ import trio
 
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
-from omi_rt.log import configure_logging, get_logger, log_lines
+from omi_rt.log import announce, configure_logging, get_logger
 from omi_rt.profiles.commands import (
     delete_profiles,
     get_profile,
@@ -58,14 +58,14 @@ def serve(host: str | None, port: int | None) -> None:
     from omi_rt.server.main import serve as run_server
 
     settings = _settings()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, settings.log_key)
     for name in shadowed_settings(os.environ):
         get_logger().info("setting_ignored", name=name, reason="Kubernetes set it for a Service")
     host = settings.host if host is None else host
     port = settings.port if port is None else port
     cut_sessions = 0
     with _one_line_errors():
-        cut_sessions = trio.run(partial(run_server, settings, host, port, announce=_announce))
+        cut_sessions = trio.run(partial(run_server, settings, host, port, announce=announce))
     if cut_sessions:
         sys.exit(EXIT_CUT)
 
@@ -202,7 +202,7 @@ def fake_deepgram(
         raise click.UsageError("--script and --seed exclude each other")
     configure_logging("info")
     with _one_line_errors():
-        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), _announce))
+        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), announce))
 
 
 def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
@@ -227,11 +227,6 @@ def _settings(**overrides: str) -> Settings:
         for problem in error.problems:
             _complain(f"omi-rt: {problem}")
         sys.exit(EXIT_USAGE)
-
-
-def _announce(line: str) -> None:
-    # Among the lines of the log, in order; like them it may find nobody, and ends nothing.
-    log_lines().write(line)
 
 
 def _print(line: str) -> None:

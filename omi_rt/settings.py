@@ -74,6 +74,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _log_key(text: str) -> str:
+    """16 or more characters of printable ASCII without spaces"""
+    if len(text) < 16:
+        raise ValueError
+    return _text(text)
+
+
 def _url(text: str) -> str:
     """a ws, wss, http or https address; its query must not have encoding, sample_rate or channels"""
     parts = urlsplit(text)
@@ -259,6 +266,14 @@ class Settings:
         _one_of("text", "json"),
         "text",
         "form of the log lines on stderr",
+    )
+    log_key: str = _env(
+        "OMI_RT_LOG_KEY",
+        _log_key,
+        "",
+        "key of the hashes that stand for uids in the log; the same for all replicas lets their lines "
+        "be compared (default a new one for each process)",
+        secret=True,
     )
 
     @property

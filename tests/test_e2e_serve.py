@@ -273,7 +273,7 @@ async def test_a_message_of_64_kib_is_taken_and_one_byte_more_closes_with_1009()
             await device.ended(20)
             assert device.closed is not None
             assert device.closed.code == 1009
-        await server.program.says(r"session_ended .*lost=0\.0 pending=0\.0 .*received=2\.048")
+        await server.program.says(r"session_ended .*received=2\.048 finalised=2\.048 sent_live=")
 
 
 async def test_a_device_that_pings_and_never_reads_fills_no_memory() -> None:

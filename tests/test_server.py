@@ -150,7 +150,7 @@ async def test_a_message_over_64_kib_closes_with_1009(
         await device.ended()
         assert device.closed is not None
         assert device.closed.code == 1009
-    assert "close_code=1009 " in capsys.readouterr().err
+    assert "close_code=1009" in capsys.readouterr().err
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=list(HealthCheck))

@@ -110,6 +110,11 @@ class WebSocket:
             await self._feed()
 
     @property
+    def peer(self) -> str:
+        """The address and port of the other side; empty where it has none, or has gone already."""
+        return self._tcp.peer if self._tcp is not None else ""
+
+    @property
     def has_more(self) -> bool:
         """Whether messages have arrived that the last `receive` has not returned."""
         return self._wire.has_more

@@ -76,6 +76,8 @@ class Server:
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
+        metrics.max_sessions.set(settings.max_sessions)
+        metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
     @property
@@ -235,7 +237,8 @@ class Server:
             self.session_left = trio.Event()
 
     async def _close(self, websocket: WebSocket, code: int, reason: str) -> None:
-        self._log.info("request_refused", code=code, reason=reason)
+        self._metrics.requests_closed.labels(str(code)).inc()
+        self._log.info("request_refused", peer=websocket.peer, code=code, reason=reason)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(websocket.run_writer, self._settings.send_timeout)
             await websocket.aclose(code, reason)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import define, field
 
+import omi_rt
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.deepgram.credentials import open_http_client
@@ -26,9 +27,10 @@ from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.server.signals import drain_on_signal
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Sequence
+    from collections.abc import AsyncIterator, Sequence
 
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.log import Announce
     from omi_rt.settings import Settings
 
 _CLOSE_STORE_SECONDS = 5.0
@@ -59,7 +61,7 @@ async def serve(
     host: str,
     port: int,
     *,
-    announce: Callable[[str], None],
+    announce: Announce,
     handles_signals: bool = True,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> int:
@@ -106,7 +108,12 @@ async def serve(
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )
-            announce(f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)")
+            announce(
+                f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)",
+                "ready",
+                address=f"http://{address}",
+                version=omi_rt.__version__,
+            )
             task_status.started(f"ws://{address}")
             await server.serve(listeners)
         nursery.cancel_scope.cancel()
@@ -115,7 +122,7 @@ async def serve(
 
 @asynccontextmanager
 async def _provider(
-    settings: Settings, metrics: Metrics, announce: Callable[[str], None]
+    settings: Settings, metrics: Metrics, announce: Announce
 ) -> AsyncIterator[Provider]:
     """The way to Deepgram, looked at once, and watched beside the body."""
     async with (
@@ -158,24 +165,25 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
             await store.aclose()
 
 
-def _load_libopus(announce: Callable[[str], None]) -> None:
+def _load_libopus(announce: Announce) -> None:
     """Load it now: the first decoder of a process takes 10 ms, which no session should wait for."""
     try:
         open_decoder("opus", 16_000, 1).close()
     except OpusUnavailable as error:
-        announce(f"{error}; devices that send Opus are refused until then")
+        announce(f"{error}; devices that send Opus are refused until then", "opus_unavailable")
 
 
 @asynccontextmanager
 async def _upstream(
-    settings: Settings, announce: Callable[[str], None]
+    settings: Settings, announce: Announce
 ) -> AsyncIterator[tuple[str, frozenset[str] | None]]:
     """The provider's address, and the languages that it knows, if that is known."""
     if not settings.uses_embedded_recogniser:
         yield settings.deepgram_url, None
         return
     announce(
-        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)"
+        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)",
+        "embedded_recogniser",
     )
     async with trio.open_nursery() as nursery:
         url = await nursery.start(partial(run_local_recogniser))

@@ -17,7 +17,8 @@ from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderErr
 from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.core.narrator import Narrator
 from omi_rt.deepgram.transcriber import Transcriber
-from omi_rt.log import get_logger
+from omi_rt.log import get_logger, pseudonym
+from omi_rt.metrics import SESSION_ENDS, AudioAccount
 
 if TYPE_CHECKING:
     from omi_rt.core.budget import BacklogBudget
@@ -68,7 +69,9 @@ class Session:
         self._settings = settings
         self._metrics = metrics
         self._pace = pace
-        self._log = get_logger(session=self.id)
+        self._log = get_logger(
+            session=self.id, uid_hash=pseudonym(request.uid), peer=websocket.peer
+        )
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
@@ -90,6 +93,7 @@ class Session:
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
         )
+        self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
         self._incoming = trio.CancelScope()
         self._incoming_ended = trio.Event()
         self._takes_audio = True
@@ -116,6 +120,7 @@ class Session:
             language=self._request.language,
         )
         self._metrics.sessions.inc()
+        self._metrics.audio.open(self._account)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver)
@@ -332,11 +337,7 @@ class Session:
         metrics = self._metrics
         metrics.sessions.dec()
         metrics.sessions_ended.labels(self._reason_class()).inc()
-        metrics.concealed_packets.inc(self._decoder.concealed_packets)
-        for state in ("finalised", "gated", "lost"):
-            metrics.audio_seconds.labels(state).inc(account[state])
-        for purpose, seconds in cost.in_seconds(audio_format).items():
-            metrics.provider_seconds.labels(purpose).inc(seconds)
+        metrics.audio.close(self._account)
         self._log.info(
             "session_ended",
             reason=self._reason,
@@ -347,11 +348,10 @@ class Session:
             concealed_packets=self._decoder.concealed_packets,
         )
         if not balance.is_exact:
-            self._log.error("ledger_unbalanced", balance=str(balance))
+            self._log.error("ledger_unbalanced", **account)
 
     def _reason_class(self) -> str:
-        known = ("client_closed_stream", "server_going_away", "stt_failed", "internal_error")
-        return self._reason if self._reason in known else "device_gone"
+        return self._reason if self._reason in SESSION_ENDS else "device_gone"
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:
