@@ -151,7 +151,12 @@ async def test_a_running_server_finds_by_itself_that_the_key_is_taken_again(
     async with fake_in_process(keys=frozenset({"another"})) as (fake, url):
         settings = Settings(deepgram_api_key=KEY, deepgram_url=url, profile_mode="off")
         run = partial(
-            main.serve, settings, "127.0.0.1", 0, announce=lambda _: None, handles_signals=False
+            main.serve,
+            settings,
+            "127.0.0.1",
+            0,
+            announce=lambda *_line, **_fields: None,
+            handles_signals=False,
         )
 
         async def readiness() -> int:

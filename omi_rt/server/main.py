@@ -108,16 +108,20 @@ async def serve(
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )
-            announce(
-                f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)",
-                "ready",
-                address=f"http://{address}",
-                version=omi_rt.__version__,
-            )
+            _say_ready(announce, address)
             task_status.started(f"ws://{address}")
             await server.serve(listeners)
         nursery.cancel_scope.cancel()
     return end.cut_sessions
+
+
+def _say_ready(announce: Announce, address: str) -> None:
+    announce(
+        f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)",
+        "ready",
+        address=f"http://{address}",
+        version=omi_rt.__version__,
+    )
 
 
 @asynccontextmanager
