@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import re
 import shutil
@@ -123,6 +124,29 @@ async def test_the_reasons_that_readme_names_are_those_that_are_sent(
             assert f"`{message['reason']}`" in text
         if isinstance(message, dict) and message.get("status") == "identities_unavailable":
             assert message["reason"] in text
+
+
+def logged_events() -> set[str]:
+    """The names of all events that the package's own loggers write, or `announce` does."""
+    package = Path(__file__).parent.parent / "omi_rt"
+    found = set()
+    for path in package.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if not isinstance(node, ast.Call) or not node.args:
+                continue
+            method = node.func.attr if isinstance(node.func, ast.Attribute) else ""
+            named = method in {"debug", "info", "warning", "error", "exception"}
+            is_announced = isinstance(node.func, ast.Name) and node.func.id == "announce"
+            event = node.args[1:2] if is_announced else node.args[:1] if named else []
+            # The embedded recogniser's process and its parent log sentences.
+            if event and isinstance(event[0], ast.Constant) and " " not in str(event[0].value):
+                found.add(str(event[0].value))
+    return found
+
+
+def test_readme_names_every_event_of_the_log_and_no_other() -> None:
+    rows = re.findall(r"^\| (`.*?) \|", section("### Logs"), re.MULTILINE)
+    assert set(re.findall(r"`(\w+)`", " ".join(rows))) == logged_events()
 
 
 def a_recording(tmp_path: Path) -> tuple[Path, list[str]]:
