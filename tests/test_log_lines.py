@@ -127,8 +127,11 @@ async def test_a_gap_is_one_line_at_its_beginning_and_one_at_its_end(
         listening_server(faults=faults, backlog_seconds=5.0) as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, a_script(150.0))
-    log = lines(capsys)
+        await device.stream_audio(synthesise(a_script(150.0), RATE), RATE * 2)
+        log = lines(capsys)
+        assert named(log, "audio_lost"), "not only when the session ends"
+        ended = await device.finish()
+    log += lines(capsys)
     assert len(device.events("audio_lost")) > 10, "the device is told all the time"
     (began,) = named(log, "audio_loss_began")
     (lost,) = named(log, "audio_lost")

@@ -116,6 +116,7 @@ async def test_the_audio_of_a_running_session_is_counted_as_it_comes(
     assert seen[4]['omi_rt_audio_seconds_total{state="finalised"}'] > 15
     assert seen[4]['omi_rt_provider_seconds_total{purpose="live"}'] > 20
     assert last["omi_rt_pending_seconds"] == 0.0
+    assert not world.metrics.audio._running, "a session that has ended is let go of"
     assert last["omi_rt_received_seconds_total"] == ended["received"] == 30.0
     assert by(last, "omi_rt_audio_seconds_total", "state") == {"finalised": 30.0}
     assert by(last, "omi_rt_provider_seconds_total", "purpose") == {"live": 30.0}
@@ -237,6 +238,19 @@ async def test_audio_that_is_lost_has_no_lag(autojump_clock: MockClock) -> None:
     async with running_server(unreachable) as world, world.device() as device:
         await play(device, random_script(Random(3), 10.0))
         assert (await scrape(world))["omi_rt_finalisation_lag_seconds_count"] == 0
+
+
+async def test_after_a_loss_only_what_became_final_has_a_lag(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of(*[[Unreachable()]] * 14)
+    async with (
+        listening_server(faults=faults, backlog_seconds=5.0) as (world, _),
+        world.device() as device,
+    ):
+        ended = await play(device, random_script(Random(3), 150.0))
+        series = await scrape(world)
+    assert 20 < ended["lost"] < 140
+    count = series["omi_rt_finalisation_lag_seconds_count"]
+    assert count == pytest.approx(ended["finalised"], abs=2)
 
 
 def test_receipts_are_one_a_step_and_leave_once() -> None:

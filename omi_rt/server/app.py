@@ -135,7 +135,8 @@ class Server:
                 await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
-            self._log.exception("connection_fault", exc_info=group)
+            peer = stream.peer if isinstance(stream, TCPStream) else ""
+            self._log.exception("connection_fault", peer=peer, exc_info=group)
         finally:
             self.ended_connections += 1
             self._connections -= 1
