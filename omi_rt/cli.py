@@ -14,7 +14,7 @@ import trio
 
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
-from omi_rt.log import configure_logging, log_lines
+from omi_rt.log import announce, configure_logging, get_logger
 from omi_rt.profiles.commands import (
     delete_profiles,
     get_profile,
@@ -22,7 +22,7 @@ from omi_rt.profiles.commands import (
     open_store,
     put_profile,
 )
-from omi_rt.settings import Settings, load_settings
+from omi_rt.settings import Settings, load_settings, shadowed_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
+EXIT_CUT = 3
+"""A server ended by force, and sessions with it."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 _CLOSE_STORE_SECONDS = 5.0
@@ -45,18 +47,27 @@ def main() -> None:
 
 
 @main.command()
-@click.option("--host", default="127.0.0.1", show_default=True, help="Address to bind.")
+@click.option("--host", help="Address to bind; else OMI_RT_HOST, else 127.0.0.1.")
 @click.option(
-    "--port", default=8080, show_default=True, type=click.IntRange(0, 65535), help="0 picks one."
+    "--port",
+    type=click.IntRange(0, 65535),
+    help="Else OMI_RT_PORT, else 8080; 0 picks one.",
 )
-def serve(host: str, port: int) -> None:
+def serve(host: str | None, port: int | None) -> None:
     """Run the server. Settings come from the environment."""
     from omi_rt.server.main import serve as run_server
 
     settings = _settings()
-    configure_logging(settings.log_level, settings.log_format)
+    configure_logging(settings.log_level, settings.log_format, settings.log_key)
+    for name in shadowed_settings(os.environ):
+        get_logger().info("setting_ignored", name=name, reason="Kubernetes set it for a Service")
+    host = settings.host if host is None else host
+    port = settings.port if port is None else port
+    cut_sessions = 0
     with _one_line_errors():
-        trio.run(partial(run_server, settings, host, port, announce=_announce))
+        cut_sessions = trio.run(partial(run_server, settings, host, port, announce=announce))
+    if cut_sessions:
+        sys.exit(EXIT_CUT)
 
 
 @main.command()
@@ -191,7 +202,7 @@ def fake_deepgram(
         raise click.UsageError("--script and --seed exclude each other")
     configure_logging("info")
     with _one_line_errors():
-        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), _announce))
+        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), announce))
 
 
 def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
@@ -216,11 +227,6 @@ def _settings(**overrides: str) -> Settings:
         for problem in error.problems:
             _complain(f"omi-rt: {problem}")
         sys.exit(EXIT_USAGE)
-
-
-def _announce(line: str) -> None:
-    # Among the lines of the log, in order; like them it may find nobody, and ends nothing.
-    log_lines().write(line)
 
 
 def _print(line: str) -> None:

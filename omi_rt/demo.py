@@ -58,7 +58,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 Settings(),
                 "127.0.0.1",
                 0,
-                announce=terminal.print_error,
+                announce=lambda line, *_event, **_fields: terminal.print_error(line),
                 handles_signals=False,
             )
             address = await nursery.start(run_server)

@@ -13,6 +13,8 @@ import attrs
 from attrs import field, frozen
 
 from omi_rt.core.errors import SettingsError
+from omi_rt.core.kubernetes import is_service_variable
+from omi_rt.core.origin import ANY, Origin, parse_origin
 
 DEEPGRAM_API = "https://api.deepgram.com"
 PROFILE_MODES = ("switch", "first", "off")
@@ -72,6 +74,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _log_key(text: str) -> str:
+    """16 or more characters of printable ASCII without spaces"""
+    if len(text) < 16:
+        raise ValueError
+    return _text(text)
+
+
 def _url(text: str) -> str:
     """a ws, wss, http or https address; its query must not have encoding, sample_rate or channels"""
     parts = urlsplit(text)
@@ -83,6 +92,17 @@ def _url(text: str) -> str:
     if parts.query:
         _options(parts.query)
     return text
+
+
+def _origins(text: str) -> frozenset[Origin]:
+    """* or origins such as https://app.example.com, separated by commas"""
+    found: set[Origin] = set()
+    for part in text.split(","):
+        origin = ANY if part.strip() == "*" else parse_origin(part)
+        if origin is None:
+            raise ValueError
+        found.add(origin)
+    return frozenset(found)
 
 
 def _options(text: str) -> Mapping[str, tuple[str, ...]]:
@@ -123,6 +143,25 @@ class Settings:
         MappingProxyType({}),
         "query parameters that replace or join the defaults, as a query string; "
         "a name without a value leaves that parameter out",
+    )
+    host: str = _env(
+        "OMI_RT_HOST",
+        _text,
+        "127.0.0.1",
+        "address to bind, where serve has no --host",
+    )
+    port: int = _env(
+        "OMI_RT_PORT",
+        _integer(0, 65535),
+        8080,
+        "port to bind, where serve has no --port; 0 picks one",
+    )
+    origins: frozenset[Origin] = _env(
+        "OMI_RT_ORIGINS",
+        _origins,
+        frozenset(),
+        "origins of web pages, separated by commas, that may open /listen besides the server's own; "
+        "* is any",
     )
     connect_timeout: float = _env(
         "OMI_RT_CONNECT_TIMEOUT",
@@ -228,6 +267,14 @@ class Settings:
         "text",
         "form of the log lines on stderr",
     )
+    log_key: str = _env(
+        "OMI_RT_LOG_KEY",
+        _log_key,
+        "",
+        "key of the hashes that stand for uids in the log; the same for all replicas lets their lines "
+        "be compared (default a new one for each process)",
+        secret=True,
+    )
 
     @property
     def uses_embedded_recogniser(self) -> bool:
@@ -237,6 +284,8 @@ class Settings:
 
 def load_settings(environment: Mapping[str, str]) -> Settings:
     """Read the settings from environment variables. An empty variable counts as not set.
+
+    So does one that Kubernetes made for a Service; `shadowed_settings` tells which those are.
 
     Raises:
         SettingsError: with one line for every key that is wrong, unknown ``OMI_RT_*`` included.
@@ -248,7 +297,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         name, parse = attribute.metadata["env"], attribute.metadata["parse"]
         known.add(name)
         text = environment.get(name, "").strip()
-        if not text:
+        if not text or is_service_variable(name, text):
             continue
         try:
             values[attribute.name] = parse(text)
@@ -257,8 +306,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
             problems.append(f"{name}: must be {parse.__doc__}")
     problems += [
         f"{name}: no such setting"
-        for name in sorted(environment)
-        if name.startswith("OMI_RT_") and name not in known
+        for name, text in sorted(environment.items())
+        if name.startswith("OMI_RT_") and name not in known and not is_service_variable(name, text)
     ]
     if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
         problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
@@ -271,6 +320,12 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         values["deepgram_url"] = address
         values["deepgram_options"] = {**_options(query), **values.get("deepgram_options", {})}
     return Settings(**values)
+
+
+def shadowed_settings(environment: Mapping[str, str]) -> list[str]:
+    """The settings whose variables Kubernetes has taken for a Service: they are not set."""
+    names = [attribute.metadata["env"] for attribute in attrs.fields(Settings)]
+    return [name for name in names if is_service_variable(name, environment.get(name, ""))]
 
 
 def settings_table() -> list[tuple[str, str, str]]:

@@ -40,9 +40,7 @@ START_SECONDS = 20.0
 EXIT_SECONDS = 10.0
 
 _COMMAND = [sys.executable, "-m", "omi_rt"]
-_SERVER_READY = re.compile(
-    r"^omi-rt is ready on http://.+:(\d+) \(devices: (ws://\S+)\)$", re.MULTILINE
-)
+_SERVER_READY = re.compile(r"omi-rt is ready on http://[^ ]+:(\d+) \(devices: (ws://[^\s)]+)\)")
 _FAKE_READY = re.compile(
     r"^fake Deepgram is ready: DEEPGRAM_URL=(ws://127\.0\.0\.1:\d+)$", re.MULTILINE
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import signal
 from typing import TYPE_CHECKING
 
@@ -25,7 +26,7 @@ WORDS = utterance("amber bako celu dorin elfa fimo garo", 1, 0.2)
 CUT_SHORT = Script(WORDS, WORDS[-1].end + 0.05)
 BYTES_PER_SECOND = 32_000
 DEVICE = {"codec": "pcm16", "sample_rate": 16_000}
-DRAIN_SECONDS = 3.0
+DRAIN_SECONDS = 6.0
 
 
 async def talk(device: Device) -> None:
@@ -59,12 +60,17 @@ async def test_sigterm_takes_no_new_session_and_lets_each_running_one_have_its_l
                 nursery.start_soon(talk, device)
         await drain(server)
         drained_at = trio.current_time()
-        # Who was connected before is told; who comes now finds nobody.
-        status, headers, _body = await exchange(early, UPGRADE)
-        assert (status, int(headers["retry-after"]) > 0) == (503, True)
-        assert (await exchange(other, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n"))[0] == 503
-        with pytest.raises(OSError, match=r"all attempts to connect .* failed"):
-            await server.connect()
+        # Who was connected before is told, and so is who comes now.
+        for stream in (early, await server.connect()):
+            status, headers, body = await exchange(stream, UPGRADE)
+            assert (status, body) == (503, "going away\n")
+            assert int(headers["retry-after"]) > 0
+        ready = await exchange(other, "GET /readyz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert ready[::2] == (await server.get("/readyz"))[::2] == (503, "going away\n")
+        assert (await server.get("/healthz"))[0] == 200
+        assert re.search(
+            r"^omi_rt_sessions [123]\.0$", (await server.get("/metrics"))[2], re.MULTILINE
+        )
         ended_at: list[float] = []
 
         async def end(device: Device) -> None:
@@ -83,12 +89,15 @@ async def test_sigterm_takes_no_new_session_and_lets_each_running_one_have_its_l
         assert (ended["lost"], ended["pending"]) == (0.0, 0.0)
         assert device.closed is not None
         assert (device.closed.code, device.closed.reason) == (1001, "server_going_away")
-    # Half of the time is for spreading them: three begin to end 0.5 s apart.
+    # Half of the time is for spreading them: three begin to end a second apart.
     assert ended_at[0] < 1.5
     assert ended_at[-1] - ended_at[0] > 0.5
 
 
-async def test_a_second_sigterm_ends_everything_at_once_with_status_0() -> None:
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+async def test_a_second_signal_cuts_the_sessions_in_one_line_and_with_status_3(
+    second: signal.Signals,
+) -> None:
     async with (
         fake_in_process() as (_fake, url),
         serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY, OMI_RT_DRAIN_SECONDS="60") as server,
@@ -101,15 +110,17 @@ async def test_a_second_sigterm_ends_everything_at_once_with_status_0() -> None:
         with trio.fail_after(5):
             await device.websocket.drained()
         await drain(server)
-        server.program.signal()
-        assert await server.program.status(5) == 0
+        server.program.signal(second)
+        assert await server.program.status(5) == 3
         await device.ended(5)
         assert device.closed is not None
         assert device.closed.code == 1001
+    (line,) = (line for line in server.program.errors.splitlines() if "sessions_cut" in line)
+    assert "sessions=1" in line
     assert "Traceback" not in server.program.errors
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 async def test_without_sessions_a_signal_ends_it_at_once_with_status_0(
     number: signal.Signals,
 ) -> None:
@@ -118,6 +129,39 @@ async def test_without_sessions_a_signal_ends_it_at_once_with_status_0(
         server.program.signal(number)
         assert await server.program.status(3) == 0
     assert server.program.errors.count("\n") == 2, "that it is ready, and that it drains"
+
+
+async def test_sighups_drain_and_cut_nobody() -> None:
+    async with (
+        fake_in_process() as (_fake, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY, OMI_RT_DRAIN_SECONDS="5") as server,
+        server.device(**DEVICE) as device,
+    ):
+        await talk(device)
+        server.program.signal(signal.SIGHUP)
+        server.program.signal(signal.SIGHUP)
+        assert await server.program.status() == 0
+        await device.ended(1)
+        assert words_of(device.segments) == CUT_SHORT.transcript()
+        assert device.closed is not None
+        assert (device.closed.code, device.closed.reason) == (1001, "server_going_away")
+    assert "sessions_cut" not in server.program.errors
+
+
+async def test_a_sighup_that_was_ignored_from_the_start_stays_so() -> None:
+    # As `nohup` does.
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        async with serving(DEEPGRAM_URL=NOWHERE) as server:
+            server.program.signal(signal.SIGHUP)
+            assert (await server.get("/readyz"))[0] == 200
+            with trio.move_on_after(0.5):
+                await server.program.process.wait()
+            assert (await server.get("/readyz"))[0] == 200
+            server.program.signal()
+            assert await server.program.status() == 0
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 async def test_a_signal_right_after_the_ready_line_drains_too() -> None:
@@ -159,3 +203,4 @@ async def test_draining_ends_in_time_where_a_device_does_not_answer_the_close() 
         await drain(server)
         # A second more than it may take: as much as a supervisor forgives.
         assert await server.program.status(2) == 0
+    assert "sessions_cut" not in server.program.errors, "it has been told everything"

@@ -129,3 +129,18 @@ async def test_the_recogniser_s_processes_end_when_the_server_is_killed() -> Non
         server.program.signal(signal.SIGKILL)
         assert await server.program.status() == -signal.SIGKILL
         await wait_ended(recogniser, 5)
+
+
+async def test_a_language_that_the_recogniser_does_not_know_is_refused_at_once() -> None:
+    async with serving() as server:
+        async with server.device(language="fr") as device:
+            await device.ended(5)
+            assert device.closed is not None
+            assert (device.closed.code, device.closed.reason.partition(":")[0]) == (
+                1008,
+                "language",
+            )
+            assert device.messages == []
+        async with server.device(language="en-GB") as device:
+            await device.finish(20)
+        assert server.program.errors.count(" session_started ") == 1

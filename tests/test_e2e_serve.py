@@ -12,7 +12,7 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import Script, synthesise
-from omi_rt.fake.faults import Close, Drop, FaultScript
+from omi_rt.fake.faults import Close, Drop, FaultScript, Refuse
 from omi_rt.fake.speech import utterance
 from tests.harness import read_all, words_of
 from tests.processes_e2e import (
@@ -20,10 +20,12 @@ from tests.processes_e2e import (
     NOWHERE,
     UPGRADE,
     ServerProgram,
+    exchange,
     fake_in_process,
     resident_bytes,
     resources_of,
     run,
+    running,
     serving,
     wait_until,
 )
@@ -113,6 +115,127 @@ async def test_a_target_that_is_no_url_is_a_bad_request_and_no_fault_of_ours() -
         assert "Traceback" not in server.program.errors
 
 
+async def test_the_address_comes_from_the_settings_where_the_command_names_none() -> None:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = str(probe.getsockname()[1])
+    settings = {"DEEPGRAM_URL": NOWHERE, "OMI_RT_HOST": "127.0.0.2", "OMI_RT_PORT": port}
+    async with running("serve", **settings) as program:
+        await program.says(rf"ready on http://127\.0\.0\.2:{port} ")
+    async with running("serve", "--host", "127.0.0.1", "--port", "0", **settings) as program:
+        (chosen,) = await program.says(r"ready on http://127\.0\.0\.1:(\d+) ")
+        assert chosen != port
+
+
+async def test_a_kubernetes_service_of_the_same_name_is_no_setting_and_no_mistake() -> None:
+    service: dict[str, Any] = {
+        "OMI_RT_SERVICE_HOST": "10.0.0.1",
+        "OMI_RT_SERVICE_PORT": "8080",
+        "OMI_RT_SERVICE_PORT_HTTP": "8080",
+        "OMI_RT_PORT": "tcp://10.0.0.1:8080",
+        "OMI_RT_PORT_8080_TCP": "tcp://10.0.0.1:8080",
+        "OMI_RT_PORT_8080_TCP_PROTO": "tcp",
+        "OMI_RT_PORT_8080_TCP_PORT": "8080",
+        "OMI_RT_PORT_8080_TCP_ADDR": "10.0.0.1",
+    }
+    async with serving(DEEPGRAM_URL=NOWHERE, **service) as server:
+        assert (await server.get("/readyz"))[0] == 200
+        first, second = server.program.errors.splitlines()
+        assert "setting_ignored" in first
+        assert "name=OMI_RT_PORT " in first
+        assert "is ready on" in second
+    listed = await run("profile", "list", "u1", **service)
+    assert (listed.status, listed.errors) == (0, "")
+
+
+@pytest.mark.parametrize(
+    ("host", "warns"), [("0.0.0.0", True), ("127.0.0.1", False), ("::1", False)]
+)
+async def test_an_address_that_others_can_reach_is_warned_of_in_one_line(
+    host: str, warns: bool
+) -> None:
+    async with running("serve", "--host", host, "--port", "0", DEEPGRAM_URL=NOWHERE) as program:
+        await program.says("is ready on")
+        assert program.errors.count("no_login") == warns
+        assert program.errors.count("\n") == 1 + warns
+
+
+# Whether Deepgram takes the key.
+
+
+async def test_a_key_that_deepgram_refuses_is_named_before_anybody_speaks() -> None:
+    async with (
+        fake_in_process(keys=frozenset({"another"})) as (fake, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+    ):
+        first, second = server.program.errors.splitlines()
+        assert "[error" in first
+        assert "Deepgram refuses the key: check DEEPGRAM_API_KEY" in first
+        assert "is ready on" in second
+        status, _, body = await server.get("/readyz")
+        assert (status, body) == (
+            503,
+            "Deepgram refuses the key: check DEEPGRAM_API_KEY (HTTP 401)\n",
+        )
+        status, headers, reason = await exchange(await server.connect(), UPGRADE)
+        assert (status, reason) == (503, body)
+        assert int(headers["retry-after"]) > 0
+        assert (await server.get("/healthz"))[0] == 200
+        assert fake.connections == []
+
+
+async def test_a_server_starts_where_nobody_can_say_whether_the_key_is_good() -> None:
+    async with serving(DEEPGRAM_URL=NOWHERE, DEEPGRAM_API_KEY=KEY) as server:
+        assert "provider_unreachable" in server.program.errors
+        assert (await server.get("/readyz"))[0] == 200
+    with socket.socket() as mute:
+        # It takes connections, and never says a word.
+        mute.bind(("127.0.0.1", 0))
+        mute.listen()
+        url = f"ws://127.0.0.1:{mute.getsockname()[1]}"
+        async with serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server:
+            assert "no answer within 3 s" in server.program.errors
+            assert (await server.get("/readyz"))[0] == 200
+
+
+# Who may come in.
+
+
+async def test_a_foreign_page_is_refused_before_any_session_begins() -> None:
+    def upgrade(port: int, origin: str, host: str = "") -> str:
+        fields = f"Host: {host or f'127.0.0.1:{port}'}\r\nOrigin: {origin}"
+        return UPGRADE.replace("Host: x", fields)
+
+    async with serving(
+        DEEPGRAM_URL=NOWHERE, OMI_RT_ORIGINS="https://App.example.com, http://localhost:3000"
+    ) as server:
+        for origin, host in [
+            ("https://evil.example", ""),
+            ("null", ""),
+            ("https://app.example.com:444", ""),
+            ("http://evil.example:8080", "evil.example:8080"),  # DNS made to point here
+        ]:
+            status, _, body = await exchange(
+                await server.connect(), upgrade(server.port, origin, host)
+            )
+            assert status == 403
+            assert "OMI_RT_ORIGINS" in body
+        assert "session_started" not in server.program.errors
+        assert server.program.errors.count("origin_refused") == 4
+        metrics = (await server.get("/metrics"))[2]
+        assert 'omi_rt_upgrades_refused_total{reason="origin"} 4.0' in metrics
+        for origin, host in [
+            ("HTTPS://APP.example.com", ""),
+            ("http://localhost:3000", ""),
+            (f"http://127.0.0.1:{server.port}", ""),
+            ("https://omi.example", "omi.example"),  # behind a proxy that ends TLS
+        ]:
+            stream = await server.connect()
+            async with stream:
+                await stream.send_all(upgrade(server.port, origin, host).encode())
+                assert (await stream.receive_some()).startswith(b"HTTP/1.1 101 ")
+
+
 # Sessions.
 
 
@@ -150,7 +273,7 @@ async def test_a_message_of_64_kib_is_taken_and_one_byte_more_closes_with_1009()
             await device.ended(20)
             assert device.closed is not None
             assert device.closed.code == 1009
-        await server.program.says(r"session_ended .*lost=0\.0 pending=0\.0 .*received=2\.048")
+        await server.program.says(r"session_ended .*received=2\.048 finalised=2\.048 sent_live=")
 
 
 async def test_a_device_that_pings_and_never_reads_fills_no_memory() -> None:
@@ -233,7 +356,7 @@ async def say_half_a_request(server: ServerProgram) -> None:
 
 async def test_the_key_is_in_nothing_that_the_server_says_at_any_level() -> None:
     async with (
-        fake_in_process(keys=frozenset({"another"})) as (_fake, url),
+        fake_in_process(FaultScript(afterwards=(Refuse(status=401),))) as (_fake, url),
         serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as refused,
         serving(DEEPGRAM_URL=NOWHERE, DEEPGRAM_API_KEY=KEY, OMI_RT_LOG_FORMAT="json") as lonely,
     ):

@@ -13,8 +13,17 @@ import trio
 from attrs import frozen
 
 from omi_rt.codecs.wav import WavAudio, write_wav
-from omi_rt.fake import Script, plain_words, random_script, synthesise
-from tests.processes_e2e import KEY, Finished, environment, fake_program, run, serving
+from omi_rt.fake import FaultScript, Script, plain_words, random_script, synthesise
+from omi_rt.fake.faults import Refuse
+from tests.processes_e2e import (
+    KEY,
+    Finished,
+    environment,
+    fake_in_process,
+    fake_program,
+    run,
+    serving,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -195,7 +204,7 @@ async def test_what_the_server_refuses_is_one_clear_line_and_status_1(tmp_path: 
         finished[name] = await run("stream", path, "--json", *options)
 
     async with (
-        fake_program("--key", "another") as fake,
+        fake_in_process(FaultScript(afterwards=(Refuse(status=401),))) as (_fake, fake),
         serving(DEEPGRAM_URL=fake, DEEPGRAM_API_KEY=KEY) as server,
     ):
         async with trio.open_nursery() as nursery:

@@ -145,6 +145,11 @@ class GrantingDeepgram:
             if not data:
                 return
             head += data
+        if head.startswith(b"GET /v1/auth/token "):
+            # The key is good for tokens, and for nothing else.
+            async with stream:
+                await stream.send_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n")
+            return
         if not head.startswith(b"POST /v1/auth/grant "):
             await self.fake.serve_connection(AdaptedStream(stream, head))
             return

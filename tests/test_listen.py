@@ -41,6 +41,8 @@ def test_every_codec_of_the_app_is_taken(codec: str) -> None:
         ({"uid": ".."}, "uid"),
         ({"uid": "a\x00b"}, "uid"),
         ({"uid": "u" * 129}, "uid"),
+        ({"uid": " "}, "uid"),
+        ({"uid": "\u3000\u200b"}, "uid"),
         ({"uid": "u", "codec": "aac"}, "codec"),
         ({"uid": "u", "codec": "opus", "sample_rate": "11025"}, "sample_rate"),
         ({"uid": "u", "sample_rate": "7999"}, "sample_rate"),
@@ -59,6 +61,15 @@ def test_every_codec_of_the_app_is_taken(codec: str) -> None:
 def test_a_bad_parameter_is_named(parameters: dict[str, str], name: str) -> None:
     with pytest.raises(BadRequest, match=f"^{name}:"):
         parse_listen(parameters)
+
+
+def test_bytes_that_are_no_utf_8_make_no_two_uids_one() -> None:
+    uids = [split_target(f"/listen?uid=a{byte}b")[1]["uid"] for byte in ("%FF", "%FE", "%C3")]
+    assert len(set(uids)) == 3
+    for uid in uids:
+        with pytest.raises(BadRequest, match=r"^uid: not UTF-8$"):
+            parse_listen({"uid": uid})
+    assert parse_listen(split_target("/listen?uid=Zo%C3%AB")[1]).uid == "Zoë"
 
 
 def test_booleans_come_as_text() -> None:

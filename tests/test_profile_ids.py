@@ -56,6 +56,10 @@ def test_what_identity_providers_give_out_is_accepted(value: str) -> None:
         "\x85",
         "\u2028",
         "\ud800",
+        " ",
+        "\t",
+        "\u3000\xa0",
+        "\u200b\ufeff",
     ],
 )
 def test_what_could_leave_its_folder_is_refused(value: str) -> None:

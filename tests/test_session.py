@@ -247,13 +247,36 @@ async def test_the_app_s_heartbeat_answer_is_no_audio(autojump_clock: MockClock)
     assert ended["received"] == 0.0
 
 
-async def test_text_that_is_no_json_or_unknown_is_ignored(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    ("text", "received"),
+    [
+        ('{"type":"KeepAlive"}', "KeepAlive"),
+        ('{"type":["CloseStream"]}', None),
+        ("ping", None),
+        ("null", None),
+        ('{"type":"' + "x" * 65 + '"}', "x" * 64),
+    ],
+)
+async def test_text_that_is_not_known_is_answered_once_a_session(
+    autojump_clock: MockClock, text: str, received: str | None
+) -> None:
     async with listening_server() as (world, _fake), world.device() as device:
-        for text in ("ping", "{", "[]", "null", '{"type":"unknown"}', '{"type":["CloseStream"]}'):
-            device.send(text)
+        for each in (text, "ping", "{", "[]", "null", '{"type":"unknown"}', text):
+            device.send(each)
         await trio.sleep(1)
         assert device.closed is None
+        assert device.event("unknown_message") == {
+            "type": "unknown_message",
+            "received": received,
+            "known": ["CloseStream"],
+        }
         assert (await device.finish())["reason"] == "client_closed_stream"
+
+
+async def test_text_that_is_known_is_not_answered_as_unknown(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.finish()
+        assert device.events("unknown_message") == []
 
 
 async def test_an_undecodable_packet_is_concealed_and_fifty_in_a_row_are_told_once(

@@ -9,7 +9,7 @@ import pytest
 from omi_rt.core.deepgram import listen_url
 from omi_rt.core.errors import SettingsError
 from omi_rt.core.listen import ListenRequest
-from omi_rt.settings import load_settings
+from omi_rt.settings import Settings, load_settings, shadowed_settings
 
 
 def sent(environment: dict[str, str]) -> tuple[str, dict[str, list[str]]]:
@@ -42,6 +42,54 @@ def test_the_address_is_kept_without_its_query() -> None:
     """Tokens are granted at the same address, on another path."""
     settings = load_settings({"DEEPGRAM_URL": "https://dg.example/base?model=nova-3"})
     assert settings.deepgram_url == "https://dg.example/base"
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "OMI_RT_SERVICE_HOST",
+        "OMI_RT_SERVICE_PORT",
+        "OMI_RT_SERVICE_PORT_WEB_2",
+        "OMI_RT_PORT_8080_TCP",
+        "OMI_RT_PORT_53_UDP_ADDR",
+        "OMI_RT_PORT_9_SCTP_PROTO",
+        "OMI_RT_WEB_SERVICE_HOST",
+        "OMI_RT_WEB_PORT",
+        "OMI_RT_PORT",
+        "OMI_RT_HOST",
+    ],
+)
+def test_what_kubernetes_adds_for_a_service_is_passed_over(name: str) -> None:
+    assert load_settings({name: "tcp://10.0.0.1:8080"}) == Settings()
+
+
+@pytest.mark.parametrize(
+    "variable",
+    [
+        "OMI_RT_PORT=http://10.0.0.1:8080",
+        "OMI_RT_PORT=65536",
+        "OMI_RT_PORTS=80",
+        "OMI_RT_WEB_PORT=8080",
+        "OMI_RT_SERVICE=x",
+        "OMI_RT_PORT_8080=x",
+        "OMI_RT_ORIGINS=app.example.com",
+        "OMI_RT_ORIGINS=https://app.example.com/path",
+        "OMI_RT_ORIGINS=null",
+        "OMI_RT_ORIGINS=https://a.example,",
+    ],
+)
+def test_what_only_looks_like_it_is_named(variable: str) -> None:
+    name, _, value = variable.partition("=")
+    with pytest.raises(SettingsError, match=f"^{name}: "):
+        load_settings({name: value})
+
+
+def test_a_setting_that_kubernetes_took_is_told_and_no_other() -> None:
+    environment = {"OMI_RT_PORT": "tcp://10.0.0.1:8080", "OMI_RT_HOST": "0.0.0.0"}
+    assert shadowed_settings(environment) == ["OMI_RT_PORT"]
+    settings = load_settings(environment)
+    assert (settings.host, settings.port) == ("0.0.0.0", 8080)
+    assert shadowed_settings({"OMI_RT_PORT": "9000"}) == []
 
 
 @pytest.mark.parametrize(

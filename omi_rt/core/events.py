@@ -48,6 +48,11 @@ def undecodable_audio(codec: str, in_a_row: int) -> dict[str, Any]:
     return {"type": "undecodable_audio", "codec": codec, "in_a_row": in_a_row}
 
 
+def unknown_message(received: str | None) -> dict[str, Any]:
+    """A text message is none that the server takes; ``received`` is its type, if it has one."""
+    return {"type": "unknown_message", "received": received, "known": ["CloseStream"]}
+
+
 def speakers_merged(merged: Merged) -> dict[str, Any]:
     """Two speaker numbers turned out to be one voice."""
     return {

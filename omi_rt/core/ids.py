@@ -9,11 +9,13 @@ MAX_ID_CHARACTERS: Final = 128
 """Of a uid or person id; Firebase allows its uids as many."""
 ID_RULE: Final = (
     f"1 to {MAX_ID_CHARACTERS} characters, no '/' or '\\', no '..', "
-    "not '.' alone, no control characters"
+    "not '.' alone, no control characters, not blank"
 )
 
 # Control characters, lone surrogates (which no file name can hold), line and paragraph separators.
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
+# Spaces, and what only steers the characters beside it: an id of nothing else looks like none.
+_BLANK_CATEGORIES: Final = frozenset({"Zs", "Cf"})
 
 
 def is_valid_id(value: str) -> bool:
@@ -22,6 +24,7 @@ def is_valid_id(value: str) -> bool:
         1 <= len(value) <= MAX_ID_CHARACTERS
         and value != "."
         and ".." not in value
+        and any(unicodedata.category(character) not in _BLANK_CATEGORIES for character in value)
         and not any(
             character in "/\\" or unicodedata.category(character) in _FORBIDDEN_CATEGORIES
             for character in value

@@ -54,6 +54,9 @@ class ListenRequest:
 def split_target(target: str) -> tuple[str, dict[str, str]]:
     """Split a request line's target into its path and its parameters; of a repeated one the last.
 
+    Bytes that are no UTF-8 become lone surrogates, one for each: what differs stays different, and
+    no check lets them pass.
+
     Raises:
         BadRequest: it is no target.
     """
@@ -61,7 +64,8 @@ def split_target(target: str) -> tuple[str, dict[str, str]]:
         parts = urlsplit(target)
     except ValueError:
         raise BadRequest("not a request target") from None
-    return parts.path, dict(parse_qsl(parts.query, keep_blank_values=True))
+    pairs = parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape")
+    return parts.path, dict(pairs)
 
 
 def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
@@ -73,6 +77,8 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
     uid = parameters.get("uid", "")
     if not uid:
         raise BadRequest("uid: required")
+    if not _is_text(uid):
+        raise BadRequest("uid: not UTF-8")
     if not is_valid_id(uid):
         raise BadRequest(f"uid: {ID_RULE}")
     # Some apps send the parameter empty where the user has chosen none.
@@ -97,6 +103,14 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
     if include is None:
         raise BadRequest("include_speech_profile: true or false")
     return ListenRequest(uid, language, sample_rate, codec, channels, include)
+
+
+def _is_text(value: str) -> bool:
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _integer(parameters: Mapping[str, str], name: str, default: int) -> int:

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
+    from omi_rt.core.dials import DialCause
     from omi_rt.core.epoch import Heard
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
@@ -28,6 +29,7 @@ class Attempt:
 
     __slots__ = (
         "_dialling",
+        "cause",
         "ended",
         "error",
         "gives_way",
@@ -36,7 +38,10 @@ class Attempt:
         "opened",
     )
 
-    def __init__(self, lead_in: LeadIn | None = None, *, gives_way: bool = False) -> None:
+    def __init__(
+        self, lead_in: LeadIn | None = None, *, cause: DialCause, gives_way: bool = False
+    ) -> None:
+        self.cause = cause
         self.gives_way = gives_way
         """Whether it is beside the session's own connection, and can wait."""
         self.lead_in = lead_in
@@ -72,7 +77,7 @@ class Attempt:
                         self.lead_in = None
                     if own_is_open is not None:
                         own_is_open()
-                    provider.opened(trio.current_time() - dialled_at)
+                    provider.opened(trio.current_time() - dialled_at, self.cause)
                     self.link = Link(
                         connection,
                         coverage,
@@ -92,7 +97,12 @@ class Attempt:
             # Without its frames: they hold this attempt, and the error would hold them.
             error.__context__ = error.__cause__ = None
             self.error = error.with_traceback(None)
-            provider.failed(error, was_open=self.link is not None, gives_way=self.gives_way)
+            provider.failed(
+                error,
+                was_open=self.link is not None,
+                gives_way=self.gives_way,
+                cause=self.cause,
+            )
         self.ended.set()
 
     def stop(self) -> None:

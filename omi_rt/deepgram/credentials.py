@@ -14,6 +14,8 @@ from omi_rt.core.deepgram import is_retryable_status, retry_after_seconds
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
 
 HTTPClient = httpx.AsyncClient
+# Of the last two kinds are host names that the library takes for none, found when they are used.
+HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 GRANT_PATH = "/v1/auth/grant"
 GRANT_TIMEOUT_SECONDS = 5.0
 _MAX_SHOWN_CHARACTERS = 200
@@ -51,9 +53,7 @@ class GrantedToken:
     is_renewable = True
 
     def __init__(self, key: str, base: str, client: HTTPClient) -> None:
-        parts = urlsplit(base)
-        scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
-        self._url = urlunsplit((scheme, parts.netloc, GRANT_PATH, "", ""))
+        self._url = rest_url(base, GRANT_PATH)
         self._key = key
         self._client = client
 
@@ -88,6 +88,13 @@ class GrantedToken:
         if not isinstance(token, str) or not token.isascii():
             raise ProviderUnreachable("no token: the grant's answer holds none")
         return f"Bearer {token}"
+
+
+def rest_url(base: str, path: str) -> str:
+    """Return the address of ``path`` in the REST API of the Deepgram whose live API is at ``base``."""
+    parts = urlsplit(base)
+    scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
+    return urlunsplit((scheme, parts.netloc, path, "", ""))
 
 
 def open_http_client() -> HTTPClient:

@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from omi_rt.core import events
+from omi_rt.core.receipts import ReceiptTimes
 
 if TYPE_CHECKING:
     from collections import Counter
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.deepgram import Results
+    from omi_rt.core.dials import DialCause
     from omi_rt.core.epoch import Discard
     from omi_rt.core.errors import ProviderError
     from omi_rt.deepgram.link import Link
@@ -29,14 +31,17 @@ class HealthReport:
     __slots__ = (
         "_format",
         "_gap",
+        "_has_logged_loss",
         "_is_clock_ahead",
         "_is_degraded",
         "_is_ready",
         "_log",
+        "_loss",
         "_metrics",
         "_session_id",
         "_started_at",
         "_tell",
+        "receipts",
     )
 
     def __init__(
@@ -56,7 +61,13 @@ class HealthReport:
         self._is_ready = False
         self._is_degraded = False
         self._is_clock_ahead = False
+        self.receipts = ReceiptTimes(audio_format.samples(1.0))
+        """Of the audio that is not final yet."""
         self._gap: Gap | None = None
+        """Lost, and not told to the device yet."""
+        self._loss: Gap | None = None
+        """Lost in one go, and not logged yet: it may still grow."""
+        self._has_logged_loss = False
 
     def started(self) -> None:
         """The session begins to dial."""
@@ -66,15 +77,46 @@ class HealthReport:
         """The first audio has come: the session clock's zero."""
         self._started_at = datetime.now(UTC)
 
+    def connected(self, link: Link, cause: DialCause) -> None:
+        """A connection has opened, to serve the session now or later."""
+        self._log.info(
+            "connection_opened", request_id=link.connection.request_id, cause=cause.value
+        )
+
+    def replaced(self, link: Link, cause: str, reason: str = "") -> None:
+        """Another connection takes the place of one that was open; ``cause`` is one word."""
+        self._log.info(
+            "connection_replaced",
+            request_id=link.connection.request_id,
+            cause=cause,
+            reason=reason,
+            sent_seconds=link.epoch.sent_seconds,
+        )
+
+    def progressed(self, position: int, now: float) -> None:
+        """The audio before ``position`` is final, at ``now`` (`trio.current_time`)."""
+        for lag in self.receipts.finalised(position, now):
+            self._metrics.finalisation_lag.observe(lag)
+        if self._loss is not None:
+            self.flush()
+
+    def ended(self) -> None:
+        """The session has ended."""
+        self.flush()
+        if self._is_degraded:
+            self._metrics.sessions_degraded.dec()
+
     def opened(self, request_id: str) -> bool:
         """An epoch is open that serves the session; returns whether it is the first."""
         is_first = not self._is_ready
         if is_first:
             self._is_ready = True
             self._tell(events.ready(self._session_id, self._started_at or datetime.now(UTC)))
-        self.flush()
+        if self._gap is not None:
+            self._tell_gap(self._gap)
         if self._is_degraded:
             self._is_degraded = False
+            self._metrics.sessions_degraded.dec()
             self._log.info("provider_recovered", request_id=request_id)
             self._tell(events.service_status("stt_recovered"))
         return is_first
@@ -85,6 +127,7 @@ class HealthReport:
             self._log.debug("provider_still_degraded", reason=str(error))
             return
         self._is_degraded = True
+        self._metrics.sessions_degraded.inc()
         self._log.warning("provider_degraded", reason=str(error))
         self._tell(events.service_status("stt_degraded", str(error)))
 
@@ -102,9 +145,9 @@ class HealthReport:
         self._metrics.provider_disagreements.inc()
         self._log.warning(
             "provider_disagrees",
-            sent_seconds=round(link.epoch.sent_seconds, 3),
-            accepted_seconds=link.metadata.duration,
             request_id=link.connection.request_id,
+            sent_seconds=link.epoch.sent_seconds,
+            accepted_seconds=link.metadata.duration,
         )
 
     def discarded(self, reasons: Counter[Discard]) -> None:
@@ -120,24 +163,41 @@ class HealthReport:
             self._metrics.provider_disagreements.inc()
             self._log.warning(
                 "provider_clock_ahead",
-                sent_seconds=round(link.epoch.sent_seconds, 3),
-                claimed_seconds=results.end,
                 request_id=link.connection.request_id,
+                sent_seconds=link.epoch.sent_seconds,
+                claimed_seconds=results.end,
             )
 
     def lost(self, gap: Gap | None) -> None:
         """Audio was given up."""
         if gap is None:
             return
-        if self._gap is not None and self._gap.end != gap.start:
+        self.receipts.given_up(gap.end)
+        if self._loss is not None and self._loss.end != gap.start:
             self.flush()
+        least = self._format.samples(_REPORT_GAP_SECONDS)
+        if self._loss is None:
+            self._loss = gap
+        else:
+            self._loss = self._loss.joined(gap)
+            if not self._has_logged_loss and self._loss.end - self._loss.start >= least:
+                self._has_logged_loss = True
+                start = self._format.seconds(self._loss.start)
+                self._log.warning("audio_loss_began", start=start)
         self._gap = gap if self._gap is None else self._gap.joined(gap)
-        if self._gap.end - self._gap.start >= self._format.samples(_REPORT_GAP_SECONDS):
-            self.flush()
+        if self._gap.end - self._gap.start >= least:
+            self._tell_gap(self._gap)
 
     def flush(self) -> None:
-        """Tell of what was given up and not told yet."""
+        """Tell of what was given up and not told yet: what is given up later is another loss."""
         if self._gap is not None:
-            self._tell(events.audio_lost(self._gap, self._format))
-            self._log.warning("audio_lost", start=self._gap.start, end=self._gap.end)
-            self._gap = None
+            self._tell_gap(self._gap)
+        if self._loss is not None:
+            start = self._format.seconds(self._loss.start)
+            end = self._format.seconds(self._loss.end)
+            self._log.warning("audio_lost", start=start, end=end, seconds=end - start)
+            self._loss, self._has_logged_loss = None, False
+
+    def _tell_gap(self, gap: Gap) -> None:
+        self._tell(events.audio_lost(gap, self._format))
+        self._gap = None

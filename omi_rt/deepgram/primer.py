@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import trio
 
+from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import OmiRtError
 from omi_rt.core.lead_in import (
     ALLOWANCE_RATE,
@@ -51,7 +52,7 @@ class Stage(Protocol):
     async def wait_for_turn(self, *, is_redial: bool) -> None:
         """Wait until the process may dial."""
 
-    def start(self, lead_in: LeadIn | None) -> Attempt:
+    def start(self, lead_in: LeadIn | None, cause: DialCause) -> Attempt:
         """Open a second epoch beside the current one."""
 
     def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
@@ -173,7 +174,7 @@ class Primer:
             return failure
         await self._stage.wait_for_turn(is_redial=self._relabel or self._has_failed)
         await self._provider.wait_for_room()
-        attempt = self._stage.start(lead_in)
+        attempt = self._stage.start(lead_in, self._cause())
         give_way = self._provider.give_way
         has_switched = False
         self._provider.priming.primed += 1
@@ -206,6 +207,11 @@ class Primer:
             if not has_switched:
                 attempt.stop()
         return failure
+
+    def _cause(self) -> DialCause:
+        if self._follow_ups:
+            return DialCause.FOLLOW_UP
+        return DialCause.RELABEL if self._relabel else DialCause.PRIMED
 
     def _follow_up(self, lead_in: LeadIn) -> None:
         """Prime once more for those who began to speak too late for this lead-in.

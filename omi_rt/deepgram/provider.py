@@ -12,11 +12,12 @@ from attrs import define, field
 
 from omi_rt.core.breaker import Breaker, DialGate, PrimingGate
 from omi_rt.core.deepgram import Malformed, Message, listen_url
-from omi_rt.core.errors import ProviderError, ProviderRefused
+from omi_rt.core.dials import DialCause
+from omi_rt.core.errors import BadRequest, ProviderError, ProviderRefused
 from omi_rt.core.pacing import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
-from omi_rt.metrics import Metrics
+from omi_rt.metrics import Metrics, status_label
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,6 +46,8 @@ class Provider:
     priming: PrimingGate
     random: Random
     metrics: Metrics
+    languages: frozenset[str] | None = None
+    """Primary subtags of the languages that it knows; None where only it can say."""
     failures: int = 0
     """Dials that failed and connections that were lost, since the start."""
     give_way: trio.Event = field(factory=trio.Event)
@@ -55,14 +58,33 @@ class Provider:
         url = listen_url(self.base_url, request, self.options)
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
 
-    def opened(self, seconds: float) -> None:
+    def check_language(self, language: str) -> None:
+        """Refuse a language tag that the provider is known not to know.
+
+        Raises:
+            BadRequest: the message names those that it knows.
+        """
+        if self.languages is None or language == "auto":
+            return
+        if language.lower().partition("-")[0] not in self.languages:
+            known = ", ".join(sorted(self.languages))
+            raise BadRequest(f"language: the speech provider here knows {known} only")
+
+    def opened(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
         """Note an open connection, and how long its dial took."""
         self.gate.failing = False
         self.breaker.succeeded()
-        self.metrics.provider_dials.labels("open").inc()
+        self.metrics.provider_dials.labels(cause.value, "open").inc()
         self.metrics.setup_seconds.observe(seconds)
 
-    def failed(self, error: ProviderError, *, was_open: bool, gives_way: bool) -> None:
+    def failed(
+        self,
+        error: ProviderError,
+        *,
+        was_open: bool,
+        gives_way: bool,
+        cause: DialCause = DialCause.PROBE,
+    ) -> None:
         """Note a connection that was lost, or a dial that failed."""
         self.failures += 1
         status = error.status if isinstance(error, ProviderRefused) else None
@@ -74,7 +96,9 @@ class Provider:
             self.metrics.provider_drops.inc()
         else:
             self.gate.failing = True
-            self.metrics.provider_dials.labels("failed").inc()
+            self.metrics.provider_dials.labels(cause.value, "failed").inc()
+            if status is not None:
+                self.metrics.provider_refusals.labels(status_label(status)).inc()
 
     def ignored(self, message: Message) -> None:
         """Count a message that brought nothing."""
@@ -123,6 +147,7 @@ def make_provider(
     client: HTTPClient | None = None,
     dial: Dial = dial_tcp,
     random: Random | None = None,
+    languages: frozenset[str] | None = None,
 ) -> Provider:
     """Build a provider from the settings. Must run inside Trio, for the clock.
 
@@ -135,6 +160,8 @@ def make_provider(
     else:
         credentials = APIKey(settings.deepgram_api_key)
     bucket = TokenBucket.full(settings.redial_rate, settings.redial_burst, trio.current_time())
+    breaker = Breaker(random)
+    metrics.breaker_open.set_function(lambda: breaker.opened_by is not None)
     return Provider(
         base_url=base_url,
         options=settings.deepgram_options,
@@ -142,9 +169,10 @@ def make_provider(
         dial=dial,
         connect_timeout=settings.connect_timeout,
         send_timeout=settings.send_timeout,
-        breaker=Breaker(random),
+        breaker=breaker,
         gate=DialGate(bucket),
         priming=PrimingGate(settings.max_primed),
         random=random,
         metrics=metrics,
+        languages=languages,
     )

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from omi_rt.core.dials import DialCause
 from omi_rt.core.ledger import Cost
 from omi_rt.core.pacing import UPSTREAM_RATE
 from omi_rt.core.patience import Patience
@@ -92,6 +93,7 @@ class Transcriber:
         self._utterance_end = trio.Event()
         self._nursery: trio.Nursery | None = None
         self._current: Attempt | None = None
+        self._has_dialled = False
         self._audio_ended = False
 
     # What the device's side calls.
@@ -102,6 +104,8 @@ class Transcriber:
         if samples:
             if samples == self._coverage.backlog.end:
                 self._health.audio_began()
+            if self._coverage.backlog.end >= self._health.receipts.next_mark:
+                self._health.receipts.received(self._coverage.backlog.end, now)
             self._presence.received(now)
             current = self._current
             if current is not None and current.link is not None:
@@ -162,7 +166,7 @@ class Transcriber:
         finally:
             self._note_sent(self._current)
             self._health.lost(self._coverage.lose_pending(self._sent_until))
-            self._health.flush()
+            self._health.ended()
         if failure is not None:
             raise failure
 
@@ -196,16 +200,19 @@ class Transcriber:
         lead_in: LeadIn | None = None
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
-        return self.start(lead_in)
+        cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
+        self._has_dialled = True
+        return self.start(lead_in, cause)
 
     async def wait_for_turn(self, *, is_redial: bool) -> None:
         """Wait until the process may dial again. Cancelling is safe."""
         await self._provider.wait_for_turn(is_redial=is_redial)
 
-    def start(self, lead_in: LeadIn | None) -> Attempt:
+    def start(self, lead_in: LeadIn | None, cause: DialCause) -> Attempt:
         """Open an epoch; one with a lead-in waits for `switch`."""
         assert self._nursery is not None
-        attempt = Attempt(lead_in, gives_way=lead_in is not None and not self._profile_first)
+        gives_way = lead_in is not None and not self._profile_first
+        attempt = Attempt(lead_in, cause=cause, gives_way=gives_way)
         self._nursery.start_soon(
             attempt.run,
             self._request,
@@ -227,13 +234,20 @@ class Transcriber:
         former, self._current = self._current, attempt
         if former is not None and former is not attempt:
             former.stop()
+            if former.link is not None:
+                self._health.replaced(former.link, "switch")
         self._between.cancel()
         self._narrator.learn(
             attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
         )
         is_planned = former is not None and former is not attempt and not former.ended.is_set()
         self._go_live(attempt.link, is_planned=is_planned)
-        self._log.info("epoch_switched", position=self._coverage.watermark, votes=len(votes))
+        self._log.info(
+            "connection_switched",
+            request_id=attempt.link.connection.request_id,
+            at=self._coverage.audio_format.seconds(self._coverage.watermark),
+            votes=len(votes),
+        )
 
     def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
         """Tell why nobody is known in this session."""
@@ -245,6 +259,7 @@ class Transcriber:
 
     def _opened(self, attempt: Attempt, link: Link) -> None:
         self._succession.opened()
+        self._health.connected(link, attempt.cause)
         if attempt.lead_in is None:
             is_first = self._go_live(link, is_planned=False)
             self._want_primed(link, relabel=not is_first)
@@ -286,11 +301,13 @@ class Transcriber:
 
     def _progressed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start
+        self._health.progressed(self._coverage.watermark, trio.current_time())
         self._presence.progressed(trio.current_time(), pending=pending)
         self._room.set()
 
     def _passed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start
+        self._health.progressed(self._coverage.watermark, trio.current_time())
         self._presence.passed(trio.current_time(), pending=pending)
         self._room.set()
 
@@ -308,7 +325,12 @@ class Transcriber:
         if self._is_done():
             attempt.error = None
             return None
-        return self._succession.after(attempt)
+        wait = self._succession.after(attempt)
+        if wait is not None and attempt.link is not None:
+            error = attempt.error
+            cause = "unfinished" if error is None else "lost"
+            self._health.replaced(attempt.link, cause, str(error or ""))
+        return wait
 
     def _pass_by_unanswered(self, link: Link) -> None:
         """Leave a stretch behind for which two connections in a row gave no answer."""

@@ -4,6 +4,9 @@ It keeps the provider's rules as strictly as the provider's own documentation st
 every one that a client breaks in `FakeDeepgram.violations`, and goes wrong only where its fault
 script says so. It runs over any Trio stream: memory streams on a virtual clock, or TCP.
 
+Of the REST API there is ``GET /v1/auth/token``, which says whether a key passes; it is no connection
+in the fake's sense, and no fault concerns it.
+
 Not here: ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16, the
 credential in ``Sec-WebSocket-Protocol``, interim results, ``Configure``. Options that only change
 the wording of a transcript are accepted and change nothing.
@@ -11,6 +14,7 @@ the wording of a transcript are accepted and change nothing.
 
 from __future__ import annotations
 
+import contextlib
 import math
 from random import Random
 from typing import TYPE_CHECKING
@@ -36,6 +40,7 @@ if TYPE_CHECKING:
     from omi_rt.net.websocket import WebSocket
     from omi_rt.net.wire import HTTPRequest
 
+KEY_PATH = "/v1/auth/token"
 SEND_SECONDS = 60.0
 """How long the fake waits for a client that does not read."""
 
@@ -65,7 +70,7 @@ class FakeDeepgram:
 
         Cancelling this closes the stream without a close frame.
         """
-        await self._serve_recorded(stream, self._new_record())
+        await self._serve_recorded(stream, None)
 
     async def serve_tcp(
         self,
@@ -104,26 +109,59 @@ class FakeDeepgram:
 
         return dial
 
-    def _new_record(self) -> ConnectionRecord:
-        record = ConnectionRecord(len(self.connections), trio.current_time(), self.violations)
+    def _new_record(self, opened_at: float | None = None) -> ConnectionRecord:
+        opened_at = trio.current_time() if opened_at is None else opened_at
+        record = ConnectionRecord(len(self.connections), opened_at, self.violations)
         self.connections.append(record)
         return record
 
     async def _serve_recorded(
-        self, stream: trio.abc.HalfCloseableStream, record: ConnectionRecord
+        self, stream: trio.abc.HalfCloseableStream, record: ConnectionRecord | None
     ) -> None:
-        faulty = FaultyStream(stream)
+        """Serve a stream; where it has no record yet, it gets one once it is known to need one."""
+        opened_at, faulty = trio.current_time(), FaultyStream(stream)
+        handshake = ServerHandshake(faulty, self.options.max_message_bytes)
         try:
-            await self._serve(faulty, record, self.faults.plan(record.index))
+            request: HTTPRequest | None = None
+            with contextlib.suppress(HandshakeFailed):
+                request = await handshake.receive_request()
+            if request is not None and request.target == KEY_PATH and not request.is_upgrade:
+                await self._answer_key(handshake, request)
+                return
+            record = self._new_record(opened_at) if record is None else record
+            if request is not None:
+                await self._serve(
+                    faulty, handshake, request, record, self.faults.plan(record.index)
+                )
         except* (HandshakeFailed, trio.BrokenResourceError, trio.ClosedResourceError):
             # Whoever came was no client, or is gone; the record says how far it got.
             pass
         finally:
-            record.closed_at = trio.current_time()
+            if record is not None:
+                record.closed_at = trio.current_time()
             await trio.aclose_forcefully(faulty)
 
+    async def _answer_key(self, handshake: ServerHandshake, request: HTTPRequest) -> None:
+        rng = Random(f"{self.options.seed}/key")
+        status, body = 200, {"api_key_id": random_uuid(rng), "scopes": ["usage:write"]}
+        try:
+            _authorise(request, self.options)
+        except Refused as refusal:
+            status = refusal.status
+            body = {"err_code": refusal.code, "err_msg": str(refusal)}
+        await handshake.respond(
+            status,
+            dumps({**body, "request_id": random_uuid(rng)}),
+            content_type="application/json",
+        )
+
     async def _serve(
-        self, stream: FaultyStream, record: ConnectionRecord, plan: ConnectionPlan
+        self,
+        stream: FaultyStream,
+        handshake: ServerHandshake,
+        request: HTTPRequest,
+        record: ConnectionRecord,
+        plan: ConnectionPlan,
     ) -> None:
         fault = plan.of_handshake
         if isinstance(fault, Unreachable):
@@ -131,8 +169,6 @@ class FakeDeepgram:
         options = self.options
         rng = Random(f"{options.seed}/{record.index}")
         record.request_id = random_uuid(rng)
-        handshake = ServerHandshake(stream, options.max_message_bytes)
-        request = await handshake.receive_request()
         record.target = request.target
         record.headers = dict(request.headers)
         if isinstance(fault, NoAnswer):

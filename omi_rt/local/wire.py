@@ -27,6 +27,8 @@ word will have speaker 0, whoever speaks."""
 MODEL_UUID = "6f6d6972-7400-4c6f-8361-6c0000000001"
 MODEL_INFO = {"name": MODEL_NAME, "version": "en-us", "arch": "pocketsphinx"}
 
+LANGUAGES = frozenset({"en", "multi"})
+"""Primary subtags that are taken. ``multi`` leaves the choice to the recogniser, which has one."""
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
 MOST_CHANNELS = 2
 IDLE_REASON = "NET-0001: no audio and no text message within 10 s"
@@ -63,7 +65,7 @@ class ListenParameters:
         if given.get("encoding") != "linear16":
             raise UnusableParameters("encoding: only linear16 is understood")
         language = given.get("language", "en").lower()
-        if language.split("-")[0] not in ("en", "multi"):
+        if language.split("-")[0] not in LANGUAGES:
             raise UnusableParameters("language: the embedded recogniser knows English only")
         channels = _integer(given, "channels", 1, MOST_CHANNELS, default="1")
         return cls(

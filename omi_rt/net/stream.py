@@ -35,6 +35,15 @@ class TCPStream(trio.abc.HalfCloseableStream):
         self._fd = socket.fileno()
         self._expects_data = False
 
+    @property
+    def peer(self) -> str:
+        """The address and port of the other side; empty where it has gone already."""
+        try:
+            host, port = self.socket.getpeername()[:2]
+        except OSError:
+            return ""
+        return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
+
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send all of ``data``. Raises as ``trio.abc.SendStream.send_all`` does."""
         rest = self.send_nowait(data)

@@ -110,6 +110,11 @@ class WebSocket:
             await self._feed()
 
     @property
+    def peer(self) -> str:
+        """The address and port of the other side; empty where it has none, or has gone already."""
+        return self._tcp.peer if self._tcp is not None else ""
+
+    @property
     def has_more(self) -> bool:
         """Whether messages have arrived that the last `receive` has not returned."""
         return self._wire.has_more
@@ -118,6 +123,11 @@ class WebSocket:
     def can_send(self) -> bool:
         """Whether the writer still runs: it ends when the connection is lost."""
         return not self._writer_done.is_set()
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether the system has taken all that was queued."""
+        return self._queued_bytes == 0
 
     def expect_data(self) -> None:
         """Let the next `receive` read before it waits: after a rest there is data, most likely."""

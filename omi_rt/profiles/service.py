@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from omi_rt.core.errors import OmiRtError
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, SPEAKER_SECONDS, Anchor
-from omi_rt.log import get_logger
+from omi_rt.log import get_logger, pseudonym
 from omi_rt.profiles.anchors import AnchorLimits
 from omi_rt.profiles.cache import ProfileCache
 from omi_rt.profiles.contrast import contrast_pcm
@@ -45,6 +45,8 @@ class Profiles:
         if loaded.problems:
             if not loaded.anchors:
                 raise ProfileUnusable(loaded.problems[0])
-            self._log.warning("profile_problems", problems=len(loaded.problems))
+            self._log.warning(
+                "profile_problems", uid_hash=pseudonym(uid), problems=len(loaded.problems)
+            )
         known = [Anchor(anchor.identity, anchor.pcm) for anchor in loaded.anchors]
         return [*known, Anchor(None, contrast_pcm(audio_format))] if known else []

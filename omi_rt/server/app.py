@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import ipaddress
 import resource
-import signal
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.codecs.opus import OpusUnavailable
+from omi_rt.core.admission import Obstacle, Refusal, find_refusal
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
+from omi_rt.core.origin import is_allowed
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
@@ -27,6 +30,7 @@ if TYPE_CHECKING:
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
+    from omi_rt.net.wire import HTTPRequest
     from omi_rt.profiles.service import Profiles
     from omi_rt.settings import Settings
 
@@ -37,6 +41,10 @@ _SPREAD_SHARE = 0.5
 """Of the drain time: sessions begin to end over it, and the last still has the rest to finish."""
 _LEAVE_SECONDS = 1.0
 """Of the drain time: kept for saying goodbye."""
+LAST_ANSWERS_SECONDS = 0.5
+"""After the last session: for plain requests that have come by then, such as a last scrape."""
+_SHOWN_CHARACTERS = 100
+"""Of what a stranger says of itself, in the log."""
 
 
 class Server:
@@ -53,6 +61,10 @@ class Server:
     ) -> None:
         self.sessions: set[Session] = set()
         self.ended_connections = 0
+        self.cut_sessions = 0
+        """Sessions that were ended by force, without their last words."""
+        self._connections = 0
+        """Connections that are open, with those that have become sessions."""
         self._settings = settings
         self._provider = provider
         self._metrics = metrics
@@ -63,17 +75,26 @@ class Server:
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
+        self._connection_left = trio.Event()
+        metrics.max_sessions.set(settings.max_sessions)
+        metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
     @property
-    def is_ready(self) -> bool:
-        """Whether new sessions are taken."""
-        return not self._draining.is_set()
+    def refusal(self) -> Refusal | None:
+        """Why new sessions are sent away; None where they are taken."""
+        return find_refusal(
+            is_draining=self._draining.is_set(),
+            sessions=len(self.sessions),
+            max_sessions=self._settings.max_sessions,
+            is_memory_full=self.budget.is_full,
+            refused=self._provider.breaker.opened_by,
+        )
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Serve until `drain` is called and the sessions have ended.
 
-        Cancelling this ends all sessions at once.
+        Plain HTTP is answered to the end. Cancelling this ends all sessions at once.
         """
         async with trio.open_nursery() as connections:
             connections.start_soon(self._pace.run)
@@ -87,32 +108,49 @@ class Server:
                     )
                 )
                 await self._draining.wait()
+                await self._drain_sessions()
                 accepting.cancel_scope.cancel()
-            await self._drain_sessions()
+            await self._finish_answers()
             connections.cancel_scope.cancel()
 
     def drain(self) -> None:
         """Take no new sessions and end the running ones; `serve` then returns."""
         self._draining.set()
 
-    async def handle(self, stream: trio.abc.Stream) -> None:
-        """Serve one connection. Never raises: whatever happens in it stays in it."""
+    def note_cut(self, cause: str) -> None:
+        """Count and tell the sessions that are about to be ended by force."""
+        self.cut_sessions = sum(not session.has_said_all for session in self.sessions)
+        self._log.warning("sessions_cut", sessions=self.cut_sessions, cause=cause)
+
+    async def handle(self, stream: trio.abc.Stream, *, is_loopback: bool = False) -> None:
+        """Serve one connection. Never raises: whatever happens in it stays in it.
+
+        ``is_loopback`` is whether it came in over the loopback interface.
+        """
+        self._connections += 1
         try:
             # What the handshake needed is let go of before the session, which may last for days.
-            session = await self._admit(ServerHandshake(stream))
+            session = await self._admit(ServerHandshake(stream), is_loopback=is_loopback)
             if session is not None:
                 await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
-            self._log.exception("connection_fault", exc_info=group)
+            peer = stream.peer if isinstance(stream, TCPStream) else ""
+            self._log.exception("connection_fault", peer=peer, exc_info=group)
         finally:
             self.ended_connections += 1
+            self._connections -= 1
+            self._connection_left.set()
+            self._connection_left = trio.Event()
             await trio.aclose_forcefully(stream)
 
     async def _accept(self, stream: trio.SocketStream) -> None:
-        await self.handle(TCPStream(stream.socket))
+        is_loopback = False
+        with contextlib.suppress(OSError):  # who is gone already has no address
+            is_loopback = is_loopback_address(stream.socket.getsockname()[0])
+        await self.handle(TCPStream(stream.socket), is_loopback=is_loopback)
 
-    async def _admit(self, handshake: ServerHandshake) -> Session | None:
+    async def _admit(self, handshake: ServerHandshake, *, is_loopback: bool) -> Session | None:
         """Answer a request; returns the session that it opens, if it does."""
         try:
             request = await handshake.receive_request()
@@ -127,12 +165,12 @@ class Server:
         if path != "/listen" or not request.is_upgrade:
             await _respond(
                 handshake,
-                answer(request.method, path, is_ready=self.is_ready, metrics=self._metrics),
+                answer(request.method, path, refusal=self.refusal, metrics=self._metrics),
             )
             return None
-        refusal = self._refusal()
-        if refusal is not None:
-            await _respond(handshake, refusal)
+        refused = self._refuse_origin(request, is_loopback=is_loopback) or self._refuse()
+        if refused is not None:
+            await _respond(handshake, refused)
             return None
         try:
             websocket = handshake.accept()
@@ -142,6 +180,7 @@ class Server:
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
             listen = parse_listen(parameters)
+            self._provider.check_language(listen.language)
         except BadRequest as error:
             await self._close(websocket, error.close_code, str(error))
             return None
@@ -151,21 +190,28 @@ class Server:
             await self._close(websocket, 1011, str(error))
             return None
 
-    def _refusal(self) -> HTTPAnswer | None:
-        if not self.is_ready:
-            self._metrics.upgrades_refused.labels("draining").inc()
-            return unavailable("going away", self._retry_seconds())
-        if len(self.sessions) >= self._settings.max_sessions:
-            self._metrics.upgrades_refused.labels("full").inc()
-            return unavailable("too many sessions", self._retry_seconds())
-        if self.budget.is_full:
-            self._metrics.upgrades_refused.labels("memory").inc()
-            return unavailable("no memory for another session", self._retry_seconds())
-        wait = self._provider.breaker.retry_after(trio.current_time())
-        if wait is not None:
-            self._metrics.upgrades_refused.labels("breaker").inc()
-            return unavailable("the speech provider refuses", wait)
-        return None
+    def _refuse_origin(self, request: HTTPRequest, *, is_loopback: bool) -> HTTPAnswer | None:
+        """Decide whether a web page may come in, before anything else is told to it."""
+        origin, host = request.headers.get("origin"), request.headers.get("host")
+        if is_allowed(origin, host, self._settings.origins, is_loopback=is_loopback):
+            return None
+        self._metrics.upgrades_refused.labels("origin").inc()
+        self._log.info("origin_refused", origin=(origin or "")[:_SHOWN_CHARACTERS])
+        return HTTPAnswer(403, "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n")
+
+    def _refuse(self) -> HTTPAnswer | None:
+        refusal = self.refusal
+        if refusal is None:
+            return None
+        if refusal.obstacle is not Obstacle.BREAKER:
+            wait = self._retry_seconds()
+        elif (probe_wait := self._provider.breaker.retry_after(trio.current_time())) is not None:
+            wait = probe_wait
+        else:
+            # This one is let in, to see whether Deepgram still refuses.
+            return None
+        self._metrics.upgrades_refused.labels(refusal.obstacle.value).inc()
+        return unavailable(refusal.reason, wait)
 
     def _retry_seconds(self) -> int:
         return self._provider.random.randint(*RETRY_SECONDS)
@@ -192,7 +238,8 @@ class Server:
             self.session_left = trio.Event()
 
     async def _close(self, websocket: WebSocket, code: int, reason: str) -> None:
-        self._log.info("request_refused", code=code, reason=reason)
+        self._metrics.requests_closed.labels(str(code)).inc()
+        self._log.info("request_refused", peer=websocket.peer, code=code, reason=reason)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(websocket.run_writer, self._settings.send_timeout)
             await websocket.aclose(code, reason)
@@ -210,6 +257,14 @@ class Server:
                     with trio.move_on_after(pause):
                         await self._wait_until_empty()
             await self._wait_until_empty()
+        if any(not session.has_said_all for session in self.sessions):
+            self.note_cut(f"{total:g} s to drain are over")
+
+    async def _finish_answers(self) -> None:
+        """Let those have their answers who came before the end. Sessions that are left do not count."""
+        with trio.move_on_after(LAST_ANSWERS_SECONDS):
+            while self._connections > len(self.sessions):
+                await self._connection_left.wait()
 
     async def _wait_until_empty(self) -> None:
         """Wait until no session is left. Cancelling is safe."""
@@ -223,21 +278,12 @@ async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
     )
 
 
-async def drain_on_signal(
-    draining: trio.Event,
-    scope: trio.CancelScope,
-    *,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
-    """On the first SIGTERM or SIGINT set ``draining``; on the second end everything at once."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
-        task_status.started()
-        async for _ in signals:
-            if not draining.is_set():
-                draining.set()
-            else:
-                scope.cancel("second signal")
-                return
+def is_loopback_address(host: str) -> bool:
+    """Whether a numeric address can be reached from this machine alone."""
+    address = ipaddress.ip_address(host.partition("%")[0])
+    if isinstance(address, ipaddress.IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback
 
 
 def raise_file_limit() -> None:

@@ -10,6 +10,7 @@ from attrs import field, frozen
 from omi_rt.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
+    from omi_rt.core.admission import Refusal
     from omi_rt.metrics import Metrics
 
 TEXT = "text/plain; charset=utf-8"
@@ -25,8 +26,11 @@ class HTTPAnswer:
     headers: Mapping[str, str] = field(factory=dict)
 
 
-def answer(method: str, path: str, *, is_ready: bool, metrics: Metrics) -> HTTPAnswer:
-    """Decide what a request that is no upgrade to ``/listen`` gets."""
+def answer(method: str, path: str, *, refusal: Refusal | None, metrics: Metrics) -> HTTPAnswer:
+    """Decide what a request that is no upgrade to ``/listen`` gets.
+
+    ``refusal`` is why new sessions are sent away, if they are.
+    """
     if path == "/listen":
         return HTTPAnswer(
             426, "/listen is a WebSocket endpoint\n", headers={"Upgrade": "websocket"}
@@ -37,8 +41,8 @@ def answer(method: str, path: str, *, is_ready: bool, metrics: Metrics) -> HTTPA
         return HTTPAnswer(405, "only GET\n", headers={"Allow": "GET, HEAD"})
     if path == "/metrics":
         return HTTPAnswer(200, metrics.exposition(), CONTENT_TYPE)
-    if path == "/readyz" and not is_ready:
-        return HTTPAnswer(503, "draining\n")
+    if path == "/readyz" and refusal is not None:
+        return HTTPAnswer(503, f"{refusal.reason}\n")
     return HTTPAnswer(200, "ok\n")
 
 

@@ -17,7 +17,8 @@ from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderErr
 from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.core.narrator import Narrator
 from omi_rt.deepgram.transcriber import Transcriber
-from omi_rt.log import get_logger
+from omi_rt.log import get_logger, pseudonym
+from omi_rt.metrics import SESSION_ENDS, AudioAccount
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
@@ -32,6 +33,8 @@ if TYPE_CHECKING:
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
+MAX_SHOWN_CHARACTERS = 64
+"""Of the type of a message that is not known, in the answer to it."""
 ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
 """Without a final that covers anything: more than lie between two in speech."""
@@ -73,7 +76,9 @@ class Session:
         self._settings = settings
         self._metrics = metrics
         self._pace = pace
-        self._log = get_logger(session=self.id)
+        self._log = get_logger(
+            session=self.id, uid_hash=pseudonym(request.uid), peer=websocket.peer
+        )
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
@@ -95,6 +100,7 @@ class Session:
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
         )
+        self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
         self._incoming = trio.CancelScope()
         self._incoming_ended = trio.Event()
         self._takes_audio = True
@@ -102,6 +108,8 @@ class Session:
         self._is_reading = True
         self._messages_at_once = _FIRST_MESSAGES_AT_ONCE
         self._has_told_undecodable = False
+        self._has_told_unknown = False
+        self._has_taken_leave = False
         self._reason = "cancelled"
         # 1000 is for a client that asked for the end, and for nobody else: Omi apps do not come back
         # after it.
@@ -120,6 +128,7 @@ class Session:
             language=self._request.language,
         )
         self._metrics.sessions.inc()
+        self._metrics.audio.open(self._account)
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver)
@@ -140,6 +149,11 @@ class Session:
             self._report()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._websocket.abort(self._close_code, self._reason)
+
+    @property
+    def has_said_all(self) -> bool:
+        """Whether everything is final, and the device has been sent its account, if it is there."""
+        return self._has_taken_leave and self._websocket.has_sent_all
 
     def drain(self, within: float) -> None:
         """End the session because the server goes: finalise, tell the device, close with 1001.
@@ -256,9 +270,16 @@ class Session:
         try:
             message = loads(text)
         except JSONError:
-            return
-        if isinstance(message, dict) and message.get("type") == "CloseStream":
+            message = None
+        kind = message.get("type") if isinstance(message, dict) else None
+        if kind == "CloseStream":
             self._end("client_closed_stream", 1000)
+        elif not self._has_told_unknown:
+            self._has_told_unknown = True
+            # Without what it says: it may be anything.
+            self._log.info("unknown_message")
+            received = kind[:MAX_SHOWN_CHARACTERS] if isinstance(kind, str) else None
+            self._send(events.unknown_message(received))
 
     def _tell_undecodable(self) -> None:
         if self._has_told_undecodable:
@@ -318,6 +339,8 @@ class Session:
                     self._narrator.identities_known_from,
                 )
             )
+        self._has_taken_leave = True
+        if self._device_is_there:
             await self._websocket.aclose(self._close_code, self._reason)
 
     # Ends.
@@ -350,11 +373,7 @@ class Session:
         metrics = self._metrics
         metrics.sessions.dec()
         metrics.sessions_ended.labels(self._reason_class()).inc()
-        metrics.concealed_packets.inc(self._decoder.concealed_packets)
-        for state in ("finalised", "gated", "lost"):
-            metrics.audio_seconds.labels(state).inc(account[state])
-        for purpose, seconds in cost.in_seconds(audio_format).items():
-            metrics.provider_seconds.labels(purpose).inc(seconds)
+        metrics.audio.close(self._account)
         self._log.info(
             "session_ended",
             reason=self._reason,
@@ -365,11 +384,10 @@ class Session:
             concealed_packets=self._decoder.concealed_packets,
         )
         if not balance.is_exact:
-            self._log.error("ledger_unbalanced", balance=str(balance))
+            self._log.error("ledger_unbalanced", **account)
 
     def _reason_class(self) -> str:
-        known = ("client_closed_stream", "server_going_away", "stt_failed", "internal_error")
-        return self._reason if self._reason in known else "device_gone"
+        return self._reason if self._reason in SESSION_ENDS else "device_gone"
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:

@@ -1,0 +1,64 @@
+"""Whether a server takes new sessions: one answer, for upgrades and for ``/readyz``."""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from attrs import frozen
+
+REFUSED_KEY = "Deepgram refuses the key: check DEEPGRAM_API_KEY"
+_BREAKER_REASONS = {
+    401: REFUSED_KEY,
+    402: "Deepgram refuses for want of credit",
+    403: "Deepgram does not allow the key what is asked of it",
+    404: "Deepgram knows no such model or path",
+}
+
+
+class Obstacle(Enum):
+    """What stands in the way of every new session; the values are labels of a metric."""
+
+    DRAINING = "draining"
+    FULL = "full"
+    MEMORY = "memory"
+    BREAKER = "breaker"
+
+
+@frozen
+class Refusal:
+    """Why every new session is sent away."""
+
+    obstacle: Obstacle
+    reason: str
+    """For whoever asks; it holds no secret."""
+
+
+def find_refusal(
+    *,
+    is_draining: bool,
+    sessions: int,
+    max_sessions: int,
+    is_memory_full: bool,
+    refused: int | None,
+) -> Refusal | None:
+    """Decide whether new sessions are sent away.
+
+    A profile store that fails is no reason: it costs a session the names, and no word.
+
+    Args:
+        is_draining: the server is going.
+        sessions: that run.
+        max_sessions: that may run.
+        is_memory_full: what the sessions keep has reached its bound.
+        refused: the HTTP status with which Deepgram refuses what all sessions have in common.
+    """
+    if is_draining:
+        return Refusal(Obstacle.DRAINING, "going away")
+    if sessions >= max_sessions:
+        return Refusal(Obstacle.FULL, f"too many sessions: {sessions} of {max_sessions}")
+    if is_memory_full:
+        return Refusal(Obstacle.MEMORY, "no memory for another session")
+    if refused is not None:
+        words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
+        return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")
+    return None

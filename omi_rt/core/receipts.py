@@ -1,0 +1,40 @@
+"""When audio came, for as long as it is neither final nor given up."""
+
+from __future__ import annotations
+
+from collections import deque
+
+
+class ReceiptTimes:
+    """Remembers the time of receipt of every ``step`` samples: one mark a second of audio is enough.
+
+    It holds as many marks as the backlog has steps.
+    """
+
+    __slots__ = ("_marks", "_step", "next_mark")
+
+    def __init__(self, step: int) -> None:
+        self._step = step
+        self.next_mark = step
+        """The session position whose receipt is to be noted next."""
+        self._marks: deque[tuple[int, float]] = deque()
+
+    def received(self, end: int, now: float) -> None:
+        """Note that the audio before session position ``end`` is there at ``now``."""
+        while end >= self.next_mark:
+            self._marks.append((self.next_mark, now))
+            self.next_mark += self._step
+
+    def finalised(self, position: int, now: float) -> list[float]:
+        """Return how long ago each marked sample came that became final, up to ``position``."""
+        return [now - received_at for received_at in self._take(position)]
+
+    def given_up(self, position: int) -> None:
+        """Forget the audio before ``position``: it will never be final."""
+        self._take(position)
+
+    def _take(self, position: int) -> list[float]:
+        taken = []
+        while self._marks and self._marks[0][0] <= position:
+            taken.append(self._marks.popleft()[1])
+        return taken
