@@ -97,6 +97,7 @@ async def test_two_processes_agree_on_a_hash_only_where_they_share_a_key() -> No
         ):
             async with server.device(uid="alice-and-nobody-else") as device:
                 await device.finish(20)
+            await server.program.says("session_ended")
             async with server.device(uid="alice-and-nobody-else", codec="mp3") as refused:
                 await refused.ended(10)
             await server.program.says("request_refused")
