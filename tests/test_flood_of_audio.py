@@ -1,0 +1,176 @@
+"""Devices that send more audio than anybody speaks: it is taken in steps, and let go of at the end."""
+
+from __future__ import annotations
+
+import gc
+import struct
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define
+from trio.testing import MockClock, memory_stream_pair
+
+from omi_rt.log import configure_logging
+from omi_rt.net.websocket import ServerHandshake
+from omi_rt.net.wire import FRAMES_PER_STEP
+from omi_rt.server import session as session_module
+from tests.harness import listening_server
+from tests.processes_e2e import UPGRADE
+from tests.test_log_lines import lines, named
+
+if TYPE_CHECKING:
+    import pytest
+
+HEARTBEAT_SECONDS = 10.0
+DECODE_SECONDS = 0.05
+SAMPLES = 64
+STEP_BYTES = 65_536
+PACKETS = 200
+TWO_BYTES_OF_OPUS = bytes((26, 0))
+"""A packet that claims 120 ms, which are `PACKET_BYTES` of 48 kHz stereo."""
+PACKET_BYTES = 5760 * 4
+
+
+def frame(payload: bytes) -> bytes:
+    """A masked binary frame of at most 125 bytes (RFC 6455, 5.2)."""
+    return struct.pack("!BB", 0x82, 0x80 | len(payload)) + bytes(4) + payload
+
+
+@define
+class SlowDecoder:
+    """Takes its time, of which the virtual clock knows."""
+
+    clock: MockClock
+    failures_in_a_row: int = 0
+    concealed_packets: int = 0
+
+    def decode(self, packet: bytes) -> bytes:
+        """Return the packet as it is, `DECODE_SECONDS` later."""
+        self.clock.jump(DECODE_SECONDS)
+        return packet
+
+    def close(self) -> None:
+        """Do nothing."""
+
+
+async def test_what_a_lost_connection_left_in_the_kernel_is_read_for_five_seconds(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("info", "json")
+    monkeypatch.setattr(session_module, "open_decoder", lambda *_: SlowDecoder(autojump_clock))
+    async with listening_server(heartbeat_seconds=HEARTBEAT_SECONDS) as (world, _fake):
+        stream = world.open_stream(capacity_bytes=1_000_000)
+        await stream.send_all(UPGRADE.encode())
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        world.server.all_sessions.append(session)
+        began = trio.current_time()
+        # It would take a hundred seconds to decode.
+        await stream.send_all(frame(bytes(SAMPLES)) * 2000)
+        await trio.sleep(1.0)
+        await stream.aclose()
+        await world.sessions_ended()
+        took = trio.current_time() - began
+    (ended,) = named(lines(capsys), "session_ended")
+    assert ended["reason"] == "device_vanished"
+    assert ended["close_code"] == 1001
+    assert ended["received"] == ended["finalised"] > 0.0, "what was read of it is transcribed"
+    # The first heartbeat meets the loss; by silence alone it would be found out after three. Who
+    # sends that much is decoded for half of the time.
+    decoded_seconds = session.coverage.backlog.end / SAMPLES * DECODE_SECONDS
+    assert decoded_seconds < HEARTBEAT_SECONDS + 1.0
+    assert HEARTBEAT_SECONDS + 5.0 <= took < 2.5 * HEARTBEAT_SECONDS
+
+
+async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_which_others_run(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[int] = []
+    turns: list[int] = []
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="opus", sample_rate=48_000, channels=2) as device,
+    ):
+        session = device.session
+        take = session._take
+
+        def note_step(messages: list[bytes | str], now: float) -> None:
+            take(messages, now)
+            steps.append(len(messages))
+
+        async def note_turn() -> None:
+            turns.append(len(steps))
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr(session, "_take", note_step)
+        monkeypatch.setattr(session_module, "wait_turn", note_turn)
+        for _ in range(PACKETS):
+            device.send(TWO_BYTES_OF_OPUS)
+        ended = await device.finish()
+    assert ended["received"] == ended["finalised"] == PACKETS * 0.12
+    assert sum(steps) == PACKETS + 1, "the CloseStream is one more message"
+    assert steps[0] == 4, "the first four are taken before anybody knows what they hold"
+    assert max(steps[1:]) == STEP_BYTES // PACKET_BYTES
+    batches = -(-(PACKETS + 1) // FRAMES_PER_STEP)
+    assert len(turns) == len(steps) - batches, "others ran before each step but a batch's first"
+
+
+async def test_messages_that_hold_little_are_taken_all_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    turns: list[int] = []
+
+    async def note_turn() -> None:
+        turns.append(1)
+        await trio.lowlevel.checkpoint()
+
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="pcm16", sample_rate=16_000) as device,
+    ):
+        device.send(bytes(640))
+        await trio.testing.wait_all_tasks_blocked()
+        monkeypatch.setattr(session_module, "wait_turn", note_turn)
+        for _ in range(5):
+            for _ in range(20):
+                device.send(bytes(640))
+            await trio.sleep(0.4)
+        ended = await device.finish()
+    assert ended["finalised"] == ended["received"] == 2.02
+    assert len(turns) == 1, "only while it was not known what a message holds"
+
+
+async def test_a_connection_that_is_lost_takes_no_more_messages_to_send(
+    autojump_clock: MockClock,
+) -> None:
+    here, there = memory_stream_pair()
+    handshake = ServerHandshake(there)
+    await here.send_all(UPGRADE.encode())
+    await handshake.receive_request()
+    websocket = handshake.accept()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(websocket.run_writer, 5.0)
+        await trio.testing.wait_all_tasks_blocked()
+        await here.aclose()
+        websocket.send_nowait("the message that meets the loss")
+        await trio.testing.wait_all_tasks_blocked()
+        for _ in range(100_000):
+            websocket.send_nowait("nobody will ever send this")
+        assert websocket._queued_bytes < 100
+        nursery.cancel_scope.cancel()
+
+
+async def test_audio_that_came_with_the_request_is_handed_over_and_not_kept(
+    autojump_clock: MockClock,
+) -> None:
+    here, there = memory_stream_pair()
+    handshake = ServerHandshake(there)
+    await here.send_all(UPGRADE.encode() + frame(b"audio"))
+    await handshake.receive_request()
+    websocket = handshake.accept()
+    assert await websocket.receive() == [b"audio"]
+    assert not any(
+        isinstance(held, bytes | bytearray) and held for held in gc.get_referents(handshake)
+    )
