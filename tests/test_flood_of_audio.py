@@ -21,7 +21,7 @@ from tests.test_log_lines import lines, named
 if TYPE_CHECKING:
     import pytest
 
-HEARTBEAT_SECONDS = 10.0
+HEARTBEAT_SECONDS = 20.0
 DECODE_SECONDS = 0.05
 SAMPLES = 64
 STEP_BYTES = 65_536
@@ -67,8 +67,8 @@ async def test_what_a_lost_connection_left_in_the_kernel_is_read_for_five_second
         (session,) = world.server.sessions
         world.server.all_sessions.append(session)
         began = trio.current_time()
-        # It would take a hundred seconds to decode.
-        await stream.send_all(frame(bytes(SAMPLES)) * 2000)
+        # It would take two hundred seconds to decode.
+        await stream.send_all(frame(bytes(SAMPLES)) * 4000)
         await trio.sleep(1.0)
         await stream.aclose()
         await world.sessions_ended()
@@ -77,11 +77,11 @@ async def test_what_a_lost_connection_left_in_the_kernel_is_read_for_five_second
     assert ended["reason"] == "device_vanished"
     assert ended["close_code"] == 1001
     assert ended["received"] == ended["finalised"] > 0.0, "what was read of it is transcribed"
-    # The first heartbeat meets the loss; by silence alone it would be found out after three. Who
+    # The first heartbeat meets the loss; by silence alone it would be found out after two. Who
     # sends that much is decoded for half of the time.
     decoded_seconds = session.coverage.backlog.end / SAMPLES * DECODE_SECONDS
     assert decoded_seconds < HEARTBEAT_SECONDS + 1.0
-    assert HEARTBEAT_SECONDS + 5.0 <= took < 2.5 * HEARTBEAT_SECONDS
+    assert HEARTBEAT_SECONDS + 5.0 <= took < HEARTBEAT_SECONDS + 15.0
 
 
 async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_which_others_run(
