@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, cast
 
@@ -9,11 +10,14 @@ import pytest
 import trio
 from attrs import define, field
 
+from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.local import pipe
+from omi_rt.local.capacity import Capacity
+from omi_rt.local.connection import DRAIN_SECONDS, IDLE_SECONDS, NOTABLE_SECONDS, QUEUE_SECONDS
 from omi_rt.local.pipe import Kind
 from omi_rt.local.pool import BUSY_SECONDS, START_SECONDS, Worker, WorkerPool
-from omi_rt.local.server import DRAIN_SECONDS, IDLE_SECONDS, Server
+from omi_rt.local.server import Server
 from tests.local_client import CLOSE_STREAM, KEEP_ALIVE, Client, connected
 
 if TYPE_CHECKING:
@@ -81,13 +85,123 @@ class ScriptedPool(WorkerPool):
 
 
 @asynccontextmanager
-async def served(process: FakeProcess | None) -> AsyncIterator[Client]:
+async def served(
+    process: FakeProcess | None, capacity: Capacity | None = None
+) -> AsyncIterator[Client]:
     """Connect a client to a server whose worker is ``process``."""
     here, there = bounded_stream_pair()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(Server(ScriptedPool(process)).handle, there)
+        nursery.start_soon(
+            Server(ScriptedPool(process), capacity or Capacity(2.0, 8)).handle, there
+        )
         async with here, connected(here, "ws://recogniser") as client:
             yield client
+
+
+async def keep_alive(client: Client) -> None:
+    while True:
+        await trio.sleep(IDLE_SECONDS / 2)
+        client.send(KEEP_ALIVE)
+
+
+async def work_slowly(process: FakeProcess, rate: float, until: float = math.inf) -> None:
+    """Read as a worker does that gets through ``rate`` seconds of audio a second, and tell of it."""
+    worked, began = 0.0, trio.current_time()
+    header = b""
+    while True:
+        data = await process.frames.receive_some()
+        header += data
+        while len(header) >= 5:
+            kind, length = header[0], int.from_bytes(header[1:5], "little")
+            if len(header) < 5 + length:
+                break
+            header = header[5 + length :]
+            if kind == Kind.AUDIO:
+                await trio.sleep(length / 32_000 / rate)
+                if trio.current_time() - began >= until:
+                    await trio.sleep_forever()
+                worked += length / 32_000
+                line = pipe.progress_line(pipe.Progress(worked, worked / rate))
+                await process.lines.send_all(line.encode() + b"\n")
+            elif kind == Kind.END:
+                await process.end(0)
+                return
+
+
+async def speak(client: Client, seconds: float) -> None:
+    for _ in range(round(seconds * 10)):
+        client.send(AUDIO)
+        await trio.sleep(0.1)
+
+
+# Behind.
+
+
+async def test_a_worker_that_keeps_up_is_not_worth_a_word(autojump_clock: MockClock) -> None:
+    process = FakeProcess.make()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 3.0)
+        await speak(client, 30.0)
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+    assert [message["type"] for message in client.messages] == ["Metadata"]
+
+
+async def test_a_worker_that_is_slow_says_once_a_second_how_far_it_is_behind(
+    autojump_clock: MockClock,
+) -> None:
+    process = FakeProcess.make()
+    capacity = Capacity(2.0, 8)
+    async with served(process, capacity) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 0.5)
+        assert capacity.carried == 2
+        await speak(client, 40.0)
+        # It is 20 s behind: whoever has not come yet had better go elsewhere.
+        assert capacity.carried == 1
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+        ended_at = trio.current_time()
+    *told, metadata = client.messages
+    assert ended_at == pytest.approx(80.0, abs=0.5)
+    assert (metadata["type"], metadata["duration"]) == ("Metadata", 40.0)
+    assert {message["type"] for message in told} == {PROGRESS_TYPE}
+    assert len(told) == pytest.approx(78, abs=2)
+    worked = [message["seconds_worked"] for message in told]
+    assert worked == sorted(set(worked))
+    behind = [message["seconds_behind"] for message in told]
+    assert max(behind) == pytest.approx(20.0, abs=0.7)
+    assert behind[-1] < NOTABLE_SECONDS, "in the end it has caught up, and says so"
+    assert capacity.carried == 2
+
+
+async def test_a_worker_that_stands_still_says_nothing(autojump_clock: MockClock) -> None:
+    process = FakeProcess.make()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 0.5, 10.0)
+        await speak(client, 10.0)
+        said = len(client.messages)
+        await speak(client, 10.0)
+        nursery.start_soon(keep_alive, client)
+        began = trio.current_time()
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1011
+        assert trio.current_time() - began <= DRAIN_SECONDS
+        nursery.cancel_scope.cancel()
+    assert said == 0, "nothing is read before the end"
+    assert len(client.messages) == pytest.approx(8, abs=1)
+
+
+async def test_a_client_is_read_until_a_minute_of_audio_waits(autojump_clock: MockClock) -> None:
+    process = FakeProcess.make()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 0.1)
+        with trio.move_on_after(5.0):
+            await client.send_audio(AUDIO * 3000)
+        nursery.start_soon(keep_alive, client)
+        (*_, told) = [await client.receive(PROGRESS_TYPE)]
+        # What lies in the pipe and in the socket comes on top, a few seconds.
+        assert QUEUE_SECONDS <= told["seconds_behind"] <= QUEUE_SECONDS + 6.0
+        nursery.cancel_scope.cancel()
 
 
 async def test_a_client_that_says_nothing_for_ten_seconds_is_closed(
@@ -177,7 +291,10 @@ async def test_a_worker_that_takes_nothing_more_is_given_up(
     async with served(process) as client:
         began = trio.current_time()
         client.send(*[AUDIO] * 100)
-        assert (await client.read_to_end()).code == 1011
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_alive, client)
+            assert (await client.read_to_end()).code == 1011
+            nursery.cancel_scope.cancel()
     assert trio.current_time() - began == pytest.approx(BUSY_SECONDS)
     assert process.status == -9
 

@@ -167,7 +167,7 @@ def worked(*frames: bytes) -> list[Any]:
     work(io.BytesIO(b"".join(frames)), sink, ScriptedDecoder)
     ready, *lines = sink.getvalue().decode().splitlines()
     assert ready == pipe.READY_LINE
-    return [json.loads(line) for line in lines]
+    return [json.loads(line) for line in lines if pipe.parse_progress(line) is None]
 
 
 def opening(query: str = "") -> bytes:
@@ -200,6 +200,25 @@ def test_a_worker_finalizes_one_channel_alone() -> None:
         ([1, 2], 0.06, True),
         ([0, 2], 0.06, False),
     ]
+
+
+def test_a_worker_says_how_far_it_has_come_and_what_that_took() -> None:
+    sink = io.BytesIO()
+    frames = b"".join(pipe.audio_frames(LOUD * 100)) + pipe.frame(Kind.AUDIO, QUIET)
+    work(io.BytesIO(opening() + frames + pipe.frame(Kind.END)), sink, ScriptedDecoder)
+    told = [p for line in sink.getvalue().decode().splitlines() if (p := pipe.parse_progress(line))]
+    assert [progress.worked_seconds for progress in told] == [
+        0.512,
+        1.024,
+        1.536,
+        2.048,
+        2.56,
+        3.0,
+        3.03,
+    ]
+    spent = [progress.cpu_seconds for progress in told]
+    assert spent == sorted(spent)
+    assert 0.0 < spent[-1] < 10.0
 
 
 @pytest.mark.parametrize("cut", [0, 3, 20])

@@ -9,6 +9,7 @@ what comes                                       what is done
 ===============================================  ===================================================
 no JSON, no object, no ``type``                  counted as malformed, skipped
 an unknown ``type``, ``Error``                   counted as ignored, skipped
+``OmiRtProgress`` without usable numbers         counted as malformed, skipped
 Results without ``channel`` or alternatives      counted as malformed, skipped
 ``start`` or ``duration`` missing, negative,     the final ends where its last word ends;
 NaN, infinite, no number                         without words it is malformed
@@ -48,6 +49,8 @@ if TYPE_CHECKING:
 KEEP_ALIVE = '{"type":"KeepAlive"}'
 FINALIZE = '{"type":"Finalize"}'
 CLOSE_STREAM = '{"type":"CloseStream"}'
+PROGRESS_TYPE = "OmiRtProgress"
+"""Of a message that Deepgram does not have: the embedded recogniser sends it while it is behind."""
 
 
 def finalize_channel(channel: int) -> str:
@@ -249,7 +252,22 @@ class Ignored:
     type: str
 
 
-Message = Results | Metadata | Malformed | Ignored
+@frozen
+class Progress:
+    """The embedded recogniser is busy: how far it has come, in seconds of this connection's audio."""
+
+    seconds_worked: float | None = field(default=None, converter=_number)
+    """Worked through so far."""
+    seconds_behind: float | None = field(default=None, converter=_number)
+    """Received, and still to be worked through."""
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether it says both."""
+        return self.seconds_worked is not None and self.seconds_behind is not None
+
+
+Message = Results | Metadata | Progress | Malformed | Ignored
 
 # The field converters above do the lenient part, so the hooks hand every value to them as it is.
 _converter = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=True)
@@ -269,6 +287,9 @@ def parse_message(text: str | bytes) -> Message:
             return results if usable else Malformed()
         if kind == "Metadata":
             return _converter.structure(data, Metadata)
+        if kind == PROGRESS_TYPE:
+            progress = _converter.structure(data, Progress)
+            return progress if progress.is_usable else Malformed()
     except (BaseValidationError, KeyError, TypeError, ValueError, AttributeError):
         return Malformed()
     return Ignored(kind) if isinstance(kind, str) else Malformed()

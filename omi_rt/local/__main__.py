@@ -1,12 +1,15 @@
 """``python -m omi_rt.local``: the embedded recogniser's server.
 
-When it is ready it prints one line, its port on 127.0.0.1. It ends when its standard input does,
-so that it can not outlive whoever started it, and on SIGTERM.
+When it is ready it prints one line, its port on 127.0.0.1. Then it prints how many connections it can
+carry, a line each time that this changes. It ends when its standard input does, so that it can not
+outlive whoever started it, and on SIGTERM.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import logging
 import os
 import signal
 import sys
@@ -16,12 +19,21 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import OmiRtError
+from omi_rt.local.calibration import measure_speech_share
+from omi_rt.local.capacity import Capacity
+from omi_rt.local.cores import usable_cores
+from omi_rt.local.errors import RecogniserError
 from omi_rt.local.pool import WorkerPool
+from omi_rt.local.process import carried_line
 from omi_rt.local.server import DEFAULT_MAX_CONNECTIONS, Server
 from omi_rt.net.stream import TCPStream
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
+
+TELL_SECONDS = 0.5
+"""Between two looks at how many connections can be carried."""
+_log = logging.getLogger("omi_rt.local")
 
 
 def main() -> int:
@@ -57,14 +69,42 @@ async def serve(port: int, max_connections: int) -> None:
             nursery.start_soon(_cancel_at_signal, signals, nursery.cancel_scope)
             nursery.start_soon(pool.run)
             await pool.wait_ready()
-            server = Server(pool, max_connections)
+            capacity = Capacity(usable_cores(), max_connections)
+            server = Server(pool, capacity)
 
             async def handle(stream: trio.SocketStream) -> None:
                 await server.handle(TCPStream(stream.socket))
 
             await nursery.start(partial(trio.serve_listeners, handle, listeners))
-            sys.stdout.write(f"{listeners[0].socket.getsockname()[1]}\n")
-            sys.stdout.flush()
+            _say(f"{listeners[0].socket.getsockname()[1]}")
+            nursery.start_soon(_tell_carried, capacity)
+            # Not before: nobody who starts a server should wait for it.
+            await _calibrate(capacity)
+
+
+async def _calibrate(capacity: Capacity) -> None:
+    """Measure what speech costs; without it `Capacity` goes by the number of cores."""
+    try:
+        capacity.speech_share = await measure_speech_share()
+    except* RecogniserError as errors:
+        _log.warning("what recognising speech costs was not measured: %s", _first(errors))
+
+
+async def _tell_carried(capacity: Capacity) -> None:
+    """Print how many connections can be carried, each time that it changes, until cancelled."""
+    told: int | None = None
+    while True:
+        if capacity.carried != told:
+            told = capacity.carried
+            _say(carried_line(told))
+        await trio.sleep(TELL_SECONDS)
+
+
+def _say(line: str) -> None:
+    # Whoever started us may be gone; the end of our input follows.
+    with contextlib.suppress(OSError):
+        sys.stdout.write(f"{line}\n")
+        sys.stdout.flush()
 
 
 async def _cancel_at_end_of_input(scope: trio.CancelScope) -> None:

@@ -2,20 +2,29 @@
 
 To the worker go frames: kind, length, payload. From it comes a line when it is ready, and then one
 line of JSON for each message that the client is to get, until it has answered `Kind.END` and ends.
+Between them it says in lines of their own how far it has come.
 """
 
 from __future__ import annotations
 
 import struct
 from enum import IntEnum
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
-from attrs import asdict
+from attrs import asdict, frozen
 
 from omi_rt.core.json import dumps, loads
 from omi_rt.local.wire import ListenParameters
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 READY_LINE = "ready"
+PROGRESS_SECONDS = 0.25
+"""A worker tells how far it has come each time that it has worked through so much more audio."""
+MAX_AUDIO_BYTES = 16_384
+"""Of one frame. What it holds is worked on in one go, 0.5 s of 16 kHz mono, so that progress shows."""
+_PROGRESS = "progress"
 
 _HEADER = struct.Struct("<BI")
 
@@ -36,6 +45,35 @@ class Kind(IntEnum):
 def frame(kind: Kind, payload: bytes = b"") -> bytes:
     """Return the bytes of one frame."""
     return _HEADER.pack(kind, len(payload)) + payload
+
+
+def audio_frames(audio: bytes) -> Iterator[bytes]:
+    """Yield the frames that carry ``audio``, which may be of any length."""
+    for begin in range(0, len(audio), MAX_AUDIO_BYTES):
+        yield frame(Kind.AUDIO, audio[begin : begin + MAX_AUDIO_BYTES])
+
+
+@frozen
+class Progress:
+    """How far a worker has come."""
+
+    worked_seconds: float
+    """Audio that it has worked through."""
+    cpu_seconds: float
+    """Processor time that this took, without loading the model."""
+
+
+def progress_line(progress: Progress) -> str:
+    """Return the line with which a worker tells how far it has come."""
+    return f"{_PROGRESS} {progress.worked_seconds:.3f} {progress.cpu_seconds:.3f}"
+
+
+def parse_progress(line: str) -> Progress | None:
+    """Return what `progress_line` was given; None for a line that is a message for the client."""
+    if not line.startswith(_PROGRESS):
+        return None
+    _, worked, cpu = line.split()
+    return Progress(float(worked), float(cpu))
 
 
 def open_frame(parameters: ListenParameters, request_id: str) -> bytes:

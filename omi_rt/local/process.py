@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import define
 
 from omi_rt.local.errors import RecogniserError, RecogniserNotInstalled
 
@@ -25,19 +26,35 @@ STEADY_SECONDS = 60.0
 FIRST_PAUSE = 0.2
 """In seconds, before the first restart; doubled for each that follows."""
 
-_LONGEST_PORT_LINE = 16
+_LONGEST_LINE = 64
+_CARRIED = "carries"
 _log = logging.getLogger("omi_rt.local")
+
+
+@define
+class Room:
+    """How many connections the recogniser can carry, as it last said."""
+
+    carried: int | None = None
+    """With those that it has; None while it has not said."""
+
+
+def carried_line(connections: int) -> str:
+    """Return the line with which the recogniser says how many connections it can carry."""
+    return f"{_CARRIED} {connections}"
 
 
 async def run_local_recogniser(
     *,
     max_connections: int | None = None,
+    room: Room | None = None,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Run the embedded recogniser; its base URL ``ws://127.0.0.1:PORT`` is the started value.
 
     A process that ends by itself is started anew at the same port, after a pause; who was connected
-    has to connect again. Cancelling this ends the process, within `EXIT_SECONDS`.
+    has to connect again. Cancelling this ends the process, within `EXIT_SECONDS`. What it says of
+    how much it can carry is kept in ``room``.
 
     Raises:
         RecogniserNotInstalled: there is no pocketsphinx.
@@ -48,6 +65,7 @@ async def run_local_recogniser(
     options = [] if max_connections is None else ["--max-connections", str(max_connections)]
     port = 0
     restarts = 0
+    room = room or Room()
 
     def on_ready(bound_port: int) -> None:
         nonlocal port
@@ -56,7 +74,7 @@ async def run_local_recogniser(
             task_status.started(f"ws://127.0.0.1:{port}")
 
     while True:
-        status, seconds_ready = await _run_once(["--port", str(port), *options], on_ready)
+        status, seconds_ready = await _run_once(["--port", str(port), *options], on_ready, room)
         if port == 0:
             raise RecogniserError(f"the embedded recogniser did not start ({status})")
         if seconds_ready >= STEADY_SECONDS:
@@ -69,7 +87,9 @@ async def run_local_recogniser(
         await trio.sleep(pause)
 
 
-async def _run_once(options: list[str], on_ready: Callable[[int], None]) -> tuple[str, float]:
+async def _run_once(
+    options: list[str], on_ready: Callable[[int], None], room: Room
+) -> tuple[str, float]:
     """Run the process to its end; return what to say of that, and for how long it was ready."""
     process = await trio.lowlevel.open_process(
         [sys.executable, "-m", "omi_rt.local", *options],
@@ -82,15 +102,19 @@ async def _run_once(options: list[str], on_ready: Callable[[int], None]) -> tupl
     assert process.stdout is not None
     try:
         with trio.move_on_after(START_SECONDS) as start:
-            port = await _read_port(process.stdout)
+            lines = _Lines(process.stdout)
+            port = await lines.read()
         if start.cancelled_caught:
             return f"not ready within {START_SECONDS:g} s", 0.0
         ready_at = trio.current_time()
-        if port is not None:
-            on_ready(port)
+        if port.isdecimal():
+            on_ready(int(port))
+            while line := await lines.read():
+                room.carried = _parse_carried(line, room.carried)
         status = await process.wait()
         return f"exit status {status}", trio.current_time() - ready_at
     finally:
+        room.carried = None
         process.terminate()
         with trio.move_on_after(EXIT_SECONDS, shield=True):
             await process.stdin.aclose()
@@ -101,12 +125,27 @@ async def _run_once(options: list[str], on_ready: Callable[[int], None]) -> tupl
             await process.wait()
 
 
-async def _read_port(output: trio.abc.ReceiveStream) -> int | None:
-    """Wait for the line with the port; None when the output ends, or begins, otherwise."""
-    line = b""
-    while not line.endswith(b"\n") and len(line) < _LONGEST_PORT_LINE:
-        data = await output.receive_some(_LONGEST_PORT_LINE - len(line))
-        if not data:
-            break
-        line += data
-    return int(line) if line.strip().isdigit() else None
+def _parse_carried(line: str, before: int | None) -> int | None:
+    """Return what `carried_line` was given; ``before`` for a line that says something else."""
+    kind, _, connections = line.partition(" ")
+    return int(connections) if kind == _CARRIED and connections.isdecimal() else before
+
+
+class _Lines:
+    """Reads a process's output line by line."""
+
+    def __init__(self, output: trio.abc.ReceiveStream) -> None:
+        self._output = output
+        self._received = bytearray()
+
+    async def read(self) -> str:
+        """Wait for a line; empty at the end of the output, and from a line that is too long on."""
+        while (end := self._received.find(b"\n")) < 0:
+            if len(self._received) > _LONGEST_LINE or not (
+                data := await self._output.receive_some()
+            ):
+                return ""
+            self._received += data
+        line = self._received[:end].decode("ascii", "replace").strip()
+        del self._received[: end + 1]
+        return line

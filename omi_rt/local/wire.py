@@ -12,6 +12,7 @@ from urllib.parse import parse_qsl, urlsplit
 
 from attrs import frozen
 
+from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.local.errors import UnusableParameters
 
@@ -178,6 +179,24 @@ def metadata_message(
             "channels": channels,
             "models": [MODEL_UUID],
             "model_info": {MODEL_UUID: MODEL_INFO},
+        }
+    )
+
+
+def progress_message(*, seconds_worked: float, seconds_behind: float) -> str:
+    """Return what tells a client that the recogniser is busy, and gets on.
+
+    Deepgram has no such message. Clients pass over types that they do not know.
+
+    Args:
+        seconds_worked: audio that has been worked through since the connection began.
+        seconds_behind: audio that has come in and is still to be worked through.
+    """
+    return dumps(
+        {
+            "type": PROGRESS_TYPE,
+            "seconds_worked": round(seconds_worked, 3),
+            "seconds_behind": round(seconds_behind, 3),
         }
     )
 

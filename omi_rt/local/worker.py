@@ -8,11 +8,12 @@ from __future__ import annotations
 
 import signal
 import sys
+from time import process_time
 from typing import TYPE_CHECKING, BinaryIO
 
 from omi_rt.local import pipe
 from omi_rt.local.errors import RecogniserError
-from omi_rt.local.pipe import Kind
+from omi_rt.local.pipe import PROGRESS_SECONDS, Kind, Progress
 from omi_rt.local.recogniser import Decoder, StreamRecogniser
 from omi_rt.local.wire import ResultsWriter
 
@@ -58,11 +59,23 @@ def work(source: BinaryIO, sink: BinaryIO, load_decoder: Callable[[], Decoder]) 
         multichannel=parameters.multichannel,
         make_decoder=lambda: loaded.pop() if loaded else load_decoder(),
     )
+    bytes_per_second = 2 * parameters.channels * parameters.sample_rate
+    cpu_at_start, worked, told = process_time(), 0, 0
+
+    def tell_progress() -> None:
+        write(
+            pipe.progress_line(Progress(worked / bytes_per_second, process_time() - cpu_at_start))
+        )
+
     while (message := pipe.read_frame(source)) is not None:
         kind, payload = message
         if kind is Kind.AUDIO:
             for final in recogniser.feed(payload):
                 write(results.write(final))
+            worked += len(payload)
+            if worked - told >= PROGRESS_SECONDS * bytes_per_second:
+                told = worked
+                tell_progress()
         elif kind is Kind.FINALIZE:
             for final in recogniser.flush(payload[0] if payload else None):
                 write(results.write(final, from_finalize=True))
@@ -70,6 +83,7 @@ def work(source: BinaryIO, sink: BinaryIO, load_decoder: Callable[[], Decoder]) 
             for final in recogniser.flush():
                 if final.end > final.start:
                     write(results.write(final))
+            tell_progress()
             return
 
 

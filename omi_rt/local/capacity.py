@@ -1,0 +1,116 @@
+"""How many connections the recogniser can carry: decided from what its work was measured to cost.
+
+Pure. The unit is the *share*: seconds of processor time for each second of audio. A stream in real
+time takes so much of one core. What decoding costs is measured at the start, on recorded speech,
+and then on every stream that runs; what is free of the cores, divided by the cost, is the room.
+That is a forecast. Where it was wrong, because other programs want the processors too, the streams
+fall behind, and then there is no room whatever the forecast says.
+"""
+
+from __future__ import annotations
+
+import math
+
+from attrs import define, field
+
+from omi_rt.core.lateness import Lateness
+
+USABLE_SHARE = 0.75
+"""Of all cores: the rest is for the server, and for ends of utterances that come at the same time."""
+SPEECH_MARGIN = 1.5
+"""A stream that has not been measured yet counts as so much times the recording. Speech that the model
+fits less well takes longer to search: espeak-ng's took 1.4 times as much as the recording."""
+_PRIOR_SECONDS = 15.0
+"""A stream counts as speech without a pause until its own audio outweighs this much of it."""
+_MEMORY_SECONDS = 60.0
+"""Audio that lies so far back counts for 1/e of what comes now."""
+
+
+@define(eq=False)
+class StreamLoad:
+    """What the work on one connection was measured to take."""
+
+    channels: int
+    lateness: Lateness = field(factory=Lateness)
+    _audio_seconds: float = 0.0
+    """Weighted: what lies back counts less."""
+    _cpu_seconds: float = 0.0
+    """Weighted in the same way."""
+    _worked: float = 0.0
+    _spent: float = 0.0
+
+    def share(self, expected: float) -> float:
+        """Cores that it takes; ``expected`` is the share of a channel of speech without a pause."""
+        cpu = self._cpu_seconds + expected * self.channels * _PRIOR_SECONDS
+        return cpu / (self._audio_seconds + _PRIOR_SECONDS)
+
+    def record(self, worked: float, spent: float, behind: float) -> None:
+        """Note how the work stands.
+
+        Args:
+            worked: seconds of audio that have been worked on since the connection began.
+            spent: seconds of processor time that took.
+            behind: seconds of audio that are still to be worked on.
+        """
+        audio, cpu = worked - self._worked, spent - self._spent
+        self._worked, self._spent = worked, spent
+        kept = math.exp(-audio / _MEMORY_SECONDS)
+        self._audio_seconds = self._audio_seconds * kept + audio
+        self._cpu_seconds = self._cpu_seconds * kept + cpu
+        self.lateness.report(behind)
+
+
+class Capacity:
+    """The connections that run, and how many there may be.
+
+    Args:
+        cores: processors that may be used; a quota may make it a fraction.
+        max_connections: that there may be in any case.
+    """
+
+    def __init__(self, cores: float, max_connections: int) -> None:
+        self.speech_share: float | None = None
+        """What a channel of speech without a pause was measured to take, once it was."""
+        self._cores = cores
+        self.max_connections = max_connections
+        self._loads: set[StreamLoad] = set()
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there are as many connections as there may be in any case."""
+        return len(self._loads) >= self.max_connections
+
+    def open(self, channels: int) -> StreamLoad:
+        """A connection has begun, with so many channels that are recognised one by one."""
+        load = StreamLoad(channels)
+        self._loads.add(load)
+        return load
+
+    def close(self, load: StreamLoad) -> None:
+        """A connection has ended."""
+        self._loads.discard(load)
+
+    @property
+    def carried(self) -> int:
+        """How many connections can be carried, with those that run; at least 1.
+
+        The first is taken even where it is too much: its words come late, and that is said.
+        """
+        running = len(self._loads)
+        if any(load.lateness.is_behind for load in self._loads):
+            room = 0
+        elif self.speech_share is None:
+            # A worker has one thread: that much is known before anything has been measured.
+            room = max(0, int(self._cores) - running)
+        else:
+            room = self._measured_room(self.speech_share * SPEECH_MARGIN)
+        return min(max(1, running + room), self.max_connections)
+
+    def _measured_room(self, expected: float) -> int:
+        shares = [load.share(expected) for load in self._loads]
+        channels = sum(load.channels for load in self._loads)
+        # Where the streams that run cost more than was expected, so will the next.
+        expected = max(expected, sum(shares) / channels if channels else 0.0)
+        free = self._cores * USABLE_SHARE - sum(shares)
+        # A sum of fractions may miss a whole number by a hair.
+        return max(0, int(free / expected + 1e-6)) if expected > 0.0 else self.max_connections
