@@ -48,7 +48,7 @@ SESSION_ENDS = (
     "internal_error",
     "cancelled",
 )
-UPGRADE_REFUSALS = ("draining", "full", "memory", "breaker", "origin")
+UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin")
 CLOSE_CODES = ("1008", "1011")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
@@ -216,6 +216,19 @@ class Metrics:
         self.max_sessions = self._gauge("max_sessions", "Sessions that may run at once.")
         self.sessions_degraded = self._gauge(
             "sessions_degraded", "Sessions that run and have no connection to Deepgram."
+        )
+        self.sessions_behind = self._gauge(
+            "sessions_behind", "Sessions whose recogniser has said that it is behind."
+        )
+        self.behind_seconds: dict[str, float] = {}
+        """How far each session's recogniser is behind, in seconds, by the session's id."""
+        self._gauge(
+            "behind_seconds",
+            "Seconds of audio that the recogniser is behind, in the session where it is most.",
+        ).set_function(lambda: max(self.behind_seconds.values(), default=0.0))
+        self.carried_sessions = self._gauge(
+            "carried_sessions",
+            "Sessions that the embedded recogniser can carry by its own measure; 0 with Deepgram.",
         )
         self.draining = self._gauge("draining", "1 while the server ends its sessions to go.")
         self.load = self._gauge("loop_load", "Share of time that the event loop works.")

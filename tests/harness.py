@@ -198,12 +198,13 @@ async def running_server(
     settings: Settings | None = None,
     profiles: Profiles | None = None,
     seed: int = 1,
+    find_carried: Callable[[], int | None] = lambda: None,
     load: float = 0.0,
     **more: Any,
 ) -> AsyncIterator[World]:
     """Run a server whose provider is reached through ``dial``; every ledger is checked at the end.
 
-    ``load`` is what it takes its own load for: the share of virtual time that it works.
+    ``find_carried`` says how many sessions the provider can carry. ``load`` is what it takes its own load for: the share of virtual time that it works.
     """
     settings = settings or Settings(deepgram_api_key="secret", **more)
     metrics = Metrics()
@@ -213,6 +214,7 @@ async def running_server(
         metrics=metrics,
         dial=dial,
         random=Random(seed),
+        find_carried=find_carried,
     )
     pace = Pace(
         settings.message_cap_ms / 1000,

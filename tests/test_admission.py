@@ -125,11 +125,13 @@ def test_the_first_obstacle_is_named_and_none_is_none() -> None:
         "sessions": 1,
         "max_sessions": 2,
         "is_memory_full": False,
+        "has_room": True,
         "refused": None,
     }
     assert find_refusal(**free) is None  # type: ignore[arg-type]
     for name, value, label in [
         ("refused", 401, "breaker"),
+        ("has_room", False, "recogniser"),
         ("is_memory_full", True, "memory"),
         ("sessions", 2, "full"),
         ("is_draining", True, "draining"),

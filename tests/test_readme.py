@@ -18,7 +18,8 @@ import trio
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.deepgram.primer import NO_PROFILE, NO_ROOM, NOT_RECOGNISED, ONE_SPEAKER
 from omi_rt.fake import FaultScript, Options, random_script, synthesise
-from omi_rt.fake.faults import Close, Refuse
+from omi_rt.fake.faults import Close, Refuse, Say
+from omi_rt.local.wire import progress_message
 from omi_rt.server.session import UNDECODABLE_IN_A_ROW
 from tests.harness import Device, listening_server, running_server, unreachable, words_of
 from tests.processes_e2e import KEY, environment, fake_in_process, serving
@@ -97,6 +98,12 @@ async def all_messages() -> list[Any]:
     async with running_server(unreachable) as world, world.device() as device:
         await play(device)
         messages += device.messages
+    late = [Say(text=progress_message(seconds_worked=1.0, seconds_behind=5.4), after_audio=5.0)]
+    late += [Say(text=progress_message(seconds_worked=9.0, seconds_behind=0.5), after_audio=9.0)]
+    async with listening_server(faults=FaultScript.of(late)) as (world, _):
+        async with world.device() as device:
+            await play(device)
+            messages += device.messages
     refused = FaultScript.of([Refuse(status=401)])
     async with listening_server(faults=refused) as (world, _), world.device() as device:
         await device.ended()

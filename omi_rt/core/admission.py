@@ -21,6 +21,7 @@ class Obstacle(Enum):
     DRAINING = "draining"
     FULL = "full"
     MEMORY = "memory"
+    RECOGNISER = "recogniser"
     BREAKER = "breaker"
 
 
@@ -39,6 +40,7 @@ def find_refusal(
     sessions: int,
     max_sessions: int,
     is_memory_full: bool,
+    has_room: bool,
     refused: int | None,
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
@@ -50,6 +52,7 @@ def find_refusal(
         sessions: that run.
         max_sessions: that may run.
         is_memory_full: what the sessions keep has reached its bound.
+        has_room: the recogniser can carry another session, as far as it says.
         refused: the HTTP status with which Deepgram refuses what all sessions have in common.
     """
     if is_draining:
@@ -58,6 +61,9 @@ def find_refusal(
         return Refusal(Obstacle.FULL, f"too many sessions: {sessions} of {max_sessions}")
     if is_memory_full:
         return Refusal(Obstacle.MEMORY, "no memory for another session")
+    if not has_room:
+        words = "the embedded recogniser can not carry another session now"
+        return Refusal(Obstacle.RECOGNISER, words)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
         return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")

@@ -14,6 +14,7 @@ asked, unanswered, while other channels answer   after 5 s more than answers tak
                                                  along with them
 speech, and no progress on any channel for       the connection is given up
 `Patience.limit_seconds`
+the provider says that it is busy and gets on    nothing: it is waited for, from its last word on
 ===============================================  ==================================================
 
 Times are seconds of the caller's clock, passed in; positions are session positions in samples.
@@ -21,6 +22,7 @@ Times are seconds of the caller's clock, passed in; positions are session positi
 
 from __future__ import annotations
 
+import math
 from bisect import bisect_left, bisect_right
 from collections import deque
 from operator import itemgetter
@@ -43,6 +45,8 @@ CHANNEL_GRACE_SECONDS = 5.0
 """A channel that was asked may answer this much later than answers usually come."""
 CALM_SECONDS = 4.0
 """Finals are usually no further apart than that: nothing is looked at before."""
+WORK_SECONDS = 5.0
+"""A provider that has said that it gets on is left alone for that long; it says so once a second."""
 _MARK_SECONDS = 0.25
 """Times of sending are remembered at this distance."""
 _ONSET_SECONDS = 0.3
@@ -123,7 +127,16 @@ class AnswerWatch:
         patience: what the session knows of its provider.
     """
 
-    __slots__ = ("_channels", "_coverage", "_patience", "_progressed_at", "_sent", "_times")
+    __slots__ = (
+        "_channels",
+        "_coverage",
+        "_patience",
+        "_progressed_at",
+        "_sent",
+        "_times",
+        "_worked",
+        "worked_at",
+    )
 
     def __init__(self, coverage: Coverage, patience: Patience) -> None:
         self._coverage = coverage
@@ -131,6 +144,9 @@ class AnswerWatch:
         self._times = SendTimes()
         self._sent = 0
         self._progressed_at = 0.0
+        self._worked = 0.0
+        self.worked_at = -math.inf
+        """When the provider last said that it gets on with its work."""
         self._channels = [
             _Channel(
                 SoundFinder(coverage.audio_format, channel),
@@ -156,11 +172,24 @@ class AnswerWatch:
         self._patience.record_answer(0.0 if sent_at is None else now - sent_at)
         self._times.forget(self._coverage.watermark)
 
+    def record_work(self, seconds_worked: float, now: float) -> bool:
+        """Note that the provider says how far it has come; return whether it has got on since.
+
+        Whoever works is not silent, and where it has not got on, saying so counts for nothing.
+        """
+        if seconds_worked <= self._worked:
+            return False
+        self._worked, self.worked_at = seconds_worked, now
+        return True
+
     def judge(self, now: float, *, pauses: bool) -> Judgement:
         """Say what is to be done now; ``pauses`` tells that the device has sent nothing for 5 s.
 
         What it returns is to be carried out: a channel counts as asked from then on.
         """
+        if now - self.worked_at < WORK_SECONDS:
+            # It has the audio and will come to it. Finalize would only wait in the same line.
+            return NOTHING
         calm = self._coverage.audio_format.samples(min(CALM_SECONDS, self._patience.ask_seconds))
         if not pauses and self._sent - self._coverage.watermark < calm:
             return NOTHING
@@ -208,7 +237,7 @@ class AnswerWatch:
                 sent_at = self._times.sent_at(channel.sound)
                 waits = now if sent_at is None else sent_at
                 since = waits if since is None else min(since, waits)
-        return None if since is None else max(since, self._progressed_at)
+        return None if since is None else max(since, self._progressed_at, self.worked_at)
 
     def _is_to_be_asked(self, channel: _Channel, number: int, now: float, *, pauses: bool) -> bool:
         backlog = self._coverage.backlog

@@ -18,7 +18,8 @@ PING: dict[str, Any] = {"type": "ping"}
 
 
 def service_status(status: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
-    """``initiating``, ``ready``, ``stt_degraded``, ``stt_recovered`` or ``stt_failed``."""
+    """``initiating``, ``ready``, ``stt_degraded`` and ``stt_recovered``, ``stt_behind`` and
+    ``stt_caught_up``, ``identities_unavailable``, or ``stt_failed``."""
     event: dict[str, Any] = {"type": "service_status", "status": status}
     if reason is not None:
         event["reason"] = reason

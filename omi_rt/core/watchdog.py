@@ -57,6 +57,11 @@ class Presence:
         self._waiting_since = now if pending else None
         self._idle_epochs = 0
 
+    def worked(self, now: float) -> None:
+        """Note that the provider is busy and gets on: whoever works is not away."""
+        if self._waiting_since is not None:
+            self._waiting_since = now
+
     def opened(self) -> None:
         """Note an open connection."""
         self._dial_failed = False

@@ -64,6 +64,7 @@ class Attempt:
         on_heard: Callable[[Link, Results, Heard], None],
         on_progress: Callable[[], None],
         on_passed: Callable[[], None],
+        on_work: Callable[[Link, float], None],
     ) -> None:
         """Run to the end, which is then in ``error``. Cancelling drops the connection."""
         dialled_at = trio.current_time()
@@ -88,6 +89,7 @@ class Attempt:
                         on_progress,
                         on_passed,
                         provider.ignored,
+                        on_work,
                         self.lead_in,
                     )
                     self.opened.set()

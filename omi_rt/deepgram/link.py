@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.answers import PAUSE_SECONDS, AnswerWatch
-from omi_rt.core.deepgram import Message, Metadata, Results
+from omi_rt.core.deepgram import Message, Metadata, Progress, Results
 from omi_rt.core.epoch import Epoch, Heard, superseded
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
@@ -49,6 +49,7 @@ class Link:
         "_on_ignored",
         "_on_passed",
         "_on_progress",
+        "_on_work",
         "_opened_at",
         "_patience",
         "_received_at",
@@ -77,6 +78,7 @@ class Link:
         on_progress: Callable[[], None],
         on_passed: Callable[[], None],
         on_ignored: Callable[[Message], None],
+        on_work: Callable[[Link, float], None],
         lead_in: LeadIn | None = None,
     ) -> None:
         self.connection = connection
@@ -101,6 +103,7 @@ class Link:
         self._on_progress = on_progress
         self._on_passed = on_passed
         self._on_ignored = on_ignored
+        self._on_work = on_work
         self._undigested = set(range(coverage.audio_format.channels))
         self._opened_at = trio.current_time()
         self._scope = trio.CancelScope()
@@ -170,6 +173,9 @@ class Link:
         elif isinstance(message, Metadata):
             if self.pump.closing_since is not None:
                 self.metadata = message
+        elif isinstance(message, Progress):
+            if self.watch.record_work(message.seconds_worked or 0.0, self._received_at):
+                self._on_work(self, message.seconds_behind or 0.0)
         else:
             self._on_ignored(message)
 
@@ -227,7 +233,7 @@ class Link:
             now = trio.current_time()
             connection = self.connection
             since = connection.sending_since
-            if since is not None and now - since >= self._send_timeout:
+            if since is not None and now - max(since, self.watch.worked_at) >= self._send_timeout:
                 raise ProviderUnreachable(f"took no audio for {self._send_timeout:g} s")
             if connection.has_failed_to_send:
                 failed_at = failed_at or now

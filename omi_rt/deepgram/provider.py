@@ -48,6 +48,8 @@ class Provider:
     metrics: Metrics
     languages: frozenset[str] | None = None
     """Primary subtags of the languages that it knows; None where only it can say."""
+    find_carried: Callable[[], int | None] = lambda: None
+    """Finds how many sessions it can carry at this time; None where it has not said, as Deepgram never does."""
     failures: int = 0
     """Dials that failed and connections that were lost, since the start."""
     give_way: trio.Event = field(factory=trio.Event)
@@ -57,6 +59,11 @@ class Provider:
         """Open a connection for ``request``; see `open_connection`."""
         url = listen_url(self.base_url, request, self.options)
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
+
+    def has_room(self, sessions: int) -> bool:
+        """Whether it can carry another session beside so many."""
+        carried = self.find_carried()
+        return carried is None or sessions < carried
 
     def check_language(self, language: str) -> None:
         """Refuse a language tag that the provider is known not to know.
@@ -148,6 +155,7 @@ def make_provider(
     dial: Dial = dial_tcp,
     random: Random | None = None,
     languages: frozenset[str] | None = None,
+    find_carried: Callable[[], int | None] = lambda: None,
 ) -> Provider:
     """Build a provider from the settings. Must run inside Trio, for the clock.
 
@@ -162,6 +170,7 @@ def make_provider(
     bucket = TokenBucket.full(settings.redial_rate, settings.redial_burst, trio.current_time())
     breaker = Breaker(random)
     metrics.breaker_open.set_function(lambda: breaker.opened_by is not None)
+    metrics.carried_sessions.set_function(lambda: find_carried() or 0)
     return Provider(
         base_url=base_url,
         options=settings.deepgram_options,
@@ -175,4 +184,5 @@ def make_provider(
         random=random,
         metrics=metrics,
         languages=languages,
+        find_carried=find_carried,
     )

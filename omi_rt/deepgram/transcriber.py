@@ -13,6 +13,7 @@ from omi_rt.core.patience import Patience
 from omi_rt.core.watchdog import Presence, away_seconds
 from omi_rt.deepgram.attempt import Attempt
 from omi_rt.deepgram.health import HealthReport
+from omi_rt.deepgram.lateness import LatenessReport
 from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
 from omi_rt.deepgram.succession import Succession
 
@@ -81,6 +82,7 @@ class Transcriber:
             tell,
             log,
         )
+        self._lateness = LatenessReport(narrator.session_id, provider.metrics, tell, log)
         backlog_seconds = coverage.audio_format.seconds(coverage.backlog.capacity)
         self._patience = Patience(backlog_seconds)
         self._presence = Presence(away_seconds(backlog_seconds))
@@ -95,6 +97,8 @@ class Transcriber:
         self._current: Attempt | None = None
         self._has_dialled = False
         self._audio_ended = False
+        self._may_wait_for_work = True
+        """Whether ending the session may take longer where the provider is busy."""
 
     # What the device's side calls.
 
@@ -130,11 +134,13 @@ class Transcriber:
         """No more audio comes: finish what there is.
 
         Args:
-            within: seconds that it may take; by default what sending the rest needs, and 30 s.
+            within: seconds that it may take; by default what sending the rest needs, and 30 s, which
+                begin again each time that a busy provider gets on with its work.
         """
         audio_format = self._coverage.audio_format
         rest = audio_format.seconds(self._coverage.backlog.capacity) / UPSTREAM_RATE
         limit = rest + FINISHING_SECONDS if within is None else within
+        self._may_wait_for_work &= within is None
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
         self._priming.cancel()
@@ -167,6 +173,7 @@ class Transcriber:
             self._note_sent(self._current)
             self._health.lost(self._coverage.lose_pending(self._sent_until))
             self._health.ended()
+            self._lateness.connection_ended(trio.current_time())
         if failure is not None:
             raise failure
 
@@ -224,6 +231,7 @@ class Transcriber:
             self._heard,
             self._progressed,
             self._passed,
+            self._worked,
         )
         return attempt
 
@@ -236,6 +244,7 @@ class Transcriber:
             former.stop()
             if former.link is not None:
                 self._health.replaced(former.link, "switch")
+                self._lateness.connection_ended(trio.current_time())
         self._between.cancel()
         self._narrator.learn(
             attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
@@ -311,11 +320,22 @@ class Transcriber:
         self._presence.passed(trio.current_time(), pending=pending)
         self._room.set()
 
+    def _worked(self, link: Link, seconds_behind: float) -> None:
+        """Wait for a provider that is busy, as long as it gets on, and tell where it is behind."""
+        if self._current is None or link is not self._current.link:
+            return
+        now = trio.current_time()
+        self._presence.worked(now)
+        self._lateness.worked(seconds_behind, now)
+        if self._audio_ended and self._may_wait_for_work:
+            self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
+
     # After an epoch.
 
     def _conclude(self, attempt: Attempt) -> float | None:
         """Account for an epoch that ended; returns the wait before the next, or None for the end."""
         if attempt.link is not None:
+            self._lateness.connection_ended(trio.current_time())
             self._health.closed(attempt.link)
             self._presence.ended(progressed=attempt.link.progressed)
             self._note_sent(attempt)

@@ -88,6 +88,7 @@ class Server:
             sessions=len(self.sessions),
             max_sessions=self._settings.max_sessions,
             is_memory_full=self.budget.is_full,
+            has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
         )
 

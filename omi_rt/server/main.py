@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define, field
+from attrs import define, field, frozen
 
 import omi_rt
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
-from omi_rt.local.process import run_local_recogniser
+from omi_rt.local.process import Room, run_local_recogniser
 from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
@@ -131,11 +132,16 @@ async def _provider(
     """The way to Deepgram, looked at once, and watched beside the body."""
     async with (
         open_http_client() as client,
-        _upstream(settings, announce) as (base_url, languages),
+        _upstream(settings, announce) as upstream,
         trio.open_nursery() as nursery,
     ):
         provider = make_provider(
-            settings, base_url=base_url, metrics=metrics, client=client, languages=languages
+            settings,
+            base_url=upstream.base_url,
+            metrics=metrics,
+            client=client,
+            languages=upstream.languages,
+            find_carried=upstream.find_carried,
         )
         if settings.deepgram_api_key:
             await look_at_key(provider, settings.deepgram_api_key, client)
@@ -177,19 +183,28 @@ def _load_libopus(announce: Announce) -> None:
         announce(f"{error}; devices that send Opus are refused until then", "opus_unavailable")
 
 
+@frozen
+class _Upstream:
+    """The provider's address, and what it says of itself, where it says anything."""
+
+    base_url: str
+    languages: frozenset[str] | None = None
+    """Those that it knows."""
+    find_carried: Callable[[], int | None] = lambda: None
+    """Finds how many sessions it can carry."""
+
+
 @asynccontextmanager
-async def _upstream(
-    settings: Settings, announce: Announce
-) -> AsyncIterator[tuple[str, frozenset[str] | None]]:
-    """The provider's address, and the languages that it knows, if that is known."""
+async def _upstream(settings: Settings, announce: Announce) -> AsyncIterator[_Upstream]:
     if not settings.uses_embedded_recogniser:
-        yield settings.deepgram_url, None
+        yield _Upstream(settings.deepgram_url)
         return
     announce(
         "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)",
         "embedded_recogniser",
     )
+    room = Room()
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(partial(run_local_recogniser))
-        yield url, LANGUAGES
+        url = await nursery.start(partial(run_local_recogniser, room=room))
+        yield _Upstream(url, LANGUAGES, lambda: room.carried)
         nursery.cancel_scope.cancel()
