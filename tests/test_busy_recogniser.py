@@ -15,7 +15,7 @@ import trio
 from omi_rt.codecs.wav import convert, read_wav
 from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.fake import FaultScript, random_script, synthesise
-from omi_rt.fake.faults import Drop, Say, Silence
+from omi_rt.fake.faults import Drop, Say, Silence, Stall
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text, sample_wav
 from omi_rt.log import configure_logging
@@ -124,6 +124,44 @@ async def test_one_that_falls_silent_while_it_was_behind_is_replaced_and_no_long
     assert over["cause"] == "connection_ended"
 
 
+async def test_a_busy_recogniser_that_takes_no_audio_for_long_is_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    """It does not read, for longer than a send may take, and says that it gets on."""
+    told = [Say(text=progress(float(n), 30.0), after_seconds=10.0 + n) for n in range(1, 40)]
+    faults = FaultScript.of([Stall(after_seconds=10.0, seconds=40.0), *told])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await device.stream_audio(synthesise(TALK, RATE), RATE * 2)
+        ended = await device.finish()
+        assert len(fake.connections) == 1
+    assert words_of(device.segments) == TALK.transcript()
+    assert (ended["sent"]["replay"], ended["lost"]) == (0.0, 0.0)
+
+
+async def test_a_busy_recogniser_is_not_asked_for_what_it_has_not_come_to(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(faults=busy(10, 60)) as (world, fake), world.device() as device:
+        await device.stream_audio(synthesise(random_script(Random(4), 40.0), RATE), RATE * 2)
+        await device.finish()
+        assert fake.connections[0].texts["Finalize"] == 0
+
+
+async def test_a_session_that_ends_while_behind_leaves_nothing_in_the_gauges(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "json")
+    async with listening_server(faults=busy(5, 200)) as (world, _fake):
+        async with world.device() as device:
+            await device.stream_audio(synthesise(random_script(Random(4), 20.0), RATE), RATE * 2)
+            device.session.drain(5.0)
+            await device.ended()
+        await world.sessions_ended()
+        series = await scrape(world)
+    assert (series["omi_rt_sessions_behind"], series["omi_rt_behind_seconds"]) == (0.0, 0.0)
+    assert len(named(lines(capsys), "provider_behind_ended")) == 1
+
+
 async def test_a_connection_that_is_lost_while_behind_leaves_nothing_in_the_gauges(
     autojump_clock: MockClock,
 ) -> None:
@@ -182,7 +220,7 @@ async def test_a_recogniser_that_can_carry_no_more_sends_upgrades_away(
 
 @pytest.mark.realtime
 async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replaced() -> None:
-    """Its process runs a tenth of the time, as where many want the processor."""
+    """Its process runs a thirtieth of the time, as where many want the processor."""
     with sample_wav() as path:
         pcm = convert(read_wav(path.read_bytes()), 16000, 1).pcm
     async with serving() as server:
@@ -216,7 +254,7 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
 
 
 async def _slow_down(server: int, scope: trio.CancelScope) -> None:
-    """Let the recogniser's workers run for a tenth of the time, until cancelled."""
+    """Let the recogniser's workers run for a thirtieth of the time, until cancelled."""
     (recogniser,) = children_of(server)
     with scope:
         await _stop_now_and_then(recogniser)
@@ -228,7 +266,7 @@ async def _stop_now_and_then(recogniser: int) -> None:
     while True:
         for worker in children_of(recogniser):
             os.kill(worker, signal.SIGSTOP)
-        await trio.sleep(0.18)
+        await trio.sleep(0.6)
         for worker in children_of(recogniser):
             os.kill(worker, signal.SIGCONT)
         await trio.sleep(0.02)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, cast
 
 import pytest
 import trio
+import trio.testing
 from attrs import define, field
 
 from omi_rt.core.deepgram import PROGRESS_TYPE
@@ -202,6 +203,19 @@ async def test_a_client_is_read_until_a_minute_of_audio_waits(autojump_clock: Mo
         # What lies in the pipe and in the socket comes on top, a few seconds.
         assert QUEUE_SECONDS <= told["seconds_behind"] <= QUEUE_SECONDS + 6.0
         nursery.cancel_scope.cancel()
+
+
+async def test_what_a_connection_took_is_free_when_it_has_ended(autojump_clock: MockClock) -> None:
+    process, capacity = FakeProcess.make(), Capacity(2.0, 1)
+    async with served(process, capacity) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 3.0)
+        await trio.testing.wait_all_tasks_blocked()
+        assert capacity.is_full
+        client.send(AUDIO, CLOSE_STREAM)
+        await client.read_to_end()
+        nursery.cancel_scope.cancel()
+    await trio.testing.wait_all_tasks_blocked()
+    assert not capacity.is_full
 
 
 async def test_a_client_that_says_nothing_for_ten_seconds_is_closed(
