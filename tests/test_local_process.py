@@ -14,9 +14,11 @@ import pytest
 import trio
 
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.local import __main__ as recogniser
 from omi_rt.local import process
+from omi_rt.local.calibration import measure_speech_share
 from omi_rt.local.errors import RecogniserError, RecogniserNotInstalled
-from omi_rt.local.process import run_local_recogniser
+from omi_rt.local.process import Room, run_local_recogniser
 from tests.local_client import CLOSE_STREAM, FINALIZE, listening
 from tests.processes import children_of, descendants_of, wait_ended
 
@@ -176,6 +178,50 @@ async def test_it_is_given_up_when_it_dies_again_and_again(
         async with trio.open_nursery() as nursery:
             assert await nursery.start(run_local_recogniser) == "ws://127.0.0.1:12345"
     assert len(count.read_text().splitlines()) == 1 + process.MAX_RESTARTS
+
+
+async def test_what_it_can_carry_is_known_while_it_runs_and_not_after(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = "echo 12345; echo carries 3; echo nonsense; read line; exit 3"
+    monkeypatch.setattr(sys, "executable", fake_python(tmp_path, script))
+    room = Room()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(partial(run_local_recogniser, room=room))
+        with trio.fail_after(5):
+            while room.carried is None:  # noqa: ASYNC110 - the process sets no trio.Event
+                await trio.sleep(0.01)
+        assert room.carried == 3
+        nursery.cancel_scope.cancel()
+    assert room.carried is None
+
+
+async def test_what_speech_costs_is_measured_and_decides_how_much_is_carried(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    share = await measure_speech_share()
+    assert share is not None
+    assert share > 0.0
+
+    async def measure() -> float:
+        await trio.lowlevel.checkpoint()
+        return 1e-9
+
+    said: list[str] = []
+    monkeypatch.setattr(recogniser, "measure_speech_share", measure)
+    monkeypatch.setattr(recogniser, "_say", said.append)
+    monkeypatch.setattr(recogniser, "_cancel_at_end_of_input", _sleep_forever)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(recogniser.serve, 0, 10_000)
+        with trio.fail_after(30):
+            while "carries 10000" not in said:  # noqa: ASYNC110 - a list tells nobody
+                await trio.sleep(0.05)
+        nursery.cancel_scope.cancel()
+    assert said[0].isdecimal()
+
+
+async def _sleep_forever(_scope: trio.CancelScope) -> None:
+    await trio.sleep_forever()
 
 
 @pytest.mark.parametrize(

@@ -175,6 +175,23 @@ async def test_a_worker_that_is_slow_says_once_a_second_how_far_it_is_behind(
     assert capacity.carried == 2
 
 
+async def test_a_worker_that_has_caught_up_says_so_while_the_stream_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    process = FakeProcess.make()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 2.0)
+        await client.send_audio(AUDIO * 100)
+        with trio.move_on_after(60.0):
+            nursery.start_soon(keep_alive, client)
+            await client.read_to_end()
+        nursery.cancel_scope.cancel()
+    behind = [message["seconds_behind"] for message in client.messages]
+    assert [seconds >= NOTABLE_SECONDS for seconds in behind] == [True] * (len(behind) - 1) + [
+        False
+    ]
+
+
 async def test_a_worker_that_stands_still_says_nothing(autojump_clock: MockClock) -> None:
     process = FakeProcess.make()
     async with served(process) as client, trio.open_nursery() as nursery:
