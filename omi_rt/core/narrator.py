@@ -74,9 +74,9 @@ class Narrator:
             contested = labels.contested
             pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
             self.voices.hear(pure if contested else numbered, backlog)
-        segments = make_segments(numbered, self._speakers, self._new_id)
+        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
         for segment in segments:
-            self._speakers.remember(segment.id, segment.speaker)
+            self._speakers.remember(segment)
         self._send([segment.as_json(self._format) for segment in segments])
 
     def learn(
@@ -101,3 +101,4 @@ class Narrator:
     def _note_known(self, labels: EpochLabels, position: int) -> None:
         if self.identities_known_from is None and self._speakers.recognises(labels):
             self.identities_known_from = position
+            self.voices.forget_early()

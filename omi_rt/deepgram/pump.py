@@ -213,7 +213,8 @@ class Pump:
                 seconds = samples / self._format.sample_rate
                 await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
                 self._bucket.take(seconds)
-                self._epoch.sent_foreign(samples, part.anchor)
+                said_at = part.said_at_sample(offset // self._format.frame_bytes)
+                self._epoch.sent_foreign(samples, part.anchor, said_at)
                 self._cost.lead_in += samples
                 if part.anchor is not None:
                     self.anchors_end = self._epoch.sent_samples
