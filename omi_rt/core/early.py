@@ -21,7 +21,9 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 EARLY_SECONDS = 14.0
-"""Of early speech that is kept at most: what ten seconds of the user's profile leave of a lead-in."""
+"""Of early speech in a lead-in at most: what ten seconds of the user's profile leave of it."""
+TAIL_SECONDS = 5.0
+"""Of early speech that goes up when the epoch takes over: what was said too late for the lead-in."""
 CLEAR_CONFIDENCE = 0.6
 _STRETCH_SECONDS = 3.0
 """A longer stretch is kept in pieces, so that a part of it can be sent."""
@@ -41,13 +43,13 @@ class Stretch:
 
 
 class EarlySpeech:
-    """The first clear words of a session, in order: `EARLY_SECONDS` of them at most."""
+    """The first clear words of a session, in order: as many as a lead-in and its tail have room for."""
 
     __slots__ = ("_format", "_is_full", "_room", "stretches")
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
-        self._room = audio_format.samples(EARLY_SECONDS)
+        self._room = audio_format.samples(EARLY_SECONDS + TAIL_SECONDS)
         self._is_full = False
         self.stretches: list[Stretch] = []
 

@@ -184,6 +184,12 @@ class Epoch:
         self._runs.append(Run(self.sent_samples, None, samples, anchor, said_at))
         self.sent_samples += samples
 
+    def take_lead_in_words(self, channels: range) -> list[LeadInWord]:
+        """Return the words heard in anchors, and forget them."""
+        taken = [word for word in self.lead_in_words if word.channel in channels]
+        self.lead_in_words = [word for word in self.lead_in_words if word.channel not in channels]
+        return taken
+
     def hear(self, results: Results, coverage: Coverage) -> Heard:
         """Take one final: return the words that are new, and what it covers.
 

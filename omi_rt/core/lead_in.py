@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
-from omi_rt.core.early import CLEAR_CONFIDENCE, EarlySpeech
+from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.voices import Place, Voice
 
 if TYPE_CHECKING:
@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 
 SILENCE_SECONDS = 1.0
 """After each anchor, so that no word reaches over its border."""
+TAIL_SILENCE_SECONDS = 0.3
+"""Between the early speech that goes up last and the session's audio, which must not wait for long."""
 SPEAKER_SECONDS = 3.0
 """Of each speaker heard in the session, at most; early speech may be longer."""
 LEAD_IN_SECONDS = 24.0
@@ -82,11 +84,13 @@ class LeadIn:
 
     __slots__ = (
         "_contrast",
+        "_early_room",
         "_early_sent",
         "_format",
         "_heard",
         "_known",
         "_room",
+        "_stretches",
         "_voices",
         "whose",
     )
@@ -108,6 +112,8 @@ class LeadIn:
         self._format = audio_format
         self._room = audio_format.samples(LEAD_IN_SECONDS)
         self._heard: Counter[Voice | None] = Counter()
+        self._stretches = voices.early_stretches
+        self._early_room = audio_format.samples(EARLY_SECONDS)
         self._early_sent = 0
         self.whose: list[Voice | None] = []
         """Whose voices have gone up; a part's ``anchor`` is a place in this list."""
@@ -123,13 +129,19 @@ class LeadIn:
             if self._format.samples_in(anchor.payload) <= self._room:
                 yield self._part(anchor.who, anchor.payload)
                 yield self._silence(SILENCE_SECONDS)
+        if self._stretches:
+            # Before the early speech: what is said while the contrast goes up is heard again as well.
+            yield from self._contrast_parts()
         yield from self._session_parts()
-        if self._contrast is not None and self._needs_contrast():
-            yield self._part(None, self._contrast.payload)
-            yield self._silence(SILENCE_SECONDS)
-            # What was said while the contrast went up.
-            yield from self._session_parts()
+        yield from self._contrast_parts()
+
+    def tail(self) -> Iterator[LeadInPart]:
+        """Yield the early speech since: `TAIL_SECONDS` at most, right before the session's audio."""
+        self._early_room += self._format.samples(TAIL_SECONDS)
+        self._room = self._early_room
+        yield from self._early_parts(TAIL_SILENCE_SECONDS)
         self._voices.forget_early()
+        self._stretches = ()
 
     def misses_somebody(self) -> bool:
         """Whether somebody unknown was heard whom this came too early for, or had no room for."""
@@ -140,7 +152,7 @@ class LeadIn:
         )
 
     def _session_parts(self) -> Iterator[LeadInPart]:
-        yield from self._early_parts()
+        yield from self._early_parts(SILENCE_SECONDS)
         # One at a time: who begins to speak while the others go up is heard as well.
         while clips := self._voices.clips(self._room, without=self._heard_enough()):
             number, pieces = clips[0]
@@ -151,23 +163,31 @@ class LeadIn:
                 yield self._part(number, piece.payload, piece.said_at)
             yield self._silence(SILENCE_SECONDS)
 
-    def _early_parts(self) -> Iterator[LeadInPart]:
+    def _contrast_parts(self) -> Iterator[LeadInPart]:
+        if self._contrast is not None and self._needs_contrast():
+            yield self._part(None, self._contrast.payload)
+            yield self._silence(SILENCE_SECONDS)
+            self._contrast = None
+
+    def _early_parts(self, silence_seconds: float) -> Iterator[LeadInPart]:
         """Yield the early speech that has not gone up, as far as there is room."""
-        stretches, first = self._voices.early_stretches, self._early_sent
+        stretches, first = self._stretches, self._early_sent
         while self._early_sent < len(stretches):
             stretch = stretches[self._early_sent]
             payload = self._format.on_all_channels(stretch.payload)
             pause = 0 if self._early_sent == first else self._format.samples(JOINT_SECONDS)
             needed = pause + self._format.samples_in(payload)
-            if needed > self._room - self._reserved({each.number for each in stretches}):
+            room = self._room - self._reserved({each.number for each in stretches})
+            if needed > min(room, self._early_room):
                 break
+            self._early_room -= needed
             if pause:
                 self._room -= pause
                 yield self._silence(JOINT_SECONDS)
             yield self._part(stretch.number, payload, stretch.place)
             self._early_sent += 1
         if self._early_sent > first:
-            yield self._silence(SILENCE_SECONDS)
+            yield self._silence(silence_seconds)
 
     def _reserved(self, early: set[int]) -> int:
         """Samples that must stay for those who are not heard in the early speech."""
@@ -185,7 +205,7 @@ class LeadIn:
         Two known people are two; of three speakers of the session and a stored voice hardly all
         are one person.
         """
-        heard = self._heard_enough()
+        heard = self._heard_enough() | {stretch.number for stretch in self._stretches}
         known = sum(not isinstance(who, int) for who in heard)
         return known < 2 and len(heard) < 4
 

@@ -8,12 +8,14 @@ from omi_rt.core import events
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.speakers import Merged, Speakers
 from omi_rt.core.transcript import make_segments
+from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
+    from omi_rt.core.epoch import LeadInWord
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.voices import Voice
     from omi_rt.core.votes import Vote
@@ -89,6 +91,18 @@ class Narrator:
         """Learn from an epoch's lead-in what its labels mean, and tell what that corrects."""
         self._tell(self._speakers.resolve(labels, votes, whose))
         self._note_known(labels, position)
+
+    def recall(
+        self, labels: EpochLabels, words: Iterable[LeadInWord], whose: Sequence[Voice | None]
+    ) -> None:
+        """Take words of the session that a primed epoch has heard again since it took over."""
+        again = [(whose[word.anchor], heard_again(word)) for word in words]
+        self._tell(
+            self._speakers.recall(
+                labels,
+                [(who, word) for who, word in again if isinstance(who, int) and word is not None],
+            )
+        )
 
     def _tell(self, news: Iterable[Merged | Identified]) -> None:
         for told in news:

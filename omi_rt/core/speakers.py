@@ -9,7 +9,8 @@ A provider may also give several people one label, or one person several. So nob
 a label alone:
 
 * Voices that once had different labels in one epoch are *apart*. A label that two such voices share
-  is *contested*: it is nobody's, and what is said under it is in no later lead-in.
+  is *contested*: it is nobody's, and what is said under it is in no later lead-in. A part of a
+  number's words is enough: the number may stand for several people, one of whom has the label.
 * A label identifies somebody only in an epoch that has given another voice another label. Until it
   has, the identity is *pending*.
 * A speaker whose voice gets another label than the stored voice that it was taken for is nobody
@@ -37,6 +38,8 @@ if TYPE_CHECKING:
     from omi_rt.core.transcript import Segment
     from omi_rt.core.words import HeardWord
 
+PART_SHARE = 0.1
+"""Of the words of a speaker's number: so many under a label say that one of its voices has it."""
 MAX_SHARED_NUMBERS = 16
 """Numbers for contested labels that are remembered, by the speakers who share them."""
 
@@ -148,10 +151,14 @@ class Speakers:
         before = dict(self._identities)
         labels.since = self._sent.count
         claims: defaultdict[Label, set[Voice]] = defaultdict(set)
+        partly: defaultdict[Label, set[Voice]] = defaultdict(set)
         for vote in votes:
             who = anchors[vote.anchor]
             if isinstance(who, int):
                 labels.again += [(who, word) for word in vote.words]
+                for each, share in vote.shares.items():
+                    if share >= PART_SHARE:
+                        partly[vote.channel, each].add(self.current(who))
             if who is None:
                 heard_as = ((vote.channel, each) for each in vote.shares)
                 labels.unproven |= {each for each in heard_as if vote.is_for(each)}
@@ -164,6 +171,9 @@ class Speakers:
             has_contrast = any(
                 vote.channel == label[0] and not vote.is_for(label) for vote in votes
             )
+            if self._apart.has_pair(claimants | partly[label]):
+                self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
+                continue
             merges += self._claim(labels, label, claimants, has_contrast=has_contrast)
         return [*merges, *self._identified_since(before, labels)]
 
@@ -187,6 +197,13 @@ class Speakers:
                 numbers = set() if number is None else {self.current(number)}
                 merges += self._grant(labels, label, identity, numbers)
         return [*merges, *self._identified_since(before, labels)]
+
+    def recall(
+        self, labels: EpochLabels, words: Iterable[tuple[int, HeardAgain]]
+    ) -> list[Identified]:
+        """Take words of the session, with their speakers' numbers, that an epoch has heard again."""
+        labels.again += words
+        return self._identified_since(dict(self._identities), labels)
 
     # What a vote tells.
 

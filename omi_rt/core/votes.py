@@ -53,6 +53,15 @@ class Vote:
         return label[0] == self.channel and self.shares.get(label[1], 0.0) >= WINNING_SHARE
 
 
+def heard_again(word: LeadInWord) -> HeardAgain | None:
+    """The word of the session that a word of a lead-in is, if it is one."""
+    place = word.said_at
+    if place is None:
+        return None
+    end = place.position + word.samples
+    return HeardAgain(place.position, end, place.channel, (word.channel, word.label))
+
+
 def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Vote]:
     """Count the votes of all anchors of which at least `WINNING_SECONDS` of words were heard."""
     times: defaultdict[tuple[int, int], defaultdict[int, int]] = defaultdict(
@@ -61,10 +70,8 @@ def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Vote]:
     again: defaultdict[tuple[int, int], list[HeardAgain]] = defaultdict(list)
     for word in words:
         times[word.anchor, word.channel][word.label] += word.samples
-        place = word.said_at
-        if place is not None:
-            end, label = place.position + word.samples, (word.channel, word.label)
-            heard = HeardAgain(place.position, end, place.channel, label)
+        heard = heard_again(word)
+        if heard is not None:
             again[word.anchor, word.channel].append(heard)
     votes = []
     for (anchor, channel), by_label in sorted(times.items()):

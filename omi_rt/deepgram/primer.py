@@ -162,7 +162,7 @@ class Primer:
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
-        if reason in {NO_PROFILE, ONE_SPEAKER}:
+        if reason in {NO_PROFILE, NOT_RECOGNISED, ONE_SPEAKER}:
             self._voices.forget_early()
         if not self._has_told:
             self._has_told = True
