@@ -55,6 +55,8 @@ class EarlySpeech:
 
     def hear(self, words: Iterable[tuple[int, HeardWord]], backlog: Backlog) -> None:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
+        if self._is_full:
+            return
         most = self._format.samples(_STRETCH_SECONDS)
         longest_gap = self._format.samples(_GAP_SECONDS)
         run: list[HeardWord] = []
