@@ -8,6 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.core.corrections import SentSegment, is_verified
 from omi_rt.core.epoch import LeadInWord
 from omi_rt.core.speakers import (
     EpochLabels,
@@ -15,8 +16,9 @@ from omi_rt.core.speakers import (
     Merged,
     Speakers,
 )
-from omi_rt.core.voices import USER, Identity, Voice
-from omi_rt.core.votes import Label, Vote, count_votes
+from omi_rt.core.transcript import Segment
+from omi_rt.core.voices import USER, Identity, Place, Voice
+from omi_rt.core.votes import HeardAgain, Label, Vote, count_votes
 from omi_rt.core.words import HeardWord
 
 RATE = 1000
@@ -35,14 +37,28 @@ def said(label: int, samples: int, *, channel: int = 0) -> HeardWord:
     return HeardWord("lento", 0, samples, channel, label)
 
 
+def sent(
+    segment_id: str, number: int, start: int = 0, end: int = 1000, channel: int = 0
+) -> Segment:
+    """A segment without pauses, in samples of the session."""
+    return Segment(segment_id, number, start, end, channel, ["lento"], end - start)
+
+
+def heard_again(
+    start: int = 0, end: int = 1000, *, label: int, channel: int = 0, on: int | None = None
+) -> HeardAgain:
+    """A word of a session's channel that got a label now, ``on`` a channel of the epoch."""
+    return HeardAgain(start, end, channel, (channel if on is None else on, label))
+
+
 def winners(votes: list[LeadInWord]) -> list[Label | None]:
     return [vote.winner for vote in count_votes(votes, RATE)]
 
 
-def won(anchor: int, label: int, share: float = 1.0, *, channel: int = 0) -> Vote:
+def won(anchor: int, label: int, share: float = 1.0, *again: HeardAgain, channel: int = 0) -> Vote:
     """The vote of an anchor with this share of its words on one label, the rest on label 99."""
     shares = {label: share} if share == 1.0 else {label: share, 99: 1.0 - share}
-    return Vote(anchor, channel, shares, (channel, label) if share >= 0.6 else None)
+    return Vote(anchor, channel, shares, (channel, label) if share >= 0.6 else None, again)
 
 
 def test_numbers_are_given_in_order_of_first_appearance() -> None:
@@ -92,10 +108,10 @@ def test_a_session_speaker_that_shares_with_a_profile_gains_its_identity() -> No
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     assert speakers.number_of(first, 0, 0) == 0
     assert speakers.number_of(first, 0, 1) == 1
-    speakers.remember("a", 0)
-    speakers.remember("b", 1)
-    speakers.remember("c", 1)
-    wins = [won(0, 9), won(1, 4), won(2, 9)]
+    speakers.remember(sent("a", 0))
+    speakers.remember(sent("b", 1))
+    speakers.remember(sent("c", 1))
+    wins = [won(0, 9), won(1, 4), won(2, 9, 1.0, heard_again(label=9))]
     assert speakers.resolve(second, wins, [USER, 0, 1]) == [Identified(1, USER, ("b", "c"))]
     assert speakers.number_of(second, 0, 9) == 1
     assert speakers.number_of(second, 0, 4) == 0
@@ -106,7 +122,7 @@ def test_speakers_of_different_epochs_on_one_label_merge_into_the_lower_number()
     speakers, last = Speakers(), EpochLabels()
     for number in range(3):
         assert speakers.number_of(EpochLabels(), 0, 7) == number
-    speakers.remember("a", 2)
+    speakers.remember(sent("a", 2))
     assert speakers.resolve(last, [won(0, 0), won(1, 0)], [2, 1]) == [Merged(2, 1, ("a",))]
     assert speakers.number_of(last, 0, 0) == 1
     assert speakers.current(2) == 1
@@ -155,7 +171,7 @@ def test_a_profile_alone_in_a_lead_in_identifies_nobody_until_a_second_label_is_
     speakers, labels = Speakers(), EpochLabels()
     assert speakers.resolve(labels, [won(0, 1)], [USER]) == []
     number = speakers.number_of(labels, 0, 1)
-    speakers.remember("a", number)
+    speakers.remember(sent("a", number))
     assert speakers.confirm(labels, [said(1, 5000), said(2, 999)], RATE) == []
     assert speakers.confirm(labels, [said(2, 999, channel=1)], RATE) == []
     assert speakers.identity_of(number) is None
@@ -188,8 +204,9 @@ def test_a_speaker_who_was_apart_from_the_users_anchor_never_becomes_the_user() 
 def test_a_later_lead_in_that_contradicts_an_identity_takes_it_back() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     speakers.number_of(EpochLabels(), 0, 0)
-    speakers.remember("a", 0)
-    told = speakers.resolve(first, [won(0, 1), won(1, 1), won(2, 3)], [USER, 0, None])
+    speakers.remember(sent("a", 0))
+    votes = [won(0, 1), won(1, 1, 1.0, heard_again(label=1)), won(2, 3)]
+    told = speakers.resolve(first, votes, [USER, 0, None])
     assert told == [Identified(0, USER, ("a",))]
     told = speakers.resolve(second, [won(0, 4), won(1, 5)], [USER, 0])
     assert told == [Identified(0, None, ("a",))]
@@ -222,11 +239,95 @@ def test_corrections_name_at_most_the_last_two_hundred_segments() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     speakers.number_of(first, 0, 0)
     for number in range(500):
-        speakers.remember(str(number), 0)
-    votes = [won(0, 0), won(1, 0), won(2, 1)]
+        speakers.remember(sent(str(number), 0))
+    votes = [won(0, 0), won(1, 0, 1.0, heard_again(label=0)), won(2, 1)]
     (told,) = speakers.resolve(second, votes, [USER, 0, None])
     assert isinstance(told, Identified)
     assert told.segment_ids == tuple(str(number) for number in range(300, 500))
+
+
+def test_only_what_was_heard_again_under_the_users_label_is_corrected() -> None:
+    """A connection without a lead-in gave the user and a stranger one number."""
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    for second, name in enumerate(("user", "stranger", "mixed", "silent", "half", "user again")):
+        speakers.remember(sent(name, 0, second * 1000, second * 1000 + 1000))
+    again = [
+        heard_again(0, 1000, label=1),
+        heard_again(1000, 2000, label=2),
+        heard_again(2000, 2850, label=1),
+        heard_again(2850, 3000, label=2),
+        heard_again(4000, 4490, label=1),
+        heard_again(5000, 5910, label=1),
+        heard_again(5910, 6000, label=2),
+    ]
+    votes = [won(0, 1), won(1, 1, 0.7, *again), won(2, 3)]
+    assert speakers.resolve(labels, votes, [USER, 0, None]) == [
+        Identified(0, USER, ("user", "user again"))
+    ]
+    # The number is the user's from now on, and the segment of it that goes out says so.
+    assert speakers.identity_of(speakers.number_of(labels, 0, 1)) == USER
+    speakers.remember(sent("live", 0, 7000, 8000))
+    # To take it back is to take it from all of them.
+    told = speakers.resolve(EpochLabels(), [won(0, 4), won(1, 5)], [USER, 0])
+    names = ("user", "stranger", "mixed", "silent", "half", "user again", "live")
+    assert told == [Identified(0, None, names)]
+
+
+def test_an_identity_without_a_segment_to_correct_is_not_told() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember(sent("a", 0))
+    assert speakers.resolve(labels, [won(0, 1), won(1, 1), won(2, 3)], [USER, 0, None]) == []
+    assert speakers.identity_of(0) == USER
+
+
+def test_segments_of_a_merged_number_are_corrected_where_they_were_heard_again() -> None:
+    speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
+    speakers.resolve(first, [won(0, 1), CONTRAST], [USER, None])
+    assert speakers.number_of(first, 0, 1) == 0
+    speakers.remember(sent("known", 0))
+    # After a cut, under a new number.
+    assert speakers.number_of(EpochLabels(), 0, 0) == 1
+    speakers.remember(sent("a", 1, 1000, 2000))
+    speakers.remember(sent("b", 1, 2000, 3000))
+    votes = [won(0, 4), won(1, 4, 1.0, heard_again(2000, 3000, label=4)), won(2, 5)]
+    told = speakers.resolve(second, votes, [USER, 1, None])
+    assert told == [Merged(1, 0, ("a", "b")), Identified(0, USER, ("b",))]
+
+
+def test_what_shared_a_label_with_the_contrast_is_never_corrected() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember(sent("early", 0))
+    votes = [won(0, 1), won(1, 1, 1.0, heard_again(label=1)), won(2, 1)]
+    assert speakers.resolve(labels, votes, [USER, 0, None]) == []
+    assert speakers.number_of(labels, 0, 1) == 0
+    speakers.remember(sent("while pending", 0, 1000, 2000))
+    assert speakers.confirm(labels, [said(2, 1000)], RATE) == []
+
+
+def test_a_word_of_another_channel_at_the_same_time_verifies_nothing() -> None:
+    segment = SentSegment("a", 0, 0, 1000, 1, 1000, None)
+    assert is_verified(segment, [heard_again(label=4, channel=1)], {(1, 4)})
+    assert not is_verified(segment, [heard_again(label=4)], {(0, 4), (1, 4)})
+    assert not is_verified(segment, [heard_again(label=4, channel=1, on=0)], {(0, 4), (1, 4)})
+
+
+def test_pauses_in_a_segment_need_not_be_covered() -> None:
+    segment = SentSegment("a", 0, 0, 3000, 0, 1000, None)
+    assert is_verified(segment, [heard_again(0, 500, label=4)], {(0, 4)})
+    assert not is_verified(segment, [heard_again(0, 499, label=4)], {(0, 4)})
+
+
+def test_votes_say_what_label_each_word_of_the_session_got_again() -> None:
+    (vote,) = count_votes(
+        [LeadInWord(0, 0, 3, 900, Place(50, 1)), LeadInWord(0, 0, 1, 100, Place(950, 1))], RATE
+    )
+    assert vote.words == (
+        HeardAgain(50, 950, 1, (0, 3)),
+        HeardAgain(950, 1050, 1, (0, 1)),
+    )
 
 
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(1, 8))

@@ -16,6 +16,8 @@ from tests.harness import Device, listening_server
 from tests.test_identities import USER, assert_whole, conversation, play, stored, voices_in
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio.testing import MockClock
 
     from omi_rt.fake import Script
@@ -60,6 +62,23 @@ def user_merged_later(rng: Random, strangers: list[int]) -> tuple[Labelling, ...
     return GOOD, Labelling(merged=(frozenset([USER, rng.choice(strangers[:3])]),))
 
 
+def user_merged(rng: Random, strangers: list[int]) -> Labelling:
+    return Labelling(merged=(frozenset([USER, rng.choice(strangers)]),))
+
+
+def one_label_at_times(rng: Random, _strangers: list[int]) -> tuple[Labelling, ...]:
+    return tuple(Labelling.one_label() if rng.random() < 0.5 else GOOD for _ in range(8))
+
+
+def user_merged_first(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    """The connection without a lead-in takes a stranger for the user; the primed one does not."""
+    return user_merged(rng, strangers), GOOD
+
+
+def user_merged_at_times(rng: Random, strangers: list[int]) -> tuple[Labelling, ...]:
+    return tuple(user_merged(rng, strangers) if rng.random() < 0.5 else GOOD for _ in range(8))
+
+
 KINDS = {
     kind.__name__: kind
     for kind in (
@@ -71,6 +90,9 @@ KINDS = {
         stranger_split,
         user_split,
         user_merged_later,
+        one_label_at_times,
+        user_merged_first,
+        user_merged_at_times,
     )
 }
 OWN_LABEL = {"permuted", "strangers_merged", "strangers_merged_anew", "stranger_split"}
@@ -81,11 +103,17 @@ OWN_LABEL = {"permuted", "strangers_merged", "strangers_merged_anew", "stranger_
 class Outcome:
     """What one session came to."""
 
-    strangers_marked: list[str] = field(factory=list)
-    """Words of strangers that were ever said to be the user's."""
+    strangers_marked: list[tuple[int, str]] = field(factory=list)
+    """Words of strangers that were ever said to be the user's, each with its voice."""
     user_words: int = 0
     """After the identities were known."""
     user_recognised: int = 0
+    never_apart: set[int] = field(factory=set)
+    """Strangers whom a connection took for the user, and no connection before told apart from them."""
+
+    def marked_wrongly(self) -> list[str]:
+        """Words that were marked of strangers who could be known to be somebody else."""
+        return [word for voice, word in self.strangers_marked if voice not in self.never_apart]
 
 
 def outcome_of(device: Device, script: Script, ended: dict[str, Any]) -> Outcome:
@@ -97,15 +125,33 @@ def outcome_of(device: Device, script: Script, ended: dict[str, Any]) -> Outcome
         for segment_id in event["segment_ids"]
     }
     since = ended["identities_known_from"]
-    for voice, segment in voices_in(device, script):
-        words = segment["text"].split()
-        if voice != USER:
-            if segment["is_user"] or segment["id"] in told:
-                outcome.strangers_marked += words
-        elif since is not None and segment["start"] >= since:
-            outcome.user_words += len(words)
-            outcome.user_recognised += len(words) if segment["is_user"] else 0
+    spoken = iter(script.words)
+    for _, segment in voices_in(device, script):
+        # Each word, not each segment: a connection may take two people's for one speaker's.
+        for _ in segment["text"].split():
+            word = next(spoken)
+            if word.voice != USER:
+                if segment["is_user"] or segment["id"] in told:
+                    outcome.strangers_marked.append((word.voice, word.text))
+            elif since is not None and segment["start"] >= since:
+                outcome.user_words += 1
+                outcome.user_recognised += segment["is_user"]
     return outcome
+
+
+def never_apart(labellings: Sequence[Labelling]) -> set[int]:
+    """Whom a connection gives the user's label before any has given them another.
+
+    Nobody can know that they are not the user: the voice of the user's profile is theirs to all
+    connections that could have told. ``labellings`` are those of a session's connections, in order.
+    """
+    found: set[int] = set()
+    apart: set[int] = set()
+    for labelling in labellings:
+        merged = {voice for group in labelling.merged if USER in group for voice in group}
+        found |= merged - apart
+        apart |= set(VOICES) - merged
+    return found - {USER}
 
 
 async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
@@ -119,12 +165,16 @@ async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
     async with (
         listening_server(
             profiles=stored(), options=options, faults=FaultScript.of(*drops), seed=seed
-        ) as (world, _fake),
+        ) as (world, fake),
         world.device() as device,
     ):
         ended = await play(device, script)
     assert_whole(device, script, ended)
-    return outcome_of(device, script, ended)
+    outcome = outcome_of(device, script, ended)
+    outcome.never_apart = never_apart(
+        [options.labelling_of(n) for n in range(len(fake.connections))]
+    )
+    return outcome
 
 
 @pytest.mark.parametrize("seed", range(25))
@@ -135,7 +185,11 @@ async def test_no_stranger_is_the_user_and_the_user_is_wherever_the_label_is_the
     # Two voices under one label on a connection without a lead-in are one speaker to anybody.
     is_cut = seed % 4 == 0 and kind != "user_merged_later"
     outcome = await session(kind, seed, is_cut=is_cut)
-    assert outcome.strangers_marked == []
+    # Where connections merge the user with somebody by chance, one may do so before any has told
+    # them apart: that is excused for this stranger alone, and for no other kind.
+    assert (
+        outcome.marked_wrongly() if kind == "user_merged_at_times" else outcome.strangers_marked
+    ) == []
     if kind in OWN_LABEL:
         # After a cut a connection without a lead-in serves until the next has heard one.
         assert outcome.user_recognised == outcome.user_words > 0 or is_cut

@@ -13,7 +13,7 @@ def segment(number: int, text: str, **more: Any) -> dict[str, Any]:
     return {"id": text, "speaker": speaker, "speaker_id": number, "text": text, **known, **more}
 
 
-def test_one_voice_under_three_numbers_becomes_one_speaker_the_user() -> None:
+def test_one_voice_under_three_numbers_becomes_one_speaker_and_the_user_where_it_is_said() -> None:
     report = StreamReport()
     report.add([segment(0, "one"), segment(1, "two"), segment(2, "three")])
     lines = [
@@ -33,12 +33,12 @@ def test_one_voice_under_three_numbers_becomes_one_speaker_the_user() -> None:
     assert lines == [
         "SPEAKER_01 is SPEAKER_00",
         "SPEAKER_00 is the user",
-        "SPEAKER_02 is SPEAKER_00, the user",
+        "SPEAKER_02 is SPEAKER_00",
     ]
     assert report.is_corrected
     assert [s["speaker"] for s in report.segments] == ["SPEAKER_00"] * 3
     assert [s["speaker_id"] for s in report.segments] == [0, 0, 0]
-    assert [s["is_user"] for s in report.segments] == [True, True, True]
+    assert [s["is_user"] for s in report.segments] == [True, True, False]
 
 
 def test_a_person_is_named_and_an_identity_can_be_taken_back() -> None:
@@ -51,6 +51,17 @@ def test_a_person_is_named_and_an_identity_can_be_taken_back() -> None:
     line = report.describe({**known, "is_user": False, "person_id": None})
     assert line == "SPEAKER_03 is nobody known after all"
     assert report.segments[0]["person_id"] is None
+
+
+def test_of_a_speaker_who_turns_out_to_be_the_user_only_the_named_segments_are() -> None:
+    report = StreamReport()
+    report.add([segment(0, "mine"), segment(0, "hers")])
+    event = {"type": "speaker_identified", "speaker": "SPEAKER_00", "is_user": True}
+    report.describe({**event, "person_id": None, "segment_ids": ["mine"]})
+    assert [s["is_user"] for s in report.segments] == [True, False]
+    # Taken back it is from all of them, also from those that are too old to be named.
+    report.describe({**event, "is_user": False, "person_id": None, "segment_ids": []})
+    assert [s["is_user"] for s in report.segments] == [False, False]
 
 
 def test_what_corrects_nothing_that_was_shown_is_no_correction() -> None:

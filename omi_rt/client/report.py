@@ -73,25 +73,23 @@ class StreamReport:
 
     def _merge(self, event: Mapping[str, Any]) -> str:
         source, into = _name(event.get("from")), _name(event.get("into"))
-        known = next((s for s in self.segments if s.get("speaker") == into), {})
-        is_user, person = known.get("is_user") is True, known.get("person_id")
-        for segment in self._named(event, source):
+        for segment in self._corrected(event, source):
             segment["speaker"], segment["speaker_id"] = into, event.get("into")
-            segment["is_user"], segment["person_id"] = is_user, person
-        who = "the user" if is_user else person
-        return f"{source} is {into}, {who}" if who else f"{source} is {into}"
+        return f"{source} is {into}"
 
     def _identify(self, event: Mapping[str, Any]) -> str:
         speaker = str(event.get("speaker"))
         is_user, person = event.get("is_user") is True, event.get("person_id")
-        for segment in self._named(event, speaker):
+        is_known = is_user or bool(person)
+        # Where somebody is known it is of these segments alone: the number may stand for others too.
+        for segment in self._corrected(event, None if is_known else speaker):
             segment["is_user"], segment["person_id"] = is_user, person
         if is_user:
             return f"{speaker} is the user"
         return f"{speaker} is {person}" if person else f"{speaker} is nobody known after all"
 
-    def _named(self, event: Mapping[str, Any], speaker: str) -> list[JSONObject]:
-        """The segments that an event corrects: those it lists, and all others of that speaker."""
+    def _corrected(self, event: Mapping[str, Any], speaker: str | None) -> list[JSONObject]:
+        """The segments that an event corrects: those it lists, and all others of a speaker."""
         ids = event.get("segment_ids")
         listed = set(ids) if isinstance(ids, list) else set()
         found = [s for s in self.segments if s.get("id") in listed or s.get("speaker") == speaker]

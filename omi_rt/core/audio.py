@@ -6,6 +6,8 @@ session clock. Only integers move it; seconds are made from it when JSON is writ
 
 from __future__ import annotations
 
+from array import array
+
 from attrs import define, frozen
 
 BYTES_PER_SAMPLE = 2
@@ -36,6 +38,24 @@ class AudioFormat:
     def seconds(self, samples: int) -> float:
         """The length of ``samples`` in seconds, rounded to a microsecond."""
         return round(samples / self.sample_rate, 6)
+
+    def one_channel(self, payload: bytes, channel: int) -> bytes:
+        """The samples of one channel alone."""
+        return (
+            payload
+            if self.channels == 1
+            else array("h", payload)[channel :: self.channels].tobytes()
+        )
+
+    def on_all_channels(self, payload: bytes) -> bytes:
+        """The samples of one channel, on each of the session's."""
+        if self.channels == 1:
+            return payload
+        voice = array("h", payload)
+        interleaved = array("h", bytes(len(payload) * self.channels))
+        for channel in range(self.channels):
+            interleaved[channel :: self.channels] = voice
+        return interleaved.tobytes()
 
     def silence(self, seconds: float) -> bytes:
         """Digital silence of that length."""

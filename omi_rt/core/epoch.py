@@ -30,6 +30,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, frozen
 
+from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
@@ -79,6 +80,8 @@ class Run:
     samples: int
     anchor: int | None = None
     """Which anchor of the lead-in it is, if it is one."""
+    said_at: Place | None = None
+    """Where in the session the anchor's first sample here was said, if it is of the session."""
 
     @property
     def end(self) -> int:
@@ -94,6 +97,8 @@ class LeadInWord:
     channel: int
     label: int
     samples: int
+    said_at: Place | None = None
+    """Where in the session it was said, if it is of the session."""
 
 
 @frozen
@@ -172,10 +177,18 @@ class Epoch:
         self.sent_samples += samples
         self.sent_position = position + samples
 
-    def sent_foreign(self, samples: int, anchor: int | None = None) -> None:
-        """Record audio that goes up but is not the session's: an anchor, or silence."""
-        self._runs.append(Run(self.sent_samples, None, samples, anchor))
+    def sent_foreign(
+        self, samples: int, anchor: int | None = None, said_at: Place | None = None
+    ) -> None:
+        """Record audio that goes up but is not the session's now: an anchor, or silence."""
+        self._runs.append(Run(self.sent_samples, None, samples, anchor, said_at))
         self.sent_samples += samples
+
+    def take_lead_in_words(self, channels: range) -> list[LeadInWord]:
+        """Return the words heard in anchors, and forget them."""
+        taken = [word for word in self.lead_in_words if word.channel in channels]
+        self.lead_in_words = [word for word in self.lead_in_words if word.channel not in channels]
+        return taken
 
     def hear(self, results: Results, coverage: Coverage) -> Heard:
         """Take one final: return the words that are new, and what it covers.
@@ -320,7 +333,10 @@ class Epoch:
             heard_before = (start + end) // 2 < self._heard_until[channel]
             if middle.anchor is None or word.speaker is None or heard_before:
                 return None
-            return LeadInWord(middle.anchor, channel, label, end - start)
+            place = middle.said_at
+            if place is not None:
+                place = evolve(place, position=place.position + start - middle.provider)
+            return LeadInWord(middle.anchor, channel, label, end - start, place)
         first = self._run_at(start) or middle
         # A start before the run of the middle's is in audio that is not the session's.
         begin = (

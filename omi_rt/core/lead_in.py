@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from array import array
-from collections import OrderedDict, deque
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from attrs import define, field, frozen
+from attrs import define, evolve, field, frozen
 
-from omi_rt.core.voices import Voice
+from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
+from omi_rt.core.voices import Place, Voice
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Iterable, Iterator
+    from collections.abc import Container, Iterator, Sequence
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
+    from omi_rt.core.early import Stretch
     from omi_rt.core.words import HeardWord
 
 
 SILENCE_SECONDS = 1.0
 """After each anchor, so that no word reaches over its border."""
+TAIL_SILENCE_SECONDS = 0.3
+"""Between the early speech that goes up last and the session's audio, which must not wait for long."""
 SPEAKER_SECONDS = 3.0
-"""Of each speaker heard in the session, at most."""
+"""Of each speaker heard in the session, at most; early speech may be longer."""
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
 ALLOWANCE_RATE = 20.0 / 60.0
@@ -32,7 +35,6 @@ ALLOWANCE_TO_BEGIN_SECONDS = 15.0
 """Of the allowance that must be there for another lead-in to begin; what it takes more is owed."""
 MIN_ANCHOR_SECONDS = 1.4
 """A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
-CLEAR_CONFIDENCE = 0.6
 MAX_SPEAKERS = 8
 """Clips are kept of the speakers heard last: as many as a lead-in has room for."""
 _LEAST_SHARE_SECONDS = 2.4
@@ -40,8 +42,8 @@ _PIECE_SECONDS = 1.2
 """Longer stretches are kept in pieces, so that a part of a clip can be sent."""
 RENEWAL_SECONDS = 10.0
 """For so long a full clip stays as it is: copying every word cost a third of what a final costs."""
-_JOINT_SECONDS = 0.1
-"""Of silence where two stretches of a clip are joined, so that their words do not run together."""
+JOINT_SECONDS = 0.1
+"""Of silence where two stretches are joined, so that their words do not run together."""
 
 
 @frozen
@@ -61,17 +63,37 @@ class LeadInPart:
 
     payload: bytes = field(repr=False)
     anchor: int | None
-    """Number of the anchor that it is, or None for silence."""
+    """Number of the voice that it is, or None for silence."""
+    said_at: Place | None = None
+    """Where in the session its first sample was said, if it is of the session."""
+
+    def said_at_sample(self, sample: int) -> Place | None:
+        """Where in the session a later sample of it was said."""
+        place = self.said_at
+        return place if place is None else evolve(place, position=place.position + sample)
 
 
 class LeadIn:
     """The voices of one epoch, in the order in which they go up: stored ones, then the session's.
 
-    The clips of the session's speakers are taken when their turn comes, not before: whoever has
-    spoken meanwhile is among them. Each voice is let go of when it has gone up.
+    Of a session's first lead-in the session's voices are its early speech (`omi_rt.core.early`), while
+    there is room. Everybody whom that has not brought, or not for long enough, comes as a clip, which
+    is taken when its turn comes, not before: whoever has spoken meanwhile is among them. Each voice is
+    let go of when it has gone up.
     """
 
-    __slots__ = ("_contrast", "_format", "_known", "_voices", "whose")
+    __slots__ = (
+        "_contrast",
+        "_early_room",
+        "_early_sent",
+        "_format",
+        "_heard",
+        "_known",
+        "_room",
+        "_stretches",
+        "_voices",
+        "whose",
+    )
 
     def __init__(
         self,
@@ -88,6 +110,11 @@ class LeadIn:
         self._contrast = next((anchor for anchor in known if anchor.who is None), None)
         self._voices = voices
         self._format = audio_format
+        self._room = audio_format.samples(LEAD_IN_SECONDS)
+        self._heard: Counter[Voice | None] = Counter()
+        self._stretches = voices.early_stretches
+        self._early_room = audio_format.samples(EARLY_SECONDS)
+        self._early_sent = 0
         self.whose: list[Voice | None] = []
         """Whose voices have gone up; a part's ``anchor`` is a place in this list."""
 
@@ -96,22 +123,81 @@ class LeadIn:
         return bool(self._known or self._voices.clips(self._format.samples(LEAD_IN_SECONDS)))
 
     def parts(self) -> Iterator[LeadInPart]:
-        """Yield the anchors, each with silence behind it: `LEAD_IN_SECONDS` of voices at most."""
-        room = self._format.samples(LEAD_IN_SECONDS)
+        """Yield the voices, each with silence behind it: `LEAD_IN_SECONDS` of voices at most."""
         while self._known:
             anchor = self._known.popleft()
-            samples = self._format.samples_in(anchor.payload)
-            if samples <= room:
-                room -= samples
-                yield from self._part(anchor.who, anchor.payload)
+            if self._format.samples_in(anchor.payload) <= self._room:
+                yield self._part(anchor.who, anchor.payload)
+                yield self._silence(SILENCE_SECONDS)
+        if self._stretches:
+            # Before the early speech: what is said while the contrast goes up is heard again as well.
+            yield from self._contrast_parts()
+        yield from self._session_parts()
+        yield from self._contrast_parts()
+
+    def tail(self) -> Iterator[LeadInPart]:
+        """Yield the early speech since: `TAIL_SECONDS` at most, right before the session's audio."""
+        self._early_room += self._format.samples(TAIL_SECONDS)
+        self._room = self._early_room
+        yield from self._early_parts(TAIL_SILENCE_SECONDS)
+        self._voices.forget_early()
+        self._stretches = ()
+
+    def misses_somebody(self) -> bool:
+        """Whether somebody unknown was heard whom this came too early for, or had no room for."""
+        room, enough = self._format.samples(LEAD_IN_SECONDS), self._heard_enough()
+        return any(
+            number not in enough and number not in self._voices.identified
+            for number, _ in self._voices.clips(room)
+        )
+
+    def _session_parts(self) -> Iterator[LeadInPart]:
+        yield from self._early_parts(SILENCE_SECONDS)
         # One at a time: who begins to speak while the others go up is heard as well.
-        while clips := self._voices.clips(room, without=self.whose):
+        while clips := self._voices.clips(self._room, without=self._heard_enough()):
             number, pieces = clips[0]
-            payload = self._voices.joined(pieces)
-            room -= self._format.samples_in(payload)
-            yield from self._part(number, payload)
+            for place, piece in enumerate(pieces):
+                if place > 0:
+                    self._room -= self._format.samples(JOINT_SECONDS)
+                    yield self._silence(JOINT_SECONDS)
+                yield self._part(number, piece.payload, piece.said_at)
+            yield self._silence(SILENCE_SECONDS)
+
+    def _contrast_parts(self) -> Iterator[LeadInPart]:
         if self._contrast is not None and self._needs_contrast():
-            yield from self._part(None, self._contrast.payload)
+            yield self._part(None, self._contrast.payload)
+            yield self._silence(SILENCE_SECONDS)
+            self._contrast = None
+
+    def _early_parts(self, silence_seconds: float) -> Iterator[LeadInPart]:
+        """Yield the early speech that has not gone up, as far as there is room."""
+        stretches, first = self._stretches, self._early_sent
+        while self._early_sent < len(stretches):
+            stretch = stretches[self._early_sent]
+            payload = self._format.on_all_channels(stretch.payload)
+            pause = 0 if self._early_sent == first else self._format.samples(JOINT_SECONDS)
+            needed = pause + self._format.samples_in(payload)
+            room = self._room - self._reserved({each.number for each in stretches})
+            if needed > min(room, self._early_room):
+                break
+            self._early_room -= needed
+            if pause:
+                self._room -= pause
+                yield self._silence(JOINT_SECONDS)
+            yield self._part(stretch.number, payload, stretch.place)
+            self._early_sent += 1
+        if self._early_sent > first:
+            yield self._silence(silence_seconds)
+
+    def _reserved(self, early: set[int]) -> int:
+        """Samples that must stay for those who are not heard in the early speech."""
+        clips = self._voices.clips(self._room, without=early | set(self.whose))
+        return sum(self._voices.length(pieces) for _, pieces in clips)
+
+    def _heard_enough(self) -> set[Voice | None]:
+        """The voices that have gone up for long enough to win a label."""
+        least = self._format.samples(MIN_ANCHOR_SECONDS)
+        return {who for who, samples in self._heard.items() if samples >= least}
 
     def _needs_contrast(self) -> bool:
         """Whether all voices so far may be one person's.
@@ -119,28 +205,37 @@ class LeadIn:
         Two known people are two; of three speakers of the session and a stored voice hardly all
         are one person.
         """
-        known = sum(not isinstance(who, int) for who in self.whose)
-        return known < 2 and len(self.whose) < 4
+        heard = self._heard_enough() | {stretch.number for stretch in self._stretches}
+        known = sum(not isinstance(who, int) for who in heard)
+        return known < 2 and len(heard) < 4
 
-    def misses_somebody(self) -> bool:
-        """Whether somebody unknown was heard whom this came too early for, or had no room for."""
-        room = self._format.samples(LEAD_IN_SECONDS)
-        return any(
-            number not in self.whose and number not in self._voices.identified
-            for number, _ in self._voices.clips(room)
-        )
+    def _part(self, who: Voice | None, payload: bytes, said_at: Place | None = None) -> LeadInPart:
+        if who not in self.whose:
+            self.whose.append(who)
+        samples = self._format.samples_in(payload)
+        self._heard[who] += samples
+        # The contrast comes on top: without it the rest would be of no use.
+        self._room -= 0 if who is None else samples
+        return LeadInPart(payload, self.whose.index(who), said_at)
 
-    def _part(self, who: Voice | None, payload: bytes) -> Iterator[LeadInPart]:
-        self.whose.append(who)
-        yield LeadInPart(payload, len(self.whose) - 1)
-        yield LeadInPart(self._format.silence(SILENCE_SECONDS), None)
+    def _silence(self, seconds: float) -> LeadInPart:
+        return LeadInPart(self._format.silence(seconds), None)
+
+
+@frozen
+class _Piece:
+    """Consecutive words of a speaker."""
+
+    payload: bytes = field(repr=False)
+    """linear16, the same on all channels of the session."""
+    said_at: Place
 
 
 @define
 class _Clip:
     """What is kept of one speaker."""
 
-    pieces: list[bytes] = field(factory=list, repr=False)
+    pieces: list[_Piece] = field(factory=list)
     fresh_until: int = 0
     """Session position, before which it is full and needs no renewal."""
 
@@ -151,16 +246,28 @@ class VoiceClips:
     "Recent" is exact to `RENEWAL_SECONDS` of a speaker's words for each piece of a clip.
     """
 
-    __slots__ = ("_clips", "_format", "identified")
+    __slots__ = ("_clips", "_early", "_format", "identified")
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
         self.identified: set[int] = set()
         """Speakers who are found again by their stored voice: they come last."""
         self._clips: OrderedDict[int, _Clip] = OrderedDict()
+        self._early: EarlySpeech | None = EarlySpeech(audio_format)
 
-    def hear(self, words: Iterable[tuple[int, HeardWord]], backlog: Backlog) -> None:
+    @property
+    def early_stretches(self) -> Sequence[Stretch]:
+        """The session's first speech, as long as a first lead-in may still bring it; it may grow."""
+        return () if self._early is None else self._early.stretches
+
+    def forget_early(self) -> None:
+        """Let go of the session's first speech: it has been heard again, or never will be."""
+        self._early = None
+
+    def hear(self, words: Sequence[tuple[int, HeardWord]], backlog: Backlog) -> None:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
+        if self._early is not None:
+            self._early.hear(words, backlog)
         run: list[HeardWord] = []
         speaker: int | None = None
         for number, word in words:
@@ -188,7 +295,7 @@ class VoiceClips:
 
     def clips(
         self, room: int, without: Container[Voice | None] = ()
-    ) -> list[tuple[int, list[bytes]]]:
+    ) -> list[tuple[int, list[_Piece]]]:
         """The pieces of each speaker, those heard last first: ``room`` samples at most in all.
 
         Speakers in ``without`` are left out. Short room is shared, as long as each share is long enough to win a label.
@@ -197,7 +304,7 @@ class VoiceClips:
         speakers = [
             number
             for number, clip in self._clips.items()
-            if number not in without and self._length(clip.pieces) >= least
+            if number not in without and self.length(clip.pieces) >= least
         ]
         speakers.reverse()
         speakers.sort(key=lambda number: number in self.identified)
@@ -207,9 +314,10 @@ class VoiceClips:
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
 
-    def joined(self, pieces: list[bytes]) -> bytes:
-        """The pieces as one stretch of audio."""
-        return self._format.silence(_JOINT_SECONDS).join(pieces)
+    def length(self, pieces: Sequence[_Piece]) -> int:
+        """Samples of the pieces, joined."""
+        joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
+        return sum(self._format.samples_in(piece.payload) for piece in pieces) + joints
 
     def _keep(self, speaker: int | None, run: list[HeardWord], backlog: Backlog) -> None:
         assert speaker is not None
@@ -228,30 +336,17 @@ class VoiceClips:
             end = piece[-1].end
             chunk = backlog.read(start, end - start) if end > start else None
             if chunk is not None and (chunk.position, chunk.end) == (start, end):
-                pieces = [*clip.pieces, self._one_voice(chunk.payload, piece[0].channel)]
+                channel = piece[0].channel
+                voice = self._format.one_channel(chunk.payload, channel)
+                kept = _Piece(self._format.on_all_channels(voice), Place(start, channel))
+                pieces = [*clip.pieces, kept]
                 clip.pieces = self._latest(pieces, full)
                 if len(clip.pieces) < len(pieces):
                     clip.fresh_until = end + self._format.samples(RENEWAL_SECONDS)
 
-    def _latest(self, pieces: list[bytes], most: int) -> list[bytes]:
+    def _latest(self, pieces: list[_Piece], most: int) -> list[_Piece]:
         """The last pieces that, joined, have at most ``most`` samples."""
         first = len(pieces)
-        while first > 0 and self._length(pieces[first - 1 :]) <= most:
+        while first > 0 and self.length(pieces[first - 1 :]) <= most:
             first -= 1
         return pieces[first:]
-
-    def _length(self, pieces: list[bytes]) -> int:
-        """Samples of the pieces, joined."""
-        joints = max(0, len(pieces) - 1) * self._format.samples(_JOINT_SECONDS)
-        return sum(self._format.samples_in(piece) for piece in pieces) + joints
-
-    def _one_voice(self, payload: bytes, channel: int) -> bytes:
-        """The one channel's audio on all channels: an anchor goes on every channel."""
-        channels = self._format.channels
-        if channels == 1:
-            return payload
-        interleaved = array("h", payload)
-        voice = interleaved[channel::channels]
-        for each in range(channels):
-            interleaved[each::channels] = voice
-        return interleaved.tobytes()

@@ -8,12 +8,14 @@ from omi_rt.core import events
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.speakers import Merged, Speakers
 from omi_rt.core.transcript import make_segments
+from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
+    from omi_rt.core.epoch import LeadInWord
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.voices import Voice
     from omi_rt.core.votes import Vote
@@ -74,9 +76,9 @@ class Narrator:
             contested = labels.contested
             pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
             self.voices.hear(pure if contested else numbered, backlog)
-        segments = make_segments(numbered, self._speakers, self._new_id)
+        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
         for segment in segments:
-            self._speakers.remember(segment.id, segment.speaker)
+            self._speakers.remember(segment)
         self._send([segment.as_json(self._format) for segment in segments])
 
     def learn(
@@ -90,6 +92,18 @@ class Narrator:
         self._tell(self._speakers.resolve(labels, votes, whose))
         self._note_known(labels, position)
 
+    def recall(
+        self, labels: EpochLabels, words: Iterable[LeadInWord], whose: Sequence[Voice | None]
+    ) -> None:
+        """Take words of the session that a primed epoch has heard again since it took over."""
+        again = [(whose[word.anchor], heard_again(word)) for word in words]
+        self._tell(
+            self._speakers.recall(
+                labels,
+                [(who, word) for who, word in again if isinstance(who, int) and word is not None],
+            )
+        )
+
     def _tell(self, news: Iterable[Merged | Identified]) -> None:
         for told in news:
             if isinstance(told, Merged):
@@ -101,3 +115,4 @@ class Narrator:
     def _note_known(self, labels: EpochLabels, position: int) -> None:
         if self.identities_known_from is None and self._speakers.recognises(labels):
             self.identities_known_from = position
+            self.voices.forget_early()

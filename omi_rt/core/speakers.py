@@ -9,31 +9,37 @@ A provider may also give several people one label, or one person several. So nob
 a label alone:
 
 * Voices that once had different labels in one epoch are *apart*. A label that two such voices share
-  is *contested*: it is nobody's, and what is said under it is in no later lead-in.
+  is *contested*: it is nobody's, and what is said under it is in no later lead-in. A part of a
+  number's words is enough: the number may stand for several people, one of whom has the label.
 * A label identifies somebody only in an epoch that has given another voice another label. Until it
   has, the identity is *pending*.
 * A speaker whose voice gets another label than the stored voice that it was taken for is nobody
   known any more.
+
+Nor is a segment somebody's because its number is: the connection that gave the number may have heard
+several people as one. What went out before is corrected only where its own words were heard again.
 """
 
 from __future__ import annotations
 
-from collections import defaultdict, deque
+from collections import defaultdict
 from typing import TYPE_CHECKING
 
 from attrs import define, field, frozen
 
 from omi_rt.core.apart import Apart
+from omi_rt.core.corrections import SentSegments, is_verified
 from omi_rt.core.voices import Identity, Voice
-from omi_rt.core.votes import WINNING_SECONDS, Label, Vote
+from omi_rt.core.votes import WINNING_SECONDS, HeardAgain, Label, Vote
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
+    from omi_rt.core.transcript import Segment
     from omi_rt.core.words import HeardWord
 
-MAX_CORRECTED_SEGMENTS = 200
-"""The last ones of a session, which a correction names."""
+PART_SHARE = 0.1
+"""Of the words of a speaker's number: so many under a label say that one of its voices has it."""
 MAX_SHARED_NUMBERS = 16
 """Numbers for contested labels that are remembered, by the speakers who share them."""
 
@@ -52,6 +58,13 @@ class EpochLabels:
     """Shared by voices that are apart."""
     heard: dict[Label, int] = field(factory=dict)
     """Samples of the session's words, counted while an identity is pending."""
+    unproven: set[Label] = field(factory=set)
+    """Labels that somebody known and the contrast shared at first: what was said under them before
+    another label was heard may be anybody's."""
+    again: list[tuple[int, HeardAgain]] = field(factory=list)
+    """Words of the session that the lead-in brought again, each with its speaker's number then."""
+    since: int | None = None
+    """How many segments had gone out when the votes were counted."""
 
 
 @frozen
@@ -76,13 +89,13 @@ class Identified:
 class Speakers:
     """The session's speakers, numbered in order of first appearance."""
 
-    __slots__ = ("_apart", "_identities", "_merged", "_next", "_segments", "_shared")
+    __slots__ = ("_apart", "_identities", "_merged", "_next", "_sent", "_shared")
 
     def __init__(self) -> None:
         self._next = 0
         self._identities: dict[int, Identity] = {}
         self._merged: dict[int, int] = {}
-        self._segments: deque[tuple[str, int]] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
+        self._sent = SentSegments()
         self._apart = Apart()
         self._shared: dict[frozenset[int], int] = {}
 
@@ -118,9 +131,9 @@ class Speakers:
             self.current(number) in self._identities for number in labels.numbers.values()
         )
 
-    def remember(self, segment_id: str, number: int) -> None:
-        """Note a segment that went out, for later corrections."""
-        self._segments.append((segment_id, number))
+    def remember(self, segment: Segment) -> None:
+        """Note a segment that goes out, for later corrections."""
+        self._sent.remember(segment, self._identities.get(segment.speaker))
 
     def resolve(
         self, labels: EpochLabels, votes: Sequence[Vote], anchors: Sequence[Voice | None]
@@ -136,10 +149,20 @@ class Speakers:
             What has become known of speakers that segments were sent of, to be told.
         """
         before = dict(self._identities)
+        labels.since = self._sent.count
         claims: defaultdict[Label, set[Voice]] = defaultdict(set)
+        partly: defaultdict[Label, set[Voice]] = defaultdict(set)
         for vote in votes:
             who = anchors[vote.anchor]
-            if vote.winner is not None and who is not None:
+            if isinstance(who, int):
+                labels.again += [(who, word) for word in vote.words]
+                for each, share in vote.shares.items():
+                    if share >= PART_SHARE:
+                        partly[vote.channel, each].add(self.current(who))
+            if who is None:
+                heard_as = ((vote.channel, each) for each in vote.shares)
+                labels.unproven |= {each for each in heard_as if vote.is_for(each)}
+            elif vote.winner is not None:
                 claims[vote.winner].add(self.current(who) if isinstance(who, int) else who)
         self._apart.note_claims(claims)
         self._take_back(claims)
@@ -148,8 +171,11 @@ class Speakers:
             has_contrast = any(
                 vote.channel == label[0] and not vote.is_for(label) for vote in votes
             )
+            if self._apart.has_pair(claimants | partly[label]):
+                self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
+                continue
             merges += self._claim(labels, label, claimants, has_contrast=has_contrast)
-        return [*merges, *self._identified_since(before)]
+        return [*merges, *self._identified_since(before, labels)]
 
     def confirm(
         self, labels: EpochLabels, words: Iterable[HeardWord], sample_rate: int
@@ -170,7 +196,14 @@ class Speakers:
                 number = labels.numbers.get(label)
                 numbers = set() if number is None else {self.current(number)}
                 merges += self._grant(labels, label, identity, numbers)
-        return [*merges, *self._identified_since(before)]
+        return [*merges, *self._identified_since(before, labels)]
+
+    def recall(
+        self, labels: EpochLabels, words: Iterable[tuple[int, HeardAgain]]
+    ) -> list[Identified]:
+        """Take words of the session, with their speakers' numbers, that an epoch has heard again."""
+        labels.again += words
+        return self._identified_since(dict(self._identities), labels)
 
     # What a vote tells.
 
@@ -238,13 +271,30 @@ class Speakers:
                     if known_as is not None and self._apart.has_pair({known_as, who}):
                         del self._identities[known_as]
 
-    def _identified_since(self, before: dict[int, Identity]) -> list[Identified]:
-        numbers = sorted(self._identities.keys() | before.keys() - self._merged.keys())
-        return [
-            Identified(number, self._identities.get(number), self._segments_of(number))
-            for number in numbers
-            if before.get(number) != self._identities.get(number)
-        ]
+    def _identified_since(
+        self, before: dict[int, Identity], labels: EpochLabels
+    ) -> list[Identified]:
+        """Tell whose earlier segments are after all, and whose are nobody's any more."""
+        told = []
+        for number in sorted(self._identities.keys() | before.keys() - self._merged.keys()):
+            identity = self._identities.get(number)
+            if before.get(number, identity) != identity:
+                told.append(Identified(number, None, self._sent.take_back(number)))
+            segment_ids = () if identity is None else self._verify(number, identity, labels)
+            if segment_ids:
+                told.append(Identified(number, identity, segment_ids))
+        return told
+
+    def _verify(self, number: int, identity: Identity, labels: EpochLabels) -> tuple[str, ...]:
+        """Correct the segments of a speaker whose words have the speaker's labels in this epoch."""
+        own = {label for label, of in labels.numbers.items() if self.current(of) == number}
+        own -= labels.contested | labels.unproven
+        words = [word for of, word in labels.again if self.current(of) == number]
+        # What went out under a label of this epoch was said under it.
+        since = labels.since if own and labels.since is not None else self._sent.count
+        return self._sent.identify(
+            number, identity, lambda segment: is_verified(segment, words, own), since
+        )
 
     # Numbers.
 
@@ -260,21 +310,14 @@ class Speakers:
         labels.numbers[label] = number
 
     def _merge(self, source: int, into: int) -> Merged:
-        segment_ids = self._segments_of(source)
+        segment_ids = self._sent.merge(source, into)
         self._merged = {
             number: into if target == source else target for number, target in self._merged.items()
         }
         self._merged[source] = into
         self._identities.pop(source, None)
         self._apart.merge(source, into)
-        self._segments = deque(
-            ((each, into if number == source else number) for each, number in self._segments),
-            maxlen=MAX_CORRECTED_SEGMENTS,
-        )
         return Merged(source, into, segment_ids)
-
-    def _segments_of(self, number: int) -> tuple[str, ...]:
-        return tuple(each for each, of in self._segments if of == number)
 
     def _number_with(self, identity: Identity) -> int | None:
         return next((n for n, known in self._identities.items() if known == identity), None)

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.speakers import Speakers
+    from omi_rt.core.voices import Identity
     from omi_rt.core.words import HeardWord
 
 
@@ -25,6 +25,8 @@ class Segment:
     end: int
     channel: int
     words: list[str] = field(repr=False)
+    spoken: int = 0
+    """Samples that its words take, without the pauses between them."""
     is_user: bool = False
     person_id: str | None = None
 
@@ -54,17 +56,23 @@ def speaker_name(number: int) -> str:
 
 
 def make_segments(
-    words: Iterable[tuple[int, HeardWord]], speakers: Speakers, new_id: Callable[[], str]
+    words: Iterable[tuple[int, HeardWord]],
+    identity_of: Callable[[int], Identity | None],
+    new_id: Callable[[], str],
 ) -> list[Segment]:
-    """Group consecutive words of one speaker, each with the speaker's number, into segments."""
+    """Group consecutive words of one speaker, each with the speaker's number, into segments.
+
+    ``identity_of`` tells whose a number is, if that is known.
+    """
     segments: list[Segment] = []
     for number, word in words:
         last = segments[-1] if segments else None
         if last is not None and last.speaker == number:
             last.words.append(word.text)
             last.end = max(last.end, word.end)
+            last.spoken += word.end - word.start
         else:
-            identity = speakers.identity_of(number)
+            identity = identity_of(number)
             segments.append(
                 Segment(
                     id=new_id(),
@@ -73,6 +81,7 @@ def make_segments(
                     end=word.end,
                     channel=word.channel,
                     words=[word.text],
+                    spoken=word.end - word.start,
                     is_user=identity is not None and identity.is_user,
                     person_id=identity.person_id if identity is not None else None,
                 )

@@ -18,6 +18,15 @@ class Identity:
         return self.person_id is None
 
 
+@frozen
+class Place:
+    """Where in the session something was said."""
+
+    position: int
+    """Session position, in samples."""
+    channel: int
+
+
 USER = Identity()
 
 Voice = Identity | int

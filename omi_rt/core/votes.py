@@ -23,6 +23,19 @@ Label = tuple[int, int]
 
 
 @frozen
+class HeardAgain:
+    """A word of the session that a lead-in brought again."""
+
+    start: int
+    """Session position, in samples."""
+    end: int
+    channel: int
+    """Of the session, on which it was said."""
+    label: Label
+    """Which it got now."""
+
+
+@frozen
 class Vote:
     """How the words of one anchor were labelled on one channel."""
 
@@ -32,10 +45,21 @@ class Vote:
     """Of the anchor's own word time, by label. How long an anchor is makes its vote no stronger."""
     winner: Label | None
     """The label that is the anchor's, if one is."""
+    words: tuple[HeardAgain, ...] = ()
+    """Those of the anchor's that the session had said, as they were heard again."""
 
     def is_for(self, label: Label) -> bool:
         """Whether most of the words got this label."""
         return label[0] == self.channel and self.shares.get(label[1], 0.0) >= WINNING_SHARE
+
+
+def heard_again(word: LeadInWord) -> HeardAgain | None:
+    """The word of the session that a word of a lead-in is, if it is one."""
+    place = word.said_at
+    if place is None:
+        return None
+    end = place.position + word.samples
+    return HeardAgain(place.position, end, place.channel, (word.channel, word.label))
 
 
 def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Vote]:
@@ -43,15 +67,19 @@ def count_votes(words: Iterable[LeadInWord], sample_rate: int) -> list[Vote]:
     times: defaultdict[tuple[int, int], defaultdict[int, int]] = defaultdict(
         lambda: defaultdict(int)
     )
+    again: defaultdict[tuple[int, int], list[HeardAgain]] = defaultdict(list)
     for word in words:
         times[word.anchor, word.channel][word.label] += word.samples
+        heard = heard_again(word)
+        if heard is not None:
+            again[word.anchor, word.channel].append(heard)
     votes = []
     for (anchor, channel), by_label in sorted(times.items()):
         total, least = sum(by_label.values()), WINNING_SECONDS * sample_rate
         if total < least:
             continue
-        label, samples = max(by_label.items(), key=lambda item: item[1])
-        has_won = samples >= least and samples >= WINNING_SHARE * total
+        most, samples = max(by_label.items(), key=lambda item: item[1])
+        winner = (channel, most) if samples >= max(least, WINNING_SHARE * total) else None
         shares = {each: time / total for each, time in by_label.items()}
-        votes.append(Vote(anchor, channel, shares, (channel, label) if has_won else None))
+        votes.append(Vote(anchor, channel, shares, winner, tuple(again[anchor, channel])))
     return votes

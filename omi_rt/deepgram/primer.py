@@ -126,6 +126,8 @@ class Primer:
             failure = None
         elif not self._relabel:
             return None, failure
+        if self._relabel or not known:
+            self._voices.forget_early()
         seconds = RELABEL_KNOWN_SECONDS if self._relabel else LEAD_IN_SECONDS
         lead_in = LeadIn(known, self._voices, self._format, seconds)
         return lead_in or None, failure
@@ -160,6 +162,8 @@ class Primer:
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
+        if reason in {NO_PROFILE, NOT_RECOGNISED, ONE_SPEAKER}:
+            self._voices.forget_early()
         if not self._has_told:
             self._has_told = True
             is_failure = reason not in {NO_PROFILE, NO_ROOM, ONE_SPEAKER}

@@ -45,6 +45,7 @@ class Pump:
         "_needs_filler",
         "_overlap",
         "_rate",
+        "_tail",
         "_unsent",
         "_watch",
         "_work",
@@ -80,6 +81,7 @@ class Pump:
         self.anchors_end = 0
         """On the connection's clock, in samples: where the last anchor sent ends."""
         self._lead_in = lead_in.parts() if lead_in is not None else None
+        self._tail = lead_in.tail() if lead_in is not None else None
         self._cursor: int | None = None
         self._overlap: deque[AudioChunk] = deque()
         self._is_planned = False
@@ -159,8 +161,13 @@ class Pump:
             elif self._controls:
                 await self._connection.send(self._controls.popleft())
             elif self._lead_in is not None:
-                await self._send_lead_in(self._lead_in)
+                await self._send_voices(self._lead_in)
                 self._lead_in = None
+                await self._connection.send(FINALIZE)
+                self.lead_in_sent.set()
+            elif self._tail is not None and self._cursor is not None:
+                await self._send_voices(self._tail)
+                self._tail = None
             elif self._needs_filler:
                 await self._send_filler()
             elif not await self._send_audio():
@@ -204,7 +211,7 @@ class Pump:
         self._watch.record_sent(chunk.end, now)
         self.audio_sent_at = now
 
-    async def _send_lead_in(self, parts: Iterator[LeadInPart]) -> None:
+    async def _send_voices(self, parts: Iterator[LeadInPart]) -> None:
         step = self._format.samples(MAX_MESSAGE_SECONDS) * self._format.frame_bytes
         for part in parts:
             for offset in range(0, len(part.payload), step):
@@ -213,13 +220,12 @@ class Pump:
                 seconds = samples / self._format.sample_rate
                 await trio.sleep(self._bucket.delay(seconds, trio.current_time()))
                 self._bucket.take(seconds)
-                self._epoch.sent_foreign(samples, part.anchor)
+                said_at = part.said_at_sample(offset // self._format.frame_bytes)
+                self._epoch.sent_foreign(samples, part.anchor, said_at)
                 self._cost.lead_in += samples
                 if part.anchor is not None:
                     self.anchors_end = self._epoch.sent_samples
                 await self._connection.send_audio(payload)
-        await self._connection.send(FINALIZE)
-        self.lead_in_sent.set()
 
     async def _send_filler(self) -> None:
         self._needs_filler = False

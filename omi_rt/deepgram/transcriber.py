@@ -246,6 +246,8 @@ class Transcriber:
                 self._health.replaced(former.link, "switch")
                 self._lateness.connection_ended(trio.current_time())
         self._between.cancel()
+        # They are counted in the votes; what comes later is the tail's.
+        attempt.link.epoch.lead_in_words.clear()
         self._narrator.learn(
             attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
         )
@@ -302,11 +304,19 @@ class Transcriber:
             # It is being primed: what it hears is for the votes alone.
             return
         self._succession.backoff.reset()
+        if link.epoch.lead_in_words and heard.covered is not None:
+            # All of the tail has been heard: the session's audio follows it.
+            self._recall(self._current, link, heard)
         if heard.words:
             self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)
         if results.speech_final:
             self._utterance_end.set()
             self._utterance_end = trio.Event()
+
+    def _recall(self, attempt: Attempt, link: Link, heard: Heard) -> None:
+        words = link.epoch.take_lead_in_words(heard.channels)
+        if attempt.lead_in is not None:
+            self._narrator.recall(link.labels, words, attempt.lead_in.whose)
 
     def _progressed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start

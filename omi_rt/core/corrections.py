@@ -1,0 +1,129 @@
+"""Which of the segments that went out a correction names.
+
+A speaker's number may stand for several people: a connection may have given them one label. So a
+segment is said to be somebody's only where its own words were heard again, in a lead-in, under the
+label that is this person's there.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from typing import TYPE_CHECKING
+
+from attrs import define
+
+from omi_rt.core.voices import Identity
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+    from omi_rt.core.transcript import Segment
+    from omi_rt.core.votes import HeardAgain, Label
+
+MAX_CORRECTED_SEGMENTS = 200
+"""The last ones of a session, which a correction names."""
+VERIFIED_SHARE = 0.9
+"""Of the words of a segment that were heard again, by their time: so much must be under the label."""
+COVERED_SHARE = 0.5
+"""Of the time of all words of a segment: so much must have been heard again under the label."""
+
+
+@define
+class SentSegment:
+    """What is kept of a segment that went out."""
+
+    id: str
+    number: int
+    """The speaker's, after merges."""
+    start: int
+    """Session position, in samples."""
+    end: int
+    channel: int
+    spoken: int
+    """Samples that its words take, without the pauses between them."""
+    identity: Identity | None
+    """Whose the device believes that it is."""
+
+
+class SentSegments:
+    """The last `MAX_CORRECTED_SEGMENTS` of a session."""
+
+    __slots__ = ("_segments", "count")
+
+    def __init__(self) -> None:
+        self._segments: deque[SentSegment] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
+        self.count = 0
+        """How many went out so far."""
+
+    def remember(self, segment: Segment, identity: Identity | None) -> None:
+        """Note a segment that goes out."""
+        self.count += 1
+        self._segments.append(
+            SentSegment(
+                segment.id,
+                segment.speaker,
+                segment.start,
+                segment.end,
+                segment.channel,
+                segment.spoken,
+                identity,
+            )
+        )
+
+    def merge(self, source: int, into: int) -> tuple[str, ...]:
+        """Give the segments of one number to another; returns their ids."""
+        moved = [segment for segment in self._segments if segment.number == source]
+        for segment in moved:
+            segment.number = into
+        return tuple(segment.id for segment in moved)
+
+    def take_back(self, number: int) -> tuple[str, ...]:
+        """Let all segments of a speaker be nobody's; returns their ids."""
+        taken = [segment for segment in self._segments if segment.number == number]
+        for segment in taken:
+            segment.identity = None
+        return tuple(segment.id for segment in taken)
+
+    def identify(
+        self,
+        number: int,
+        identity: Identity,
+        is_verified: Callable[[SentSegment], bool],
+        since: int,
+    ) -> tuple[str, ...]:
+        """Let the verified segments of a speaker be somebody's; returns the ids that this is new for.
+
+        Args:
+            number: the speaker's.
+            identity: whose they are.
+            is_verified: tells whether a segment's words were heard again.
+            since: segments from this one on, counted from the session's first, need no proof.
+        """
+        first = self.count - len(self._segments)
+        found = [
+            segment
+            for place, segment in enumerate(self._segments, start=first)
+            if segment.number == number
+            and segment.identity != identity
+            and (place >= since or is_verified(segment))
+        ]
+        for segment in found:
+            segment.identity = identity
+        return tuple(segment.id for segment in found)
+
+
+def is_verified(segment: SentSegment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:
+    """Tell whether a segment was heard again under the right labels.
+
+    Args:
+        segment: that went out.
+        words: of its speaker, as the lead-in brought them again.
+        labels: that are the right ones.
+    """
+    right = heard = 0
+    for word in words:
+        shared = min(segment.end, word.end) - max(segment.start, word.start)
+        if shared > 0 and word.channel == segment.channel == word.label[0]:
+            heard += shared
+            right += shared if word.label in labels else 0
+    return right > 0 and right >= VERIFIED_SHARE * heard and right >= COVERED_SHARE * segment.spoken
