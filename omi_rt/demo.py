@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from functools import partial
 from statistics import median
 from typing import TYPE_CHECKING, Any
@@ -36,6 +37,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
 
     Raises:
         OmiRtError: the recogniser, the server or the stream failed.
+        KeyboardInterrupt: SIGINT came.
     """
     segments: list[dict[str, Any]] = []
     delays: list[float] = []
@@ -51,8 +53,22 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
 
     with sample_wav() as path:
         recording = load_recording(path)
-    with trio.move_on_after(DEMO_SECONDS) as limit:
+    was_interrupted = False
+    with (
+        trio.open_signal_receiver(signal.SIGINT) as signals,
+        trio.move_on_after(DEMO_SECONDS) as limit,
+    ):
         async with trio.open_nursery() as nursery:
+
+            async def wait_for_signal() -> None:
+                # Raised wherever the server happens to be, an interrupt would be one task's fault,
+                # and the client would tell of a lost connection.
+                nonlocal was_interrupted
+                async for _number in signals:
+                    was_interrupted = True
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(wait_for_signal)
             run_server = partial(
                 serve,
                 Settings(),
@@ -66,6 +82,8 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
             summary = await stream_recording(recording, options, show)
             nursery.cancel_scope.cancel()
+    if was_interrupted:
+        raise KeyboardInterrupt
     if limit.cancelled_caught:
         raise StreamFailed(f"the demo took over {DEMO_SECONDS:g} s")
     terminal.clear_progress()

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import settings
 
 from omi_rt.log import configure_logging
+
+# A busy machine is no fault of the code under test.
+settings.register_profile("omi_rt", deadline=None)
+settings.load_profile("omi_rt")
 
 
 @pytest.fixture(autouse=True)

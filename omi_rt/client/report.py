@@ -15,6 +15,8 @@ _STATUSES = {
     "stt_degraded": "the speech service fails, and is tried again",
     "stt_recovered": "the speech service is back",
     "stt_failed": "the speech service has failed",
+    "stt_behind": "the speech service falls behind",
+    "stt_caught_up": "the speech service has caught up",
     "identities_unavailable": "nobody is known by their voice",
 }
 
