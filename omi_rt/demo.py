@@ -24,6 +24,8 @@ from omi_rt.server.main import serve
 from omi_rt.settings import Settings
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
     from omi_rt.client.terminal import Terminal
 
 DEMO_SECONDS = 120.0
@@ -53,22 +55,13 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
 
     with sample_wav() as path:
         recording = load_recording(path)
-    was_interrupted = False
+    interrupted = trio.Event()
     with (
         trio.open_signal_receiver(signal.SIGINT) as signals,
         trio.move_on_after(DEMO_SECONDS) as limit,
     ):
         async with trio.open_nursery() as nursery:
-
-            async def wait_for_signal() -> None:
-                # Raised wherever the server happens to be, an interrupt would be one task's fault,
-                # and the client would tell of a lost connection.
-                nonlocal was_interrupted
-                async for _number in signals:
-                    was_interrupted = True
-                    nursery.cancel_scope.cancel()
-
-            nursery.start_soon(wait_for_signal)
+            nursery.start_soon(_wait_for_interrupt, signals, nursery.cancel_scope, interrupted)
             run_server = partial(
                 serve,
                 Settings(),
@@ -82,7 +75,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
             summary = await stream_recording(recording, options, show)
             nursery.cancel_scope.cancel()
-    if was_interrupted:
+    if interrupted.is_set():
         raise KeyboardInterrupt
     if limit.cancelled_caught:
         raise StreamFailed(f"the demo took over {DEMO_SECONDS:g} s")
@@ -97,6 +90,19 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     }
     terminal.print_summary(rows)
     return rows
+
+
+async def _wait_for_interrupt(
+    signals: AsyncIterator[int], scope: trio.CancelScope, interrupted: trio.Event
+) -> None:
+    """Cancel ``scope`` when a signal comes.
+
+    Raised wherever the server happens to be, an interrupt would be one connection's fault, and the
+    client would tell of a lost connection.
+    """
+    async for _number in signals:
+        interrupted.set()
+        scope.cancel()
 
 
 def _range(delays: list[float]) -> str:
