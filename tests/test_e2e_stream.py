@@ -180,7 +180,10 @@ async def test_nobody_listening_is_one_clear_line_and_status_1(tmp_path: Path) -
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         finished = await run("stream", path, "--url", f"ws://{address}/listen", "--json")
     assert (finished.status, finished.output) == (1, "")
-    assert finished.errors == f"omi-rt stream: cannot connect to {address}: connection refused\n"
+    assert finished.errors == (
+        f"omi-rt stream: cannot connect to {address}: connection refused; "
+        "is `omi-rt serve` running there?\n"
+    )
 
 
 async def test_a_recording_that_can_not_be_read_is_one_clear_line_and_status_1() -> None:
