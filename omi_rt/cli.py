@@ -133,7 +133,9 @@ def _header_fields(_context: object, _option: object, values: tuple[str, ...]) -
     help="1.0 is real time.",
 )
 @click.option(
-    "--language", default="", help="The language spoken, such as en or de; else auto is multi."
+    "--language",
+    default="",
+    help="The language spoken, such as en or de, or auto; else the server decides.",
 )
 @click.option("--no-profile", is_flag=True, help="Keep and send no voices: nobody is recognised.")
 @click.option(

@@ -50,7 +50,7 @@ from omi_rt.core.errors import PeerClosed
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 from tests.harness import running_server, unreachable
-from tests.processes_e2e import environment
+from tests.processes_e2e import Finished, environment, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -1213,6 +1213,25 @@ class TestRun:
         assert "^C" in text
         shown = "".join(screen_after(text, columns))
         assert shown.replace(" ", "") == "omi-rtstream:interrupted"
+
+    async def test_the_command_sends_its_headers(self, tmp_path: Path) -> None:
+        class Asking(ListenServer):
+            headers: Any = None
+
+            async def serve(self, stream: trio.abc.Stream) -> None:
+                handshake = ServerHandshake(stream)
+                self.headers = (await handshake.receive_request()).headers
+                await handshake.respond(403, "who are you?")
+
+        server, path = Asking(), self.wav(tmp_path)
+        headers = ["--header", "Authorization: Bearer a:b", "--header", "X-One:1"]
+        finished: Finished = await self.run(
+            server, lambda url: run("stream", path, "--url", url, *headers)
+        )
+        assert finished.status == 1
+        assert finished.errors.endswith("refused with HTTP 403: who are you?\n")
+        assert server.headers["authorization"] == "Bearer a:b"
+        assert server.headers["x-one"] == "1"
 
     async def test_standard_input_is_read_to_its_end_and_streamed(self, tmp_path: Path) -> None:
         server, wav = ListenServer(), write_wav(recording(0.2))
