@@ -1,33 +1,30 @@
-"""The command line: the one file that imports click. What the commands do is elsewhere."""
+"""The command line: the one file that imports click. What the commands do is elsewhere.
+
+Each command imports what it needs when it runs: ``omi-rt --version`` should not wait for the whole
+program to load.
+"""
 
 from __future__ import annotations
 
 import os
+import shlex
+import shutil
 import sys
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, TypeVar
+from typing import IO, TYPE_CHECKING, Any, TypeVar
 
 import click
-import trio
 
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
-from omi_rt.log import announce, configure_logging, get_logger
-from omi_rt.profiles.commands import (
-    delete_profiles,
-    get_profile,
-    list_profiles,
-    open_store,
-    put_profile,
-)
-from omi_rt.settings import Settings, load_settings, shadowed_settings
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
 
     from omi_rt.profiles.store import ProfileStore
+    from omi_rt.settings import Settings
 
 T = TypeVar("T")
 EXIT_FAILED = 1
@@ -37,13 +34,34 @@ EXIT_CUT = 3
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
 _CLOSE_STORE_SECONDS = 5.0
+_WHOLE_LINE = 1_000
+"""Characters of a command's description in the list of commands: click alone cuts it at 45."""
 
 
-@click.group()
+class _WholeHelp(click.Command):
+    def get_short_help_str(self, limit: int = _WHOLE_LINE) -> str:
+        return super().get_short_help_str(max(limit, _WHOLE_LINE))
+
+
+class _Group(_WholeHelp, click.Group):
+    command_class: type[click.Command] | None = _WholeHelp
+    group_class: type[click.Group | type] | None = type
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        _fill_standard_descriptors()
+        try:
+            return super().main(*args, **kwargs)
+        except OSError as error:
+            # The help and the version are printed by click itself, which raises this.
+            _give_up(1)
+            _complain(f"omi-rt: cannot write to standard output: {_reason(error)}")
+            sys.exit(EXIT_FAILED)
+
+
+@click.group(cls=_Group, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(omi_rt.__version__, prog_name="omi-rt")
 def main() -> None:
     """Real-time transcription for wearables: audio in at /listen, diarized segments out."""
-    _fill_standard_descriptors()
 
 
 @main.command()
@@ -54,8 +72,12 @@ def main() -> None:
     help="Else OMI_RT_PORT, else 8080; 0 picks one.",
 )
 def serve(host: str | None, port: int | None) -> None:
-    """Run the server. Settings come from the environment."""
+    """Run the server. Settings come from the environment: see omi-rt settings."""
+    import trio
+
+    from omi_rt.log import announce, configure_logging, get_logger
     from omi_rt.server.main import serve as run_server
+    from omi_rt.settings import shadowed_settings
 
     settings = _settings()
     configure_logging(settings.log_level, settings.log_format, settings.log_key)
@@ -70,8 +92,29 @@ def serve(host: str | None, port: int | None) -> None:
         sys.exit(EXIT_CUT)
 
 
+@main.command("settings")
+def print_settings() -> None:
+    """Print every setting: its environment variable, its default, and what it means."""
+    from omi_rt.settings import settings_lines
+
+    is_terminal = sys.stdout is not None and sys.stdout.isatty()
+    width = shutil.get_terminal_size().columns if is_terminal else None
+    with _one_line_errors():
+        for line in settings_lines(width):
+            _print(line)
+
+
+def _header_fields(_context: object, _option: object, values: tuple[str, ...]) -> dict[str, str]:
+    from omi_rt.client.headers import HeaderRefused, header_fields
+
+    try:
+        return header_fields(values)
+    except HeaderRefused as error:
+        raise click.BadParameter(str(error)) from None
+
+
 @main.command()
-@click.argument("file", type=click.Path(dir_okay=False))
+@click.argument("file", type=click.Path(dir_okay=False, allow_dash=True))
 @click.option(
     "--url", default="ws://127.0.0.1:8080/listen", show_default=True, help="The server's address."
 )
@@ -89,6 +132,20 @@ def serve(host: str | None, port: int | None) -> None:
     type=click.FloatRange(0, 1000, min_open=True),
     help="1.0 is real time.",
 )
+@click.option(
+    "--language",
+    default="",
+    help="The language spoken, such as en or de, or auto; else the server decides.",
+)
+@click.option("--no-profile", is_flag=True, help="Keep and send no voices: nobody is recognised.")
+@click.option(
+    "--header",
+    "headers",
+    multiple=True,
+    metavar="NAME:VALUE",
+    callback=_header_fields,
+    help="An HTTP header for the server or a proxy before it; may be repeated.",
+)
 @click.option("--json", "json_output", is_flag=True, help="One segment object a line, no more.")
 @click.option("--events", "with_events", is_flag=True, help="With --json: the events as well.")
 def stream(
@@ -97,30 +154,53 @@ def stream(
     uid: str,
     codec: str,
     speed: float,
+    language: str,
+    no_profile: bool,
+    headers: dict[str, str],
     json_output: bool,
     with_events: bool,
 ) -> None:
-    """Stream a WAV FILE as a device would, and print the segments."""
+    """Stream a recording as a device would, and print the segments.
+
+    FILE is WAV, FLAC, MP3 or OGG; "-" is standard input, which is read to its end first.
+    """
     from omi_rt.client.run import run_stream
 
     if with_events and not json_output:
         raise click.UsageError("--events goes with --json")
-    status = run_stream(file, url, uid, codec, speed, json_output, with_events=with_events)
+    status = run_stream(
+        file,
+        url,
+        uid,
+        codec,
+        speed,
+        json_output,
+        with_events=with_events,
+        language=language,
+        uses_profile=not no_profile,
+        headers=headers,
+    )
     sys.exit(status)
 
 
 @main.command()
 def demo() -> None:
     """Serve, stream a recorded sample, print the segments and a summary. Needs no key."""
+    import trio
+
     from omi_rt.client.terminal import OutputClosed, Terminal, give_up_output
     from omi_rt.demo import run_demo
+    from omi_rt.log import configure_logging
 
     async def run() -> None:
+        terminal = Terminal()
         try:
-            await run_demo(Terminal())
+            await run_demo(terminal)
         except* OutputClosed:
             give_up_output()
             raise
+        finally:
+            terminal.clear_progress()
 
     configure_logging("warning")
     with _one_line_errors():
@@ -139,12 +219,19 @@ _person = click.option("--person", "person_id", help="A known person's id; else 
 @click.argument("uid")
 @click.argument("file", type=click.File("rb"))
 @_person
-def profile_put(uid: str, file: IO[bytes], person_id: str | None) -> None:
-    """Check the WAV FILE (5 to 120 s of one voice) and store it."""
+@click.option("--force", is_flag=True, help="Replace another recording that is stored already.")
+def profile_put(uid: str, file: IO[bytes], person_id: str | None, *, force: bool) -> None:
+    """Check the WAV FILE (5 to 120 s of one voice) and store it.
+
+    Nothing here can tell whether two recordings are of the same voice. So another recording is only
+    replaced with --force.
+    """
+    from omi_rt.profiles.commands import put_profile
+
     wav = file.read()
-    sample = _with_store(lambda store: put_profile(store, uid, wav, person_id))
+    stored = _with_store(lambda store: put_profile(store, uid, wav, person_id, force=force))
     with _one_line_errors():
-        _print(f"stored {sample.name}")
+        _print(f"{stored.outcome.value} {stored.sample.name}")
 
 
 @profile.command("get")
@@ -153,15 +240,26 @@ def profile_put(uid: str, file: IO[bytes], person_id: str | None) -> None:
 @_person
 def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
     """Write the stored profile into FILE, as it is ("-" is standard output)."""
+    from omi_rt.profiles.commands import get_profile
+
     # First: naming the method opens the file, and empties what was there.
     wav = _with_store(lambda store: get_profile(store, uid, person_id))
-    file.write(wav)
+    with _one_line_errors():
+        try:
+            file.write(wav)
+            file.flush()
+        except OSError as error:
+            if file.name == "<stdout>":
+                _give_up(1)
+            raise OSError(f"cannot write the profile: {_reason(error)}") from error
 
 
 @profile.command("list")
 @click.argument("uid")
 def profile_list(uid: str) -> None:
     """List what is stored for UID: whose voice, seconds, when, where."""
+    from omi_rt.profiles.commands import list_profiles
+
     for row in _with_store(lambda store: list_profiles(store, uid)):
         who = "user" if row.identity.is_user else f"person {row.identity.person_id}"
         seconds = "unreadable" if row.seconds is None else f"{row.seconds:.1f} s"
@@ -175,6 +273,8 @@ def profile_list(uid: str) -> None:
 @click.option("--all", "everything", is_flag=True, help="The user and all people.")
 def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
     """Delete the user's profile, or a person's samples."""
+    from omi_rt.profiles.commands import delete_profiles
+
     for sample in _with_store(
         lambda store: delete_profiles(store, uid, person_id, everything=everything)
     ):
@@ -196,16 +296,31 @@ def fake_deepgram(
     host: str, port: int, script: Path | None, seed: int | None, keys: tuple[str, ...]
 ) -> None:
     """Run a Deepgram that listens to a made-up language and breaks on request."""
+    import trio
+
     from omi_rt.fake.serve import serve_fake
+    from omi_rt.log import announce, configure_logging
 
     if script is not None and seed is not None:
         raise click.UsageError("--script and --seed exclude each other")
     configure_logging("info")
     with _one_line_errors():
-        trio.run(partial(serve_fake, host, port, script, seed, frozenset(keys), announce))
+        run = partial(serve_fake, host, port, script, seed, frozenset(keys), announce)
+        trio.run(partial(run, serve_command=f"{_own_command()} serve"))
+
+
+def _own_command() -> str:
+    """How this program was called, in a form that a shell takes."""
+    if Path(sys.argv[0]).name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m omi_rt"
+    return shlex.quote(sys.argv[0])
 
 
 def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
+    import trio
+
+    from omi_rt.profiles.commands import open_store
+
     settings = _settings()
 
     async def run() -> T:
@@ -221,6 +336,8 @@ def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
 
 
 def _settings(**overrides: str) -> Settings:
+    from omi_rt.settings import load_settings
+
     try:
         return load_settings({**os.environ, **overrides})
     except SettingsError as error:
@@ -235,7 +352,7 @@ def _print(line: str) -> None:
         click.echo(line)
     except OSError as error:
         _give_up(1)
-        raise OSError(f"cannot write to standard output: {error.strerror}") from error
+        raise OSError(f"cannot write to standard output: {_reason(error)}") from error
 
 
 def _complain(line: str) -> None:
@@ -244,6 +361,10 @@ def _complain(line: str) -> None:
         click.echo(line, err=True)
     except OSError:
         _give_up(2)
+
+
+def _reason(error: OSError) -> str:
+    return (error.strerror or "?").lower()
 
 
 def _give_up(descriptor: int) -> None:

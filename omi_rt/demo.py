@@ -44,7 +44,9 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     segments: list[dict[str, Any]] = []
     delays: list[float] = []
 
+    @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
+        # An interrupt waits until this is done: a line that is half drawn could not be erased.
         if isinstance(event, AudioSent):
             terminal.show_progress(event.seconds, event.total_seconds)
         elif isinstance(event, SegmentsReceived):
@@ -54,7 +56,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 terminal.print_segment(segment)
 
     with sample_wav() as path:
-        recording = load_recording(path)
+        recording = load_recording(path).audio
     interrupted = trio.Event()
     with (
         trio.open_signal_receiver(signal.SIGINT) as signals,
@@ -71,7 +73,10 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 handles_signals=False,
             )
             address = await nursery.start(run_server)
-            terminal.print_error(f"streaming {recording.seconds:.1f} s of two voices as Opus")
+            terminal.print_error(
+                f"streaming {recording.seconds:.1f} s of two voices as Opus; "
+                "without a key they are shown as one speaker"
+            )
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
             summary = await stream_recording(recording, options, show)
             nursery.cancel_scope.cancel()
@@ -84,6 +89,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     rows = {
         "audio": f"{summary.audio_seconds:.1f} s",
         "segments": str(len(segments)),
+        "speakers": "one: without a key nobody tells voices apart, Deepgram does",
         "words right": f"{word_accuracy(sample_text(), text):.0%}",
         "delay": _range(delays) + " from the end of a segment's last word to the segment",
         "seconds lost": f"{summary.session_ended['lost']:g}",

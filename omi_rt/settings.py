@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -334,6 +335,37 @@ def settings_table() -> list[tuple[str, str, str]]:
         (attribute.metadata["env"], _shown(attribute.default), attribute.metadata["doc"])
         for attribute in attrs.fields(Settings)
     ]
+
+
+def settings_lines(width: int | None) -> list[str]:
+    """Return the table for a reader: wrapped to ``width`` columns, or a line each where that is None.
+
+    It holds defaults and no values: there is no secret in it.
+    """
+    rows = [("variable", "default", "meaning"), *settings_table()]
+    first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
+    lines = [f"{name:<{first}}  {default:<{second}}  {text}" for name, default, text in rows]
+    if width is None:
+        return lines
+    indent = first + second + 4
+    if indent > width // 2:
+        # No room for a third column: what a setting means stands below its name.
+        indent = 4
+        lines = [f"{name}  {default}".rstrip() + f"\n{text}" for name, default, text in rows]
+    return [wrapped for line in lines for wrapped in _wrap(line, width, indent)]
+
+
+def _wrap(line: str, width: int, indent: int) -> list[str]:
+    head, separator, text = line.partition("\n")
+    margin = " " * indent
+    wrapper = textwrap.TextWrapper(
+        max(width, indent + 10),
+        initial_indent=margin if separator else "",
+        subsequent_indent=margin,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
+    return [head, *wrapper.wrap(text)] if separator else wrapper.wrap(line)
 
 
 def _shown(default: object) -> str:

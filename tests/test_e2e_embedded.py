@@ -104,6 +104,8 @@ def test_the_demo_prints_segments_and_a_summary_with_nothing_lost(heard: Heard) 
     rows = dict(line.split("  ", maxsplit=1) for line in summary.splitlines())
     assert {name: value.strip() for name, value in rows.items()}["seconds lost"] == "0"
     assert rows["audio"].strip() == "11.2 s"
+    assert rows["speakers"].strip().startswith("one: without a key ")
+    assert "without a key they are shown as one speaker" in demo.errors
     assert int(rows["segments"]) == len(segments.splitlines())
     assert int(rows["words right"].strip().rstrip("%")) >= 100 * AT_LEAST
 

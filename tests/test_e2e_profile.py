@@ -82,6 +82,21 @@ async def test_what_is_refused_is_one_clear_line_and_status_1(tmp_path: Path) ->
     assert not list((tmp_path / "store").rglob("*.wav"))
 
 
+async def test_another_voice_is_not_stored_over_the_first_without_force(tmp_path: Path) -> None:
+    mine, theirs = write_voice(tmp_path / "me.wav", 1), write_voice(tmp_path / "p.wav", 2)
+    (first, again, other, forced) = [
+        await profile(tmp_path, "put", "u1", *arguments)
+        for arguments in ((mine,), (mine,), (theirs,), (theirs, "--force"))
+    ]
+    name = "u1/speech_profile.wav\n"
+    assert first == Finished(0, f"stored {name}", "")
+    assert again == Finished(0, f"unchanged: {name}", "")
+    assert (other.status, other.output) == (1, "")
+    assert other.errors.startswith("omi-rt: another recording is stored for u1, of ")
+    assert other.errors.endswith(": --force replaces it\n")
+    assert forced == Finished(0, f"replaced {name}", "")
+
+
 async def test_a_get_that_finds_nothing_leaves_the_file_that_is_there(tmp_path: Path) -> None:
     kept = tmp_path / "kept.wav"
     kept.write_bytes(b"a recording that exists once")

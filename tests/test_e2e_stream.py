@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 import socket
 import sys
+from pathlib import Path
 from random import Random
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pytest
+import soundfile
 import trio
 from attrs import frozen
 
@@ -17,6 +22,7 @@ from omi_rt.fake import FaultScript, Script, plain_words, random_script, synthes
 from omi_rt.fake.faults import Refuse
 from tests.processes_e2e import (
     KEY,
+    NOWHERE,
     Finished,
     environment,
     fake_in_process,
@@ -27,7 +33,6 @@ from tests.processes_e2e import (
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
     from omi_rt.fake import SpokenWord
 
@@ -180,7 +185,68 @@ async def test_nobody_listening_is_one_clear_line_and_status_1(tmp_path: Path) -
         address = f"127.0.0.1:{bound.getsockname()[1]}"
         finished = await run("stream", path, "--url", f"ws://{address}/listen", "--json")
     assert (finished.status, finished.output) == (1, "")
-    assert finished.errors == f"omi-rt stream: cannot connect to {address}: connection refused\n"
+    assert finished.errors == (
+        f"omi-rt stream: cannot connect to {address}: connection refused; "
+        "is `omi-rt serve` running there?\n"
+    )
+
+
+async def test_a_server_without_tls_says_so_at_once() -> None:
+    # The client's own limit is 10 s.
+    async with serving(DEEPGRAM_URL=NOWHERE) as server:
+        path = f"{Path(__file__).parent.parent}/omi_rt/local/sample.wav"
+        url = server.url.replace("ws://", "wss://")
+        finished = await run("stream", path, "--url", url, within=8.0)
+    assert (finished.status, finished.output) == (1, "")
+    assert finished.errors == (
+        f"omi-rt stream: no TLS with 127.0.0.1:{server.port}: the server speaks none on this port; "
+        "without it the URL begins with ws://\n"
+    )
+
+
+async def test_flac_from_a_pipe_is_heard_word_for_word_in_its_language_and_without_profiles() -> (
+    None
+):
+    samples = np.frombuffer(synthesise(TALK, 16_000), "<i2")
+    flac = io.BytesIO()
+    soundfile.write(flac, samples, 16_000, format="FLAC")
+    async with (
+        fake_in_process() as (fake, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+    ):
+        options = ["--url", server.url, "--speed", SPEED, "--json", "--codec", "pcm16"]
+        done = await trio.run_process(
+            [
+                sys.executable,
+                "-m",
+                "omi_rt",
+                "stream",
+                "-",
+                "--language",
+                "es",
+                "--no-profile",
+                *options,
+            ],
+            env=environment({}),
+            stdin=flac.getvalue(),
+            capture_stdout=True,
+            capture_stderr=True,
+            check=False,
+        )
+        (connection,) = fake.connections
+    assert done.returncode == 0, done.stderr
+    segments = [json.loads(line) for line in done.stdout.splitlines()]
+    assert plain_words(" ".join(each["text"] for each in segments)) == TALK.transcript()
+    assert "language=es&" in f"{connection.target}&"
+    # Where profiles are asked for, the first line says that there is none.
+    assert done.stderr.decode().count("\n") == 1
+    assert done.stderr.startswith(b"sent 3.2 s, ")
+
+
+async def test_a_header_that_can_not_be_sent_is_named_without_its_value() -> None:
+    finished = await run("stream", "a.wav", "--header", f"Host: {KEY}")
+    assert (finished.status, finished.output) == (2, "")
+    assert "Host is the handshake's own" in finished.errors
 
 
 async def test_a_recording_that_can_not_be_read_is_one_clear_line_and_status_1() -> None:
@@ -220,7 +286,8 @@ async def test_what_the_server_refuses_is_one_clear_line_and_status_1(tmp_path: 
     assert "closed the connection with 1008 (uid: " in finished["uid"].errors
     assert "refused with HTTP 404" in finished["path"].errors
     assert "closed the connection with 1011 (stt_failed)" in finished["key"].errors
-    assert "refused with HTTP 503" in finished["breaker"].errors
+    reason = r"refused with HTTP 503: Deepgram .*; try again in \d+ s\n"
+    assert re.search(reason, finished["breaker"].errors)
 
 
 @pytest.mark.parametrize(

@@ -37,6 +37,7 @@ ONE_IMPORTER = {
     "pocketsphinx",
     "prometheus_client",
     "rich",
+    "soundfile",
     "soxr",
     "structlog",
     "trio_websocket",

@@ -12,6 +12,7 @@ from omi_rt.core.errors import BadRequest, ProfileRefused
 from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import random_script, synthesise
 from omi_rt.profiles.commands import (
+    Outcome,
     ProfileNotFound,
     delete_profiles,
     get_profile,
@@ -72,6 +73,51 @@ async def test_a_refused_profile_leaves_the_earlier_one() -> None:
     assert await get_profile(store, "u") == good
 
 
+@pytest.mark.parametrize("person_id", [None, "p"])
+async def test_another_recording_is_replaced_only_by_force_and_it_is_told(
+    person_id: str | None,
+) -> None:
+    store = MemoryProfileStore()
+    # The user's and the person's are no other recordings of each other.
+    await put_profile(store, "u", wav(8), "p" if person_id is None else None)
+    mine, theirs = wav(1), wav(2)
+    assert len(mine) == len(theirs)
+    first = await put_profile(store, "u", mine, person_id)
+    assert first.outcome is Outcome.STORED
+    whose = "u" if person_id is None else "person p of u"
+    with pytest.raises(ProfileRefused, match=rf"is stored for {whose}, of 20.*: --force") as caught:
+        await put_profile(store, "u", theirs, person_id)
+    assert "\n" not in str(caught.value)
+    assert await get_profile(store, "u", person_id) == mine
+    second = await put_profile(store, "u", theirs, person_id, force=True)
+    assert second.outcome is Outcome.REPLACED
+    assert await get_profile(store, "u", person_id) == theirs
+    assert len(await store.list_samples("u")) == 2
+
+
+@pytest.mark.parametrize("force", [False, True])
+async def test_the_same_recording_again_changes_nothing_and_needs_no_force(force: bool) -> None:
+    store = MemoryProfileStore()
+    first = await put_profile(store, "u", wav(1))
+    again = await put_profile(store, "u", wav(1), force=force)
+    assert (again.outcome, again.sample) == (Outcome.UNCHANGED, first.sample)
+
+
+async def test_a_sample_of_a_person_that_another_program_stored_is_not_replaced() -> None:
+    store = MemoryProfileStore()
+    store.put_nowait("u", "u/people_profiles/p/other.wav", b"x")
+    assert (await put_profile(store, "u", wav(), "p")).outcome is Outcome.STORED
+    assert len(await store.list_samples("u")) == 2
+
+
+async def test_what_is_not_fit_is_refused_with_force_too() -> None:
+    store = MemoryProfileStore()
+    await put_profile(store, "u", wav(1))
+    with pytest.raises(ProfileRefused, match=r"3\.0 s long"):
+        await put_profile(store, "u", wav(2, 3.0), force=True)
+    assert await get_profile(store, "u") == wav(1)
+
+
 async def test_the_newest_sample_of_a_person_is_got() -> None:
     store = MemoryProfileStore()
     store.put_nowait("u", "u/people_profiles/p/z.wav", b"older")
@@ -82,7 +128,7 @@ async def test_the_newest_sample_of_a_person_is_got() -> None:
 async def test_the_list_has_the_user_first_then_the_most_recently_changed() -> None:
     store = MemoryProfileStore()
     await put_profile(store, "u", wav(2), "early")
-    user = await put_profile(store, "u", wav(1, 9.0))
+    user = (await put_profile(store, "u", wav(1, 9.0))).sample
     store.put_nowait("u", "u/people_profiles/late/broken.wav", b"RIFF")
     rows = await list_profiles(store, "u")
     assert [(row.identity, row.seconds) for row in rows] == [

@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import errno
+import fcntl
 import io
 import json
 import math
 import os
+import pty
+import re
+import shlex
 import signal
 import socket
 import ssl
 import subprocess
 import sys
+import termios
 from collections.abc import Awaitable, Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any
@@ -24,6 +29,7 @@ import trio.testing
 
 from omi_rt.client.connect import StreamFailed, server_address, with_parameters
 from omi_rt.client.device import DEVICE_CODECS, DeviceAudio
+from omi_rt.client.headers import HeaderRefused, header_fields
 from omi_rt.client.run import run_stream
 from omi_rt.client.stream import (
     AudioSent,
@@ -38,10 +44,13 @@ from omi_rt.client.stream import (
 from omi_rt.client.terminal import OutputClosed, Terminal
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusEncoder
-from omi_rt.codecs.wav import WavAudio, WavError, convert, write_wav
+from omi_rt.codecs.recording import RecordingError
+from omi_rt.codecs.wav import WavAudio, convert, write_wav
 from omi_rt.core.errors import PeerClosed
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
+from tests.harness import running_server, unreachable
+from tests.processes_e2e import Finished, environment, run
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -420,7 +429,8 @@ async def test_an_http_refusal_names_the_server_and_the_status(nursery: trio.Nur
         await stream.aclose()
 
     with pytest.raises(
-        StreamFailed, match=r"^no WebSocket with 127\.0\.0\.1:8080: refused with HTTP 404$"
+        StreamFailed,
+        match=r"^no WebSocket with 127\.0\.0\.1:8080: refused with HTTP 404: not here$",
     ):
         await stream_recording(
             recording(),
@@ -428,6 +438,38 @@ async def test_an_http_refusal_names_the_server_and_the_status(nursery: trio.Nur
             lambda event: None,
             open_stream=connected_to(nursery, refuse),
         )
+
+
+@pytest.mark.parametrize(
+    ("body", "headers", "says"),
+    [
+        (b"the server is full\n", {"Retry-After": "7"}, ": the server is full; try again in 7 s"),
+        (b"", {"Retry-After": "12"}, "; try again in 12 s"),
+        (b"full", {"Retry-After": "Fri, 31 Dec 1999 23:59:59 GMT"}, ": full"),
+        (b"full", {"Retry-After": "9" * 5_000}, ": full"),
+        (b"a\x1b[2Jb\nsecond line", {}, ": a [2Jb"),
+        (b"x" * 500, {}, ": " + "x" * 200),
+        (b"\xff", {}, ": \N{REPLACEMENT CHARACTER}"),
+        (b"<html>", {"Content-Type": "text/html"}, ""),
+    ],
+)
+async def test_a_503_is_told_with_its_reason_and_when_to_come_back(
+    nursery: trio.Nursery, body: bytes, headers: dict[str, str], says: str
+) -> None:
+    async def refuse(stream: trio.abc.Stream) -> None:
+        handshake = ServerHandshake(stream)
+        await handshake.receive_request()
+        await handshake.respond(503, body, headers=headers)
+        await stream.aclose()
+
+    with pytest.raises(StreamFailed) as caught:
+        await stream_recording(
+            recording(),
+            StreamOptions(),
+            lambda event: None,
+            open_stream=connected_to(nursery, refuse),
+        )
+    assert str(caught.value) == (f"no WebSocket with 127.0.0.1:8080: refused with HTTP 503{says}")
 
 
 async def test_a_server_that_is_silent_from_the_start_is_given_up(autojump_clock: Any) -> None:
@@ -461,19 +503,24 @@ async def test_a_connection_that_hangs_is_given_up(autojump_clock: Any) -> None:
 @pytest.mark.parametrize(
     "error",
     [
+        OSError(errno.EHOSTUNREACH, "No route to host"),
         OSError(errno.ECONNREFUSED, "Connection refused"),
-        socket.gaierror(socket.EAI_NONAME, "Connection refused"),
+        socket.gaierror(socket.EAI_NONAME, "No route to host"),
     ],
 )
 @pytest.mark.parametrize("collected", [False, True])
 async def test_nobody_there_says_where_and_why(error: OSError, collected: bool) -> None:
+    why = "no route to host"
+    if error.errno == errno.ECONNREFUSED:
+        why = r"connection refused; is `omi-rt serve` running there\?"
+
     async def open_stream(host: str, port: int) -> trio.abc.Stream:
         await trio.lowlevel.checkpoint()
         if not collected:
             raise error
         raise OSError("all attempts failed") from ExceptionGroup("tried", [error])
 
-    with pytest.raises(StreamFailed, match=r"^cannot connect to \[::1\]:80: connection refused$"):
+    with pytest.raises(StreamFailed, match=rf"^cannot connect to \[::1\]:80: {why}$"):
         await stream_recording(
             recording(),
             StreamOptions(url="ws://[::1]/listen"),
@@ -631,7 +678,8 @@ class TestTLS:
             await stream.receive_some()
             await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        with pytest.raises(StreamFailed, match=r"^no TLS with host:443: wrong version number$"):
+        says = "the server speaks none on this port; without it the URL begins with ws://"
+        with pytest.raises(StreamFailed, match=f"^no TLS with host:443: {says}$"):
             await stream_recording(
                 recording(),
                 StreamOptions(url="wss://host/listen"),
@@ -639,16 +687,183 @@ class TestTLS:
                 open_stream=connected_to(nursery, plain),
             )
 
+    @pytest.mark.parametrize(
+        ("is_silent", "says", "seconds"),
+        [
+            (False, "no TLS with host:443: connection lost during the handshake; ", 0),
+            (True, "cannot connect to host:443: no answer within 10 s; ", 10),
+        ],
+    )
+    async def test_a_server_that_hangs_up_or_is_silent_is_asked_whether_it_speaks_tls(
+        self,
+        nursery: trio.Nursery,
+        autojump_clock: Any,
+        is_silent: bool,
+        says: str,
+        seconds: float,
+    ) -> None:
+        async def hang_up(stream: trio.abc.Stream) -> None:
+            await stream.receive_some()
+            if is_silent:
+                await trio.sleep(60)
+            await stream.aclose()
+
+        started_at = trio.current_time()
+        with pytest.raises(StreamFailed, match=f"^{says}does it speak TLS on this port"):
+            await stream_recording(
+                recording(),
+                StreamOptions(url="wss://host/listen"),
+                lambda event: None,
+                open_stream=connected_to(nursery, hang_up),
+            )
+        assert trio.current_time() - started_at == pytest.approx(seconds, abs=0.1)
+
+    async def test_our_own_server_says_at_once_that_it_speaks_no_tls(
+        self, autojump_clock: Any
+    ) -> None:
+        async with running_server(unreachable) as world, trio.open_nursery() as nursery:
+
+            async def open_stream(host: str, port: int) -> trio.abc.Stream:
+                await trio.lowlevel.checkpoint()
+                ours, theirs = trio.testing.memory_stream_pair()
+                nursery.start_soon(world.server.handle, theirs)
+                return ours
+
+            started_at = trio.current_time()
+            with pytest.raises(StreamFailed, match="the server speaks none on this port"):
+                await stream_recording(
+                    recording(),
+                    StreamOptions(url="wss://host/listen"),
+                    lambda event: None,
+                    open_stream=open_stream,
+                )
+            assert trio.current_time() == started_at
+
 
 def test_a_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(StreamFailed, match=r"^cannot read .*none\.wav: no such file"):
         load_recording(tmp_path / "none.wav")
 
 
-def test_a_file_that_is_no_wav_is_one_clear_line(tmp_path: Path) -> None:
-    (tmp_path / "x.wav").write_bytes(b"OggS")
-    with pytest.raises(WavError, match="not a WAV file"):
+def test_a_file_that_is_no_recording_is_one_clear_line(tmp_path: Path) -> None:
+    (tmp_path / "x.wav").write_bytes(b"hello")
+    with pytest.raises(
+        RecordingError, match=r"no recording that can be read .*: convert it"
+    ) as caught:
         load_recording(tmp_path / "x.wav")
+    assert "\n" not in str(caught.value)
+
+
+def test_an_empty_or_a_huge_file_is_one_clear_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "x.wav"
+    path.write_bytes(b"")
+    with pytest.raises(StreamFailed, match=r"^cannot read .*x\.wav: it is empty$"):
+        load_recording(path)
+    monkeypatch.setattr("omi_rt.client.stream.MAX_BYTES", 100)
+    path.write_bytes(bytes(101))
+    with pytest.raises(StreamFailed, match=r"^cannot read .*x\.wav: it has over 100 bytes$"):
+        load_recording(path)
+
+
+async def test_language_profile_and_headers_are_sent_where_they_are_asked_for(
+    autojump_clock: Any, nursery: trio.Nursery
+) -> None:
+    class Asking(ListenServer):
+        headers: Any = None
+
+        async def serve(self, stream: trio.abc.Stream) -> None:
+            handshake = ServerHandshake(stream)
+            request = await handshake.receive_request()
+            self.target, self.headers = request.target, request.headers
+            await handshake.respond(403)
+            await stream.aclose()
+
+    server = Asking()
+    url = "ws://host/listen?language=fr&include_speech_profile=true"
+    headers = {"Authorization": "Bearer secret", "X-One": "1"}
+    options = StreamOptions(url=url, language="de", uses_profile=False, headers=headers)
+    assert "secret" not in repr(options)
+    with pytest.raises(StreamFailed, match="403"):
+        await stream_to(
+            server,
+            nursery,
+            recording(),
+            url=url,
+            language="de",
+            uses_profile=False,
+            headers=headers,
+        )
+    assert server.query["language"] == ["de"]
+    assert server.query["include_speech_profile"] == ["false"]
+    assert server.headers["authorization"] == "Bearer secret"
+    assert server.headers["x-one"] == "1"
+    with pytest.raises(StreamFailed, match="403"):
+        await stream_to(server, nursery, recording(), url=url)
+    assert server.query["language"] == ["fr"]
+    assert server.query["include_speech_profile"] == ["true"]
+    assert "authorization" not in server.headers
+
+
+def test_headers_are_read_with_or_without_spaces_and_joined_where_they_repeat() -> None:
+    assert header_fields(["X-A:1", "x-b :  two words ", "x-a: 3:4", "Empty:"]) == {
+        "X-A": "1, 3:4",
+        "x-b": "two words",
+        "Empty": "",
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "secret",
+        ":secret",
+        "X Y: secret",
+        "X: secret\r\nY: 1",
+        "X: s\N{LATIN SMALL LETTER E WITH ACUTE}cret",
+    ]
+    + [f"{name}: secret" for name in ("Host", "upgrade", "Sec-WebSocket-Key", "Content-Length")],
+)
+def test_a_header_that_can_not_be_sent_is_refused_without_its_value(text: str) -> None:
+    with pytest.raises(HeaderRefused) as caught:
+        header_fields([text])
+    assert "secret" not in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def become_foreground() -> None:
+    """Take the terminal on standard input as one's own, so that its keys reach this process."""
+    os.setsid()
+    fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+
+
+def read_end_of_terminal(descriptor: int) -> bytes:
+    """Read what is left; Linux says EIO where nobody has the other side any more."""
+    try:
+        return os.read(descriptor, 65_536)
+    except OSError:
+        return b""
+
+
+def screen_after(text: str, columns: int) -> list[str]:
+    """Return the lines that a terminal shows after ``text``: it wraps, returns and erases lines."""
+    lines, row, column = [[" "] * columns], 0, 0
+    for token in re.findall(r"\x1b\[[0-9;?]*[A-Za-z]|.", text, re.DOTALL):
+        if token == "\r":
+            column = 0
+        elif token == "\x1b[2K":
+            lines[row] = [" "] * columns
+        elif token.startswith("\x1b"):
+            assert token.endswith("m"), f"unknown control {token!r}"
+        else:
+            if token == "\n" or column == columns:
+                row, column = row + 1, 0
+                lines.append([" "] * columns)
+            if token != "\n":
+                lines[row][column] = token
+                column += 1
+    return ["".join(line) for line in lines]
 
 
 class FakeTerminal(io.StringIO):
@@ -707,6 +922,36 @@ class TestTerminal:
         output = io.TextIOWrapper(raw, encoding="ascii")
         Terminal(output, io.StringIO()).print_segment(SEGMENT | {"text": "Grüße"})
         assert raw.getvalue().endswith(b"Gr??e\n")
+
+    def test_a_narrow_terminal_gets_whole_words(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setenv("COLUMNS", "40")
+        monkeypatch.setenv("NO_COLOR", "1")
+        screen = FakeTerminal()
+        terminal = Terminal(screen, screen)
+        text = "Nevertheless extraordinary misunderstandings accumulate everywhere"
+        terminal.print_segment(SEGMENT | {"text": text})
+        terminal.print_error(f"trouble: {text}")
+        terminal.print_summary({"seconds lost": text})
+        lines = re.sub(r"\x1b\[[0-9;]*m", "", screen.getvalue()).split("\n")
+        assert max(map(len, lines)) <= 40
+        words = " ".join(lines).split()
+        assert [words.count(word) for word in text.split()] == [3] * 5
+
+    @pytest.mark.parametrize(
+        ("columns", "cells"), [(80, 30), (40, 14), (36, 10), (30, 4), (29, 0), (24, 0), (10, 0)]
+    )
+    def test_the_progress_leaves_room_at_the_end_of_its_line(
+        self, monkeypatch: pytest.MonkeyPatch, columns: int, cells: int
+    ) -> None:
+        monkeypatch.setenv("COLUMNS", str(columns))
+        monkeypatch.setenv("NO_COLOR", "1")
+        screen = FakeTerminal()
+        terminal = Terminal(io.StringIO(), screen)
+        terminal.show_progress(360.0, 360.0)
+        (line,) = re.sub(r"\x1b\[[0-9;]*[mK]", "", screen.getvalue()).split("\r")[1:]
+        assert len(line) <= columns - 3
+        assert line.count("━") == cells
+        assert "\n" not in screen.getvalue()
 
     def test_the_progress_bar_grows_without_colours_too(
         self, monkeypatch: pytest.MonkeyPatch
@@ -883,7 +1128,8 @@ class TestRun:
         shown = capsys.readouterr()
         assert shown.out == ""
         assert shown.err == (
-            f"omi-rt stream: cannot connect to 127.0.0.1:{port}: connection refused\n"
+            f"omi-rt stream: cannot connect to 127.0.0.1:{port}: connection refused; "
+            "is `omi-rt serve` running there?\n"
         )
 
     @staticmethod
@@ -934,6 +1180,122 @@ class TestRun:
 
         status, errors = await self.run(Greeting(), command)
         assert (status, errors) == (130, b"omi-rt stream: interrupted\n")
+
+    @pytest.mark.parametrize("columns", [24, 40, 80])
+    async def test_on_a_terminal_nothing_of_the_progress_is_left_after_an_interrupt(
+        self, tmp_path: Path, columns: int
+    ) -> None:
+        path = self.wav(tmp_path, 3_600.0)
+
+        async def command(url: str) -> str:
+            ours, theirs = pty.openpty()
+            process = await trio.lowlevel.open_process(
+                self.process(path, url),
+                stdin=theirs,
+                stdout=theirs,
+                stderr=theirs,
+                env=environment({"COLUMNS": str(columns), "TERM": "xterm"}),
+                preexec_fn=become_foreground,
+            )
+            os.close(theirs)
+            said = b""
+            while b"s sent" not in said:
+                said += await trio.to_thread.run_sync(os.read, ours, 65_536)
+            # Control and C, as from a keyboard: the terminal shows it, and sends the signal.
+            os.write(ours, b"\x03")
+            assert await process.wait() == 130
+            while data := await trio.to_thread.run_sync(read_end_of_terminal, ours):
+                said += data
+            os.close(ours)
+            return said.decode()
+
+        text = await self.run(ListenServer(), command)
+        assert "^C" in text
+        shown = "".join(screen_after(text, columns))
+        assert shown.replace(" ", "") == "omi-rtstream:interrupted"
+
+    async def test_the_command_sends_its_headers(self, tmp_path: Path) -> None:
+        class Asking(ListenServer):
+            headers: Any = None
+
+            async def serve(self, stream: trio.abc.Stream) -> None:
+                handshake = ServerHandshake(stream)
+                self.headers = (await handshake.receive_request()).headers
+                await handshake.respond(403, "who are you?")
+
+        server, path = Asking(), self.wav(tmp_path)
+        headers = ["--header", "Authorization: Bearer a:b", "--header", "X-One:1"]
+        finished: Finished = await self.run(
+            server, lambda url: run("stream", path, "--url", url, *headers)
+        )
+        assert finished.status == 1
+        assert finished.errors.endswith("refused with HTTP 403: who are you?\n")
+        assert server.headers["authorization"] == "Bearer a:b"
+        assert server.headers["x-one"] == "1"
+
+    async def test_standard_input_is_read_to_its_end_and_streamed(self, tmp_path: Path) -> None:
+        server, wav = ListenServer(), write_wav(recording(0.2))
+
+        async def command(url: str) -> tuple[int, bytes]:
+            done = await trio.run_process(
+                self.process("-", url), stdin=wav, capture_stdout=True, capture_stderr=True
+            )
+            return done.returncode, done.stderr
+
+        assert await self.run(server, command) == (0, b"sent 0.5 s, 2 words, lost 0.0 s\n")
+        assert b"".join(server.audio) == recording(0.2).pcm
+
+    @pytest.mark.parametrize(
+        ("shell", "says"),
+        [
+            ("{} </dev/null", "cannot read standard input: it is empty"),
+            ("{} <&-", "cannot read standard input: it is closed"),
+            ("printf hello | {}", "no recording that can be read"),
+        ],
+    )
+    async def test_a_standard_input_without_a_recording_is_one_line(
+        self, shell: str, says: str
+    ) -> None:
+        command = shlex.join(self.process("-", "ws://127.0.0.1:9/listen"))
+        done = await trio.run_process(
+            ["bash", "-c", shell.format(command)], capture_stderr=True, check=False
+        )
+        assert done.returncode == 1
+        assert done.stderr.decode().startswith(f"omi-rt stream: {says}")
+        assert done.stderr.count(b"\n") == 1
+
+    async def test_a_terminal_is_no_recording(self) -> None:
+        ours, theirs = pty.openpty()
+        try:
+            done = await trio.run_process(
+                self.process("-", "ws://127.0.0.1:9/listen"),
+                stdin=theirs,
+                capture_stderr=True,
+                check=False,
+            )
+        finally:
+            os.close(ours)
+            os.close(theirs)
+        assert (done.returncode, done.stderr) == (
+            1,
+            b"omi-rt stream: cannot read standard input: it is a terminal, not a recording\n",
+        )
+
+    async def test_a_truncated_file_is_said_to_be_one_and_streamed_as_far_as_it_goes(
+        self, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        server, path = ListenServer(), tmp_path / "cut.wav"
+        whole = write_wav(recording(1.0))
+        path.write_bytes(whole[: 44 + 16_000])
+
+        async def command(url: str) -> int:
+            run = partial(run_stream, path, url, "me", "pcm16", 1.0, json_output=True)
+            return await trio.to_thread.run_sync(run)
+
+        assert await self.run(server, command) == 0
+        assert b"".join(server.audio) == recording(1.0).pcm[:16_000]
+        said = capsys.readouterr().err.splitlines()
+        assert said[0] == f"{path} is truncated: 0.5 of 1.0 s are there"
 
 
 async def test_a_close_that_comes_with_the_handshake_s_answer_is_a_close(

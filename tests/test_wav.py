@@ -10,7 +10,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omi_rt.codecs.wav import WavAudio, WavError, convert, read_wav, write_wav
+from omi_rt.codecs.wav import (
+    WavAudio,
+    WavError,
+    convert,
+    missing_wav_share,
+    read_wav,
+    write_wav,
+)
 
 PCM_SUBFORMAT = bytes.fromhex("0100000000001000800000aa00389b71")
 FLOAT_SUBFORMAT = bytes.fromhex("0300000000001000800000aa00389b71")
@@ -104,13 +111,47 @@ def test_of_a_truncated_file_the_whole_frames_are_taken(size: int) -> None:
     assert audio.pcm == b"abcd"
 
 
+@pytest.mark.parametrize(("riff_size", "size"), [(0, 0), (36, 0), (0xFFFF_FFFF, 0xFFFF_FFFF)])
+def test_of_a_file_from_a_pipe_all_is_taken_and_nothing_missed(riff_size: int, size: int) -> None:
+    data = wav_file(b"abcdef", data_size=size)
+    data = data[:4] + struct.pack("<I", riff_size) + data[8:]
+    assert read_wav(data).pcm == b"abcdef"
+    assert missing_wav_share(data) == 0.0
+
+
+def test_an_empty_data_chunk_in_a_whole_file_is_empty() -> None:
+    trailer = b"LIST" + struct.pack("<I", 4) + b"abcd"
+    data = wav_file(b"", data_size=0) + trailer
+    data = data[:4] + struct.pack("<I", len(data) - 8) + data[8:]
+    assert read_wav(data).pcm == b""
+    assert missing_wav_share(data) == 0.0
+
+
+@pytest.mark.parametrize(
+    ("data", "share"),
+    [
+        (b"", 0.0),
+        (b"RIFF", 0.0),
+        (wav_file(b"")[:30], 0.0),
+        (wav_file(bytes(100)), 0.0),
+        (wav_file(bytes(100)) + b"trailer", 0.0),
+        (wav_file(bytes(25), data_size=100), 0.75),
+        (wav_file(b"", data_size=100), 1.0),
+        (wav_file(bytes(25), tag=7, bits=8, data_size=100), 0.75),
+    ],
+)
+def test_what_a_file_announces_and_does_not_have_is_told(data: bytes, share: float) -> None:
+    assert missing_wav_share(data) == share
+
+
 @pytest.mark.parametrize(
     ("data", "says"),
     [
         (b"", "no RIFF WAVE header"),
         (b"ID3\x04" + bytes(40), "no RIFF WAVE header"),
         (wav_file(b"")[:20], "broken format chunk"),
-        (wav_file(b"")[:36], "no data chunk"),
+        (wav_file(b"")[:36], "no data chunk.: it is truncated$"),
+        (b"RIFF\x1c\0\0\0" + wav_file(b"")[8:36], "no data chunk.$"),
         (b"RIFF\0\0\0\0WAVEfmt \x04\0\0\0abcd", "broken format chunk"),
         (b"RIFF\0\0\0\0WAVEdata\x04\0\0\0abcd", "before its format"),
         (wav_file(b"", tag=3, bits=32), "floating point, not linear PCM"),

@@ -19,6 +19,15 @@ OpenStream: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 
 CONNECT_SECONDS: Final = 10.0
 """For TCP and TLS together; as much again for the WebSocket handshake."""
+_PLAIN_TEXT: Final = {
+    "WRONG_VERSION_NUMBER",
+    "UNKNOWN_PROTOCOL",
+    "HTTP_REQUEST",
+    "PACKET_LENGTH_TOO_LONG",
+    "RECORD_LAYER_FAILURE",
+}
+"""What OpenSSL's versions say where the answer is no TLS."""
+_IS_IT_TLS: Final = "does it speak TLS on this port? Without it the URL begins with ws://"
 _DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 
 
@@ -74,7 +83,9 @@ def with_parameters(url: str, parameters: Mapping[str, str | int]) -> str:
     return urlunsplit(parts._replace(query=query, fragment=""))
 
 
-async def open_connection(url: str, open_stream: OpenStream) -> tuple[WebSocket, MeteredStream]:
+async def open_connection(
+    url: str, open_stream: OpenStream, headers: Mapping[str, str] | None = None
+) -> tuple[WebSocket, MeteredStream]:
     """Connect to ``url`` and make the handshakes, all of it bounded in time.
 
     Cancelling this closes what was opened.
@@ -86,13 +97,16 @@ async def open_connection(url: str, open_stream: OpenStream) -> tuple[WebSocket,
     with trio.move_on_after(CONNECT_SECONDS) as limit:
         stream = await _open_transport(address, open_stream)
     if limit.cancelled_caught:
-        raise StreamFailed(f"cannot connect to {address}: no answer within {CONNECT_SECONDS:g} s")
+        hint = f"; {_IS_IT_TLS}" if address.is_tls else ""
+        raise StreamFailed(
+            f"cannot connect to {address}: no answer within {CONNECT_SECONDS:g} s{hint}"
+        )
     metered = MeteredStream(stream)
     try:
-        return await open_websocket(metered, url), metered
+        return await open_websocket(metered, url, headers=headers), metered
     except HandshakeFailed as error:
         await trio.aclose_forcefully(metered)
-        raise StreamFailed(f"no WebSocket with {address}: {error}") from error
+        raise StreamFailed(f"no WebSocket with {address}: {_refusal(error)}") from error
     except BaseException:
         await trio.aclose_forcefully(metered)
         raise
@@ -170,6 +184,8 @@ def _os_reason(error: BaseException) -> str:
     """Return what the system said; Trio collects the errors of several addresses as the cause."""
     if isinstance(error, BaseExceptionGroup):
         return _os_reason(error.exceptions[0])
+    if isinstance(error, ConnectionRefusedError):
+        return "connection refused; is `omi-rt serve` running there?"
     if isinstance(error, OSError) and error.errno:
         # Trio words an errno in its own way; the resolver's numbers are negative, its words good.
         said = os.strerror(error.errno) if error.errno > 0 else error.strerror
@@ -181,6 +197,21 @@ def _tls_reason(error: BaseException) -> str:
     cause = error.__cause__
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate is not trusted ({cause.verify_message})"
-    if isinstance(cause, ssl.SSLError) and cause.reason:
+    if isinstance(cause, ssl.SSLError) and cause.reason in _PLAIN_TEXT:
+        return "the server speaks none on this port; without it the URL begins with ws://"
+    if isinstance(cause, ssl.SSLError) and cause.reason and not _is_an_end(cause):
         return cause.reason.lower().replace("_", " ")
-    return "connection lost during the handshake"
+    return f"connection lost during the handshake; {_IS_IT_TLS}"
+
+
+def _is_an_end(error: ssl.SSLError) -> bool:
+    return isinstance(error, ssl.SSLEOFError | ssl.SSLZeroReturnError)
+
+
+def _refusal(error: HandshakeFailed) -> str:
+    """Put a refusal into words, with the server's own."""
+    reason = "".join(c if c.isprintable() else " " for c in error.reason)
+    text = f"{error}: {reason}" if reason else str(error)
+    if error.retry_after is None:
+        return text
+    return f"{text}; try again in {error.retry_after} s"

@@ -15,6 +15,7 @@ from omi_rt.client.stream import (
     StreamEvent,
     StreamOptions,
     load_recording,
+    recording_name,
     stream_recording,
 )
 from omi_rt.client.terminal import OutputClosed, Terminal, give_up_output
@@ -24,6 +25,7 @@ from omi_rt.core.errors import OmiRtError
 from omi_rt.core.sound import SoundFinder
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
     from pathlib import Path
 
     from omi_rt.codecs.wav import WavAudio
@@ -42,27 +44,41 @@ def run_stream(
     json_output: bool,
     *,
     with_events: bool = False,
+    language: str = "",
+    uses_profile: bool = True,
+    headers: Mapping[str, str] | None = None,
 ) -> int:
-    """Stream a WAV file, print the segments as they come, and return the exit status.
+    """Stream a recording, print the segments as they come, and return the exit status.
 
     What the server tells of its state, and a line at the end, go to standard error. Where speakers
     turned out to be others than was shown, the whole transcript is printed once more.
 
     Args:
-        path: of the WAV file.
+        path: of the recording; ``-`` is standard input.
         url: of the server's ``/listen``, ws:// or wss://.
         uid: who is speaking.
         codec: a key of `omi_rt.client.device.DEVICE_CODECS`.
         speed: 1.0 is real time.
         json_output: print one segment object per line, and nothing else to standard output.
         with_events: with ``json_output``, print the server's events as well, in order.
+        language: that is spoken; empty leaves it to the URL or the server.
+        uses_profile: whether voices may be kept and sent.
+        headers: for the handshake.
 
     Returns:
         0 after ``session_ended`` with nothing lost; 1 otherwise, and where nothing was understood of
         audio that is not silent; 130 if interrupted.
     """
     terminal = Terminal()
-    options = StreamOptions(url=url, uid=uid, codec=codec, speed=speed)
+    options = StreamOptions(
+        url=url,
+        uid=uid,
+        codec=codec,
+        speed=speed,
+        language=language,
+        uses_profile=uses_profile,
+        headers=headers or {},
+    )
     status = 0
     try:
         status = _stream(path, options, terminal, json_output=json_output, with_events=with_events)
@@ -82,7 +98,9 @@ def _stream(
 ) -> int:
     report = StreamReport()
 
+    @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
+        # An interrupt waits until this is done: a line that is half drawn could not be erased.
         if isinstance(event, AudioSent):
             terminal.show_progress(event.seconds, event.total_seconds)
         elif isinstance(event, SegmentsReceived):
@@ -98,7 +116,10 @@ def _stream(
                 terminal.print_json_line(event.event)
 
     try:
-        audio = load_recording(path)
+        recording = load_recording(path)
+        audio = recording.audio
+        if recording.shortfall:
+            terminal.print_error(f"{recording_name(path)} {recording.shortfall}")
         summary = trio.run(partial(stream_recording, audio, options, show))
         terminal.clear_progress()
         if report.is_corrected and not json_output:

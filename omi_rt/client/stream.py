@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from omi_rt.client.connect import (
     MeteredStream,
@@ -19,11 +20,12 @@ from omi_rt.client.connect import (
     with_parameters,
 )
 from omi_rt.client.device import DEVICE_CODECS, DeviceAudio
-from omi_rt.codecs.wav import WavAudio, read_wav
+from omi_rt.codecs.recording import MAX_BYTES, Recording, read_recording
 from omi_rt.core.errors import PeerClosed, PeerTooSlow
 from omi_rt.net.stream import open_tcp_stream
 
 if TYPE_CHECKING:
+    from omi_rt.codecs.wav import WavAudio
     from omi_rt.net.websocket import WebSocket
 
 JSONObject: TypeAlias = dict[str, Any]
@@ -42,12 +44,19 @@ class StreamOptions:
     """Where to stream to, and how."""
 
     url: str = "ws://127.0.0.1:8080/listen"
-    """Its query is kept; ``uid``, ``codec``, ``sample_rate`` and ``channels`` are set in it."""
+    """Its query is kept; ``uid``, ``codec``, ``sample_rate`` and ``channels`` are set in it, and what
+    is asked for below."""
     uid: str = "me"
     codec: str = "opus"
     """A key of `DEVICE_CODECS`."""
     speed: float = 1.0
     """1 is real time; greater is faster."""
+    language: str = ""
+    """Empty leaves it to the URL, or to the server."""
+    uses_profile: bool = True
+    """Whether voices may be kept and sent, unless the URL says otherwise."""
+    headers: Mapping[str, str] = field(factory=dict, repr=False)
+    """Sent with the handshake. There may be secrets in them."""
 
 
 @frozen
@@ -92,18 +101,44 @@ class StreamSummary:
     """The server's last event."""
 
 
-def load_recording(path: str | Path) -> WavAudio:
-    """Read a WAV file.
+def load_recording(path: str | Path) -> Recording:
+    """Read a recording from a file, or from standard input (``-``) to its end.
 
     Raises:
-        StreamFailed: the file can not be read.
-        WavError: it is no WAV file.
+        StreamFailed: the file can not be read, is empty, or too large.
+        OmiRtError: it is no recording that is known.
     """
+    name = recording_name(path)
     try:
-        data = Path(path).read_bytes()
+        if str(path) == "-":
+            data = _read_bounded(_standard_input())
+        else:
+            with Path(path).open("rb") as file:
+                data = _read_bounded(file)
     except OSError as error:
-        raise StreamFailed(f"cannot read {path}: {(error.strerror or '?').lower()}") from error
-    return read_wav(data)
+        raise StreamFailed(f"cannot read {name}: {(error.strerror or '?').lower()}") from error
+    if len(data) > MAX_BYTES:
+        raise StreamFailed(f"cannot read {name}: it has over {MAX_BYTES} bytes")
+    if not data:
+        raise StreamFailed(f"cannot read {name}: it is empty")
+    return read_recording(data)
+
+
+def recording_name(path: str | Path) -> str:
+    """Return what to call a recording in a message."""
+    return "standard input" if str(path) == "-" else str(path)
+
+
+def _standard_input() -> IO[bytes]:
+    if sys.stdin is None:
+        raise StreamFailed("cannot read standard input: it is closed")
+    if sys.stdin.isatty():
+        raise StreamFailed("cannot read standard input: it is a terminal, not a recording")
+    return sys.stdin.buffer
+
+
+def _read_bounded(file: IO[bytes]) -> bytes:
+    return file.read(MAX_BYTES + 1)
 
 
 async def stream_recording(
@@ -131,16 +166,8 @@ async def stream_recording(
     if not (options.speed > 0 and math.isfinite(options.speed)):
         raise StreamFailed("the speed must be a number greater than 0")
     device = DeviceAudio.from_wav(audio, DEVICE_CODECS[options.codec])
-    url = with_parameters(
-        options.url,
-        {
-            "uid": options.uid,
-            "codec": options.codec,
-            "sample_rate": device.codec.sample_rate,
-            "channels": device.channels,
-        },
-    )
-    websocket, transport = await open_connection(url, open_stream)
+    url = with_parameters(options.url, _parameters(options, device))
+    websocket, transport = await open_connection(url, open_stream, options.headers)
     session = _Session(websocket, transport, device, options.speed, on_event)
     failure: Exception | None = None
     try:
@@ -159,6 +186,20 @@ async def stream_recording(
     if failure is not None:
         raise failure
     return StreamSummary(device.audio.seconds, session_ended)
+
+
+def _parameters(options: StreamOptions, device: DeviceAudio) -> dict[str, str | int]:
+    parameters: dict[str, str | int] = {
+        "uid": options.uid,
+        "codec": options.codec,
+        "sample_rate": device.codec.sample_rate,
+        "channels": device.channels,
+    }
+    if options.language:
+        parameters["language"] = options.language
+    if not options.uses_profile:
+        parameters["include_speech_profile"] = "false"
+    return parameters
 
 
 class _Session:

@@ -23,7 +23,11 @@ from omi_rt.core.errors import OmiRtError
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-_BAR_CELLS: Final = 30
+_MOST_BAR_CELLS: Final = 30
+_LEAST_BAR_CELLS: Final = 4
+_FREE_CELLS: Final = 3
+"""Left at the end of the progress line. A terminal puts ``^C`` there when it is pressed: on the next
+line, it could not be erased with the progress."""
 _SPEAKER_STYLES: Final = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
@@ -58,7 +62,9 @@ class Terminal:
         self._progress: Text | None = None
 
     def print_segment(self, segment: Mapping[str, Any]) -> None:
-        """Print a segment in one line: its time in seconds, its speaker, its text.
+        """Print a segment: its time in seconds, its speaker, its text.
+
+        It is one line, which a terminal that is too narrow gets wrapped between words.
 
         Raises:
             OutputClosed: standard output can not be written any more.
@@ -109,13 +115,20 @@ class Terminal:
         """Draw how much of the audio has gone out; nothing where there is no terminal."""
         if not self._errors.is_terminal:
             return
+        sent = f"{seconds:.1f} of {total_seconds:.1f} s sent"
+        room = self._errors.width - _FREE_CELLS - len(sent) - 2
+        if room < _LEAST_BAR_CELLS:
+            self._progress = Text(sent)
+            self._draw_progress()
+            return
+        cells = min(_MOST_BAR_CELLS, room)
         full, empty = ("=", "-") if self._errors.options.ascii_only else ("━", "─")
         share = min(1.0, seconds / total_seconds) if total_seconds else 1.0
-        filled = round(share * _BAR_CELLS)
+        filled = round(share * cells)
         self._progress = Text.assemble(
             (full * filled, "green"),
-            (empty * (_BAR_CELLS - filled), "dim"),
-            f"  {seconds:.1f} of {total_seconds:.1f} s sent",
+            (empty * (cells - filled), "dim"),
+            f"  {sent}",
         )
         self._draw_progress()
 
@@ -126,9 +139,12 @@ class Terminal:
             self._progress = None
 
     def print_error(self, message: str) -> None:
-        """Print one line to standard error, if anybody is there to read it."""
+        """Print a message to standard error, if anybody is there to read it.
+
+        It is one line, which a terminal that is too narrow gets wrapped between words.
+        """
         with self._errors.capture() as capture:
-            self._errors.print(Text(_printable(message)), soft_wrap=True)
+            self._errors.print(Text(_printable(message)), soft_wrap=not self._errors.is_terminal)
         try:
             self.clear_progress()
             self._errors.file.write(capture.get())
@@ -139,7 +155,7 @@ class Terminal:
     def _print(self, renderable: Text | Table) -> None:
         # Rendered first and written by ourselves: rich answers a closed pipe with SystemExit.
         with self._console.capture() as capture:
-            self._console.print(renderable, soft_wrap=True)
+            self._console.print(renderable, soft_wrap=not self._console.is_terminal)
         self._write(capture.get())
 
     def _write(self, text: str) -> None:
@@ -160,7 +176,8 @@ class Terminal:
     def _draw_progress(self) -> None:
         assert self._progress is not None
         self._errors.control(_ERASE_LINE)
-        self._errors.print(self._progress, end="", overflow="crop", no_wrap=True)
+        width = max(1, self._errors.width - _FREE_CELLS)
+        self._errors.print(self._progress, end="", overflow="crop", no_wrap=True, width=width)
         self._errors.file.flush()
 
 

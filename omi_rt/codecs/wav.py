@@ -7,13 +7,16 @@ rest of the package speaks.
 from __future__ import annotations
 
 import struct
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import numpy as np
 import soxr
 from attrs import field, frozen
 
 from omi_rt.core.errors import OmiRtError
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 FloatSamples: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
 
@@ -22,6 +25,8 @@ SAMPLE_RATES: Final = range(1_000, 384_001)
 
 BYTES_PER_SAMPLE: Final = 2
 _HEADER_BYTES: Final = 44
+_OPEN_ENDED: Final = 0x7FFF_0000
+"""From this size on: ffmpeg leaves 0xFFFFFFFF in a pipe, sox 0x7FFFF000, arecord 0x7FFFFFFF or so."""
 _PCM: Final = 0x0001
 _EXTENSIBLE: Final = 0xFFFE
 # The tail that every sub-format GUID has when its first two bytes are an old format tag
@@ -38,6 +43,14 @@ _TAG_NAMES: Final = {
 
 class WavError(OmiRtError):
     """The bytes are no WAV file that can be read; the message is one clear line."""
+
+
+class NotWav(WavError):
+    """The bytes are something else altogether."""
+
+
+class NotLinearPCM(WavError):
+    """It is a WAV file of a codec that is not read here."""
 
 
 @frozen
@@ -77,30 +90,40 @@ def read_wav(data: bytes) -> WavAudio:
     """Read a RIFF WAV file of linear PCM with 8, 16, 24 or 32 bits, any channel count.
 
     More than 16 bits are cut to the upper 16. Of a file that ends early the whole sample frames
-    that are there are taken.
+    that are there are taken; `missing_wav_share` tells.
 
     Raises:
         WavError: it is something else; the message says what.
     """
-    if len(data) < 12 or data[:4] != b"RIFF" or data[8:12] != b"WAVE":
-        raise WavError("not a WAV file (no RIFF WAVE header)")
+    if not _is_wav(data):
+        raise NotWav("not a WAV file (no RIFF WAVE header)")
     wav_format: _Format | None = None
-    position = 12
-    while position + 8 <= len(data):
-        name, size = struct.unpack_from("<4sI", data, position)
-        body = position + 8
+    for name, body, size in _chunks(data):
         if name == b"fmt ":
             wav_format = _read_format(data[body : body + size])
         elif name == b"data":
             if wav_format is None:
                 raise WavError("the WAV file has audio before its format")
-            # A writer that could not seek back leaves a size that is too large: take what is there.
-            size = min(size, len(data) - body)
+            there = len(data) - body
+            size = there if _is_open_ended(data, size) else min(size, there)
             whole = data[body : body + size - size % wav_format.frame_bytes]
             pcm = _to_s16le(whole, wav_format.bits)
             return WavAudio(wav_format.sample_rate, wav_format.channels, pcm)
-        position = body + size + size % 2
-    raise WavError("the WAV file has no audio (no data chunk)")
+    cut_off = ": it is truncated" if _riff_size(data) > len(data) - 8 else ""
+    raise WavError(f"the WAV file has no audio (no data chunk){cut_off}")
+
+
+def missing_wav_share(data: bytes) -> float:
+    """Return the share of its audio, 0 to 1, that a WAV file of any codec announces and does not have.
+
+    A writer to a pipe knows no size and announces the largest, or 0: from that nothing follows.
+    """
+    for name, body, size in _chunks(data) if _is_wav(data) else ():
+        if name == b"data":
+            if _is_open_ended(data, size) or not size:
+                return 0.0
+            return max(0, size - (len(data) - body)) / size
+    return 0.0
 
 
 def convert(audio: WavAudio, sample_rate: int, channels: int) -> WavAudio:
@@ -152,6 +175,29 @@ def write_wav(audio: WavAudio) -> bytes:
     return header + audio.pcm
 
 
+def _is_wav(data: bytes) -> bool:
+    return len(data) >= 12 and data[:4] == b"RIFF" and data[8:12] == b"WAVE"
+
+
+def _riff_size(data: bytes) -> int:
+    (size,) = struct.unpack_from("<I", data, 4)
+    return int(size)
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
+    """Yield each chunk's name, where its body begins, and the size that it announces."""
+    position = 12
+    while position + 8 <= len(data):
+        name, size = struct.unpack_from("<4sI", data, position)
+        yield name, position + 8, size
+        position += 8 + size + size % 2
+
+
+def _is_open_ended(data: bytes, size: int) -> bool:
+    """Whether the data chunk's size is what a writer leaves that could not seek back to it."""
+    return size >= _OPEN_ENDED or (size == 0 and _riff_size(data) in (0, _HEADER_BYTES - 8))
+
+
 def _read_format(body: bytes) -> _Format:
     if len(body) < 16:
         raise WavError("the WAV file has a broken format chunk")
@@ -160,7 +206,7 @@ def _read_format(body: bytes) -> _Format:
         (tag,) = struct.unpack_from("<H", body, 24)
     if tag != _PCM:
         name = _TAG_NAMES.get(tag, f"format {tag:#06x}")
-        raise WavError(f"the WAV file holds {name}, not linear PCM")
+        raise NotLinearPCM(f"the WAV file holds {name}, not linear PCM")
     if bits not in {8, 16, 24, 32}:
         raise WavError(f"the WAV file has {bits} bits per sample, not 8, 16, 24 or 32")
     if channels < 1:

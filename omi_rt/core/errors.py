@@ -67,11 +67,22 @@ class HandshakeFailed(OmiRtError):
 
     Attributes:
         status: the HTTP status of a refusal, or None where none was read.
+        reason: what the refusal says in plain text, in one line; else empty.
+        retry_after: the seconds of its ``Retry-After``, or None.
     """
 
-    def __init__(self, message: str, status: int | None = None) -> None:
+    def __init__(
+        self,
+        message: str,
+        status: int | None = None,
+        *,
+        reason: str = "",
+        retry_after: int | None = None,
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.reason = reason
+        self.retry_after = retry_after
 
 
 class ProviderError(OmiRtError):

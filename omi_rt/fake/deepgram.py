@@ -31,6 +31,7 @@ from omi_rt.fake.parameters import Refused, parse_target
 from omi_rt.fake.records import ConnectionRecord, Options
 from omi_rt.fake.streams import DEFAULT_CAPACITY_BYTES, bounded_stream_pair
 from omi_rt.fake.transport import FaultyStream
+from omi_rt.net.listeners import open_listeners
 from omi_rt.net.websocket import ServerHandshake
 
 if TYPE_CHECKING:
@@ -82,9 +83,9 @@ class FakeDeepgram:
         """Listen until cancelled; ``started`` gives the port, which the system picks for 0.
 
         Raises:
-            OSError: the address can not be had.
+            BindFailed: the address can not be had.
         """
-        listeners = await trio.open_tcp_listeners(port, host=host)
+        listeners = await open_listeners(host, port)
         task_status.started(listeners[0].socket.getsockname()[1])
         await trio.serve_listeners(self.serve_connection, listeners)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -13,6 +14,7 @@ from omi_rt.fake.faults import FaultScript
 from omi_rt.fake.records import Options
 from omi_rt.fake.schedules import random_provider
 from omi_rt.fake.scripts import read_script
+from omi_rt.net.listeners import connectable
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -20,6 +22,8 @@ if TYPE_CHECKING:
 
 FAULT_SECONDS = 40.0
 """What seeded faults cost a client at most: a backlog of 60 s survives them whole."""
+_ANY_KEY = "any-key"
+"""Where every key passes, one must still be sent."""
 
 
 async def serve_fake(
@@ -29,12 +33,16 @@ async def serve_fake(
     seed: int | None,
     keys: frozenset[str],
     announce: Callable[[str], None],
+    *,
+    serve_command: str = "omi-rt serve",
 ) -> None:
-    """Serve until cancelled; one announced line tells the address.
+    """Serve until cancelled. Two lines are announced: the address, and what to paste into a shell.
+
+    The second has a key that passes: one of ``keys``, which whoever started this has just typed.
 
     Raises:
         ScriptError: the script can not be read.
-        OSError: the address can not be bound.
+        BindFailed: the address can not be bound.
     """
     options, faults = Options(), FaultScript()
     if script is not None:
@@ -45,4 +53,7 @@ async def serve_fake(
     fake = FakeDeepgram(evolve(options, keys=keys or options.keys), faults)
     async with trio.open_nursery() as nursery:
         bound = await nursery.start(fake.serve_tcp, host, port)
-        announce(f"fake Deepgram is ready: DEEPGRAM_URL=ws://{host}:{bound}")
+        url = f"ws://{connectable(host)}:{bound}"
+        key = shlex.quote(min(fake.options.keys or {_ANY_KEY}))
+        announce(f"fake Deepgram is ready on {url}; to use it, paste:")
+        announce(f"DEEPGRAM_URL={url} DEEPGRAM_API_KEY={key} {serve_command}")

@@ -7,6 +7,7 @@ a peer that does not read can not keep pongs or a close frame from being seen.
 from __future__ import annotations
 
 import contextlib
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,6 +34,8 @@ ALLOWED_FRAMES_AT_ONCE = 500
 """After a pause; a device that was away for five seconds has as many."""
 _BYTES_OF_A_FRAME = 8_192
 """A read counts as a frame for each of them."""
+_TLS_HANDSHAKE = 0x16
+"""The first byte of a TLS connection (RFC 8446, 5.1), and of no HTTP request."""
 _STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
@@ -316,7 +319,8 @@ class ServerHandshake:
         Cancelling this leaves the stream unusable.
 
         Raises:
-            HandshakeFailed: the peer said nothing usable, or nothing, in time.
+            HandshakeFailed: the peer said nothing usable, or nothing, in time. Where it has a
+                ``status``, an answer helps.
         """
         head = bytearray()
         with trio.move_on_after(within) as limit:
@@ -330,6 +334,9 @@ class ServerHandshake:
                 if not data:
                     raise HandshakeFailed("closed before a whole request")
                 head += data
+                if head[0] == _TLS_HANDSHAKE:
+                    # Its client would wait for an answer, and so would this.
+                    raise HandshakeFailed("no TLS is spoken here", HTTPStatus.BAD_REQUEST)
         if limit.cancelled_caught:
             raise HandshakeFailed(f"no whole request within {within:g} s")
         # The protocol gets the head alone: frames that came with it wait until the 101 is queued.

@@ -33,6 +33,8 @@ _MASKED = 0x80
 _OPCODE_BITS = 0x0F
 _TWO_BYTE_LENGTH, _EIGHT_BYTE_LENGTH = 126, 127
 _SHORTEST_FRAME = 6
+_MOST_REASON_BYTES = 200
+_MOST_RETRY_DIGITS = 6
 _BINARY, _TEXT, _CONT = Opcode.BINARY, Opcode.TEXT, Opcode.CONT
 
 FRAMES_PER_STEP = 25
@@ -378,12 +380,35 @@ class ClientWire:
         """
         error = self._protocol.handshake_exc
         if isinstance(error, InvalidStatus):
-            status = error.response.status_code
-            raise HandshakeFailed(f"refused with HTTP {status}", status)
+            raise _refusal(error.response)
         if error is not None:
             reason = str(error) if isinstance(error, InvalidHandshake) else type(error).__name__
             raise HandshakeFailed(f"no WebSocket server: {reason}")
         return Wire(self._protocol)
+
+
+def _refusal(response: Response) -> HandshakeFailed:
+    """Put an answer that is no 101 into an error, with what a reader can make use of."""
+    reason = ""
+    if (_only(response, "Content-Type") or "").startswith("text/plain"):
+        lines = (
+            bytes(response.body or b"")[:_MOST_REASON_BYTES].decode(errors="replace").split("\n")
+        )
+        reason = lines[0].strip()
+    after = _only(response, "Retry-After") or ""
+    is_number = after.isascii() and after.isdigit() and len(after) <= _MOST_RETRY_DIGITS
+    return HandshakeFailed(
+        f"refused with HTTP {response.status_code}",
+        response.status_code,
+        reason=reason,
+        retry_after=int(after) if is_number else None,
+    )
+
+
+def _only(response: Response, name: str) -> str | None:
+    """The value of a header, or None where there is none or several."""
+    values = response.headers.get_all(name)
+    return values[0] if len(values) == 1 else None
 
 
 class _Masks:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import datetime
+from enum import Enum
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -13,7 +14,13 @@ from omi_rt.core.voices import Identity
 from omi_rt.profiles.check import check_profile
 from omi_rt.profiles.directory import DirectoryProfileStore
 from omi_rt.profiles.gcs import GCSProfileStore
-from omi_rt.profiles.store import MAX_SAMPLE_BYTES, ProfileStore, StoredSample, check_id
+from omi_rt.profiles.store import (
+    MAX_SAMPLE_BYTES,
+    ProfileStore,
+    StoredSample,
+    check_id,
+    sample_name,
+)
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,6 +28,25 @@ if TYPE_CHECKING:
 
 class ProfileNotFound(OmiRtError):
     """Nothing is stored for that uid or person; the message is one clear line."""
+
+
+class Outcome(Enum):
+    """What became of a file that was to be stored; the value is the word to say."""
+
+    STORED = "stored"
+    """There was none before."""
+    REPLACED = "replaced"
+    """Another one is gone."""
+    UNCHANGED = "unchanged:"
+    """The same bytes were there already."""
+
+
+@frozen
+class StoredProfile:
+    """What `put_profile` did."""
+
+    sample: StoredSample
+    outcome: Outcome
 
 
 @frozen
@@ -47,21 +73,43 @@ def open_store(bucket: str | None, directory: Path) -> ProfileStore:
 
 
 async def put_profile(
-    store: ProfileStore, uid: str, wav: bytes, person_id: str | None = None
-) -> StoredSample:
+    store: ProfileStore,
+    uid: str,
+    wav: bytes,
+    person_id: str | None = None,
+    *,
+    force: bool = False,
+) -> StoredProfile:
     """Check a WAV file and store it as it is: the user's profile, or a person's sample.
 
-    Cancelling this before the upload stores nothing; during it, it waits for the upload's end.
+    Another recording of the same person is replaced only with ``force``, whoever speaks in it: nothing
+    in this package compares two voices. Deepgram does, but only by its labels in a session, and
+    those can be wrong.
+
+    What somebody else stores between the look and the upload is replaced unseen. Cancelling this
+    before the upload stores nothing; during it, it waits for the upload's end.
 
     Raises:
-        ProfileRefused: the file is no WAV file, or not fit to be a profile.
+        ProfileRefused: the file is no WAV file, or not fit to be a profile, or it would replace
+            another.
         BadRequest: the uid or person id can not be one.
         StoreUnavailable: the store failed.
     """
     if len(wav) > MAX_SAMPLE_BYTES:
         raise ProfileRefused(f"the file is over {MAX_SAMPLE_BYTES} bytes")
     await store.run_blocking(lambda: _check(wav))
-    return await store.put(uid, person_id, wav)
+    earlier = await _stored_as(store, uid, sample_name(uid, person_id))
+    if earlier is None:
+        return StoredProfile(await store.put(uid, person_id, wav), Outcome.STORED)
+    if earlier.size == len(wav) and await store.read(earlier) == wav:
+        return StoredProfile(earlier, Outcome.UNCHANGED)
+    if not force:
+        whose = uid if person_id is None else f"person {person_id} of {uid}"
+        raise ProfileRefused(
+            f"another recording is stored for {whose}, of {earlier.updated:%Y-%m-%d %H:%M:%S}Z; "
+            "nothing here can tell whether it is the same voice: --force replaces it"
+        )
+    return StoredProfile(await store.put(uid, person_id, wav), Outcome.REPLACED)
 
 
 async def get_profile(store: ProfileStore, uid: str, person_id: str | None = None) -> bytes:
@@ -123,6 +171,11 @@ async def delete_profiles(
     if not deleted:
         raise ProfileNotFound(f"nothing is stored for {uid}")
     return deleted
+
+
+async def _stored_as(store: ProfileStore, uid: str, name: str) -> StoredSample | None:
+    samples = await store.list_samples(uid)
+    return next((sample for sample in samples if sample.name == name), None)
 
 
 async def _samples_of(store: ProfileStore, uid: str, person_id: str | None) -> list[StoredSample]:

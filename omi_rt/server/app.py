@@ -155,8 +155,10 @@ class Server:
         """Answer a request; returns the session that it opens, if it does."""
         try:
             request = await handshake.receive_request()
-        except HandshakeFailed:
+        except HandshakeFailed as failure:
             self._metrics.connections_dropped.inc()
+            if failure.status is not None:
+                await _respond(handshake, HTTPAnswer(failure.status, f"{failure}\n"))
             return None
         try:
             path, parameters = split_target(request.target)

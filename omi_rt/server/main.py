@@ -19,6 +19,7 @@ from omi_rt.local.process import Room, run_local_recogniser
 from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
+from omi_rt.net.listeners import open_listeners
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
@@ -80,7 +81,7 @@ async def serve(
         task_status: told the address when connections are accepted.
 
     Raises:
-        OSError: the address can not be bound.
+        BindFailed: the address can not be bound.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
@@ -89,7 +90,7 @@ async def serve(
     metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
     metrics.load.set_function(lambda: pace.load)
     log_lines().count_lost_with(metrics.log_lines_lost.inc)
-    listeners = await trio.open_tcp_listeners(port, host=host, backlog=LISTEN_BACKLOG)
+    listeners = await open_listeners(host, port, backlog=LISTEN_BACKLOG)
     bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
     address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
     async with trio.open_nursery() as nursery:
