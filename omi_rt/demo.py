@@ -15,6 +15,7 @@ from omi_rt.client.stream import (
     SegmentsReceived,
     StreamEvent,
     StreamOptions,
+    StreamSummary,
     load_recording,
     stream_recording,
 )
@@ -85,8 +86,16 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     if limit.cancelled_caught:
         raise StreamFailed(f"the demo took over {DEMO_SECONDS:g} s")
     terminal.clear_progress()
+    rows = _summarise(summary, segments, delays)
+    terminal.print_summary(rows)
+    return rows
+
+
+def _summarise(
+    summary: StreamSummary, segments: list[dict[str, Any]], delays: list[float]
+) -> dict[str, str]:
     text = " ".join(segment["text"] for segment in segments)
-    rows = {
+    return {
         "audio": f"{summary.audio_seconds:.1f} s",
         "segments": str(len(segments)),
         "speakers": "one: without a key nobody tells voices apart, Deepgram does",
@@ -94,8 +103,6 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
         "delay": _range(delays) + " from the end of a segment's last word to the segment",
         "seconds lost": f"{summary.session_ended['lost']:g}",
     }
-    terminal.print_summary(rows)
-    return rows
 
 
 async def _wait_for_interrupt(
