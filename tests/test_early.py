@@ -173,6 +173,16 @@ def test_who_said_too_little_early_is_heard_again_in_a_clip() -> None:
     assert (1, 31) in voices_of(heard, lead_in)
 
 
+def test_clips_are_kept_of_those_whom_no_stored_voice_finds_again() -> None:
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    voices.identified = {3}
+    for number in range(9):
+        voices.hear([(number, spoken(2 * number, 2 * number + 1))], backlog)
+        voices.hear([(number, spoken(2 * number + 1, 2 * number + 2))], backlog)
+    kept = {number for number, _ in voices.clips(60 * RATE)}
+    assert kept == {0, 1, 2, 4, 5, 6, 7, 8}
+
+
 # In a session.
 
 
