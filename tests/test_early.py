@@ -13,7 +13,7 @@ from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
 from omi_rt.core.voices import USER, Place
 from omi_rt.core.words import HeardWord
-from omi_rt.fake import Options
+from omi_rt.fake import Options, synthesise
 from tests.harness import listening_server
 from tests.test_identities import STRANGER, assert_whole, conversation, play, stored, voices_in
 from tests.test_identities import USER as USERS_VOICE
@@ -203,8 +203,14 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
             ),
             world.device() as device,
         ):
-            ended = await play(device, script)
+            await device.stream_audio(synthesise(script, 8000), 16_000)
+            current = device.session._transcriber._current
+            assert current is not None and current.link is not None
+            again = current.link.labels.again
+            ended = await device.finish()
         assert_whole(device, script, ended)
+        # Each word is counted once, in the lead-in or after it.
+        assert len({(word.start, word.end) for _, word in again}) == len(again) > 0
         events = device.events("speaker_identified")
         assert all(event["is_user"] for event in events)
         told = {segment_id for event in events for segment_id in event["segment_ids"]}
