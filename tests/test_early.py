@@ -14,6 +14,7 @@ from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, Voi
 from omi_rt.core.voices import USER, Place
 from omi_rt.core.words import HeardWord
 from omi_rt.fake import Options, synthesise
+from omi_rt.profiles.store import StoreUnavailable
 from tests.harness import listening_server
 from tests.test_identities import STRANGER, assert_whole, conversation, play, stored, voices_in
 from tests.test_identities import USER as USERS_VOICE
@@ -205,7 +206,8 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
         ):
             await device.stream_audio(synthesise(script, 8000), 16_000)
             current = device.session._transcriber._current
-            assert current is not None and current.link is not None
+            assert current is not None
+            assert current.link is not None
             again = current.link.labels.again
             ended = await device.finish()
         assert_whole(device, script, ended)
@@ -223,15 +225,23 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
     assert corrected >= 0.9 * said > 0
 
 
-@pytest.mark.parametrize("user", [True, False])
+@pytest.mark.parametrize(
+    ("profiles", "keeps"),
+    [
+        (lambda: stored(), True),
+        (lambda: stored(user=False), False),
+        (lambda: stored(failure=StoreUnavailable("the bucket burns")), False),
+    ],
+    ids=["stored", "none", "down"],
+)
 async def test_a_session_keeps_early_speech_only_where_a_voice_is_stored(
-    autojump_clock: MockClock, user: bool
+    autojump_clock: MockClock, profiles: Any, keeps: bool
 ) -> None:
-    script = conversation([STRANGER], 6.0)
+    script = conversation([STRANGER], 8.0)
     async with (
-        listening_server(profiles=stored(user=user)) as (world, _fake),
+        listening_server(profiles=profiles()) as (world, _fake),
         world.device() as device,
     ):
         ended = await play(device, script)
         assert_whole(device, script, ended)
-        assert bool(device.session._narrator.voices.early_stretches) == user
+        assert bool(device.session._narrator.voices.early_stretches) == keeps

@@ -294,7 +294,7 @@ def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None
     assert epoch.lead_in_words == expected
     # More may follow, until a final covers audio behind them.
     assert epoch.take_lead_in_words(heard) == []
-    heard = epoch.hear(final(2, 2), coverage)
+    heard = epoch.hear(final(2, 3.5), coverage)
     assert epoch.take_lead_in_words(heard) == expected
     assert epoch.lead_in_words == []
 

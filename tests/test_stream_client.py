@@ -836,7 +836,7 @@ class TestRun:
                 if isinstance(message, str):
                     websocket.send_nowait(json.dumps([SEGMENT]))
                     event = {"type": "speaker_identified", "is_user": True, "person_id": None}
-                    event |= {"speaker": "SPEAKER_01", "segment_ids": []}
+                    event |= {"speaker": "SPEAKER_01", "segment_ids": [SEGMENT["id"]]}
                     websocket.send_nowait(json.dumps(event))
                     websocket.send_nowait(json.dumps(ENDED))
                     websocket.close_nowait(1000)
