@@ -11,7 +11,7 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
-from omi_rt.core.voices import USER, Place
+from omi_rt.core.voices import USER, Identity, Place
 from omi_rt.core.words import HeardWord
 from omi_rt.fake import Options, synthesise
 from omi_rt.profiles.store import StoreUnavailable
@@ -147,6 +147,16 @@ def test_the_lead_in_and_its_tail_are_bounded_and_then_the_speech_is_let_go_of()
     assert [part.said_at and part.said_at.position for part in tail] == [12_000, 14_000, 16_000]
     assert len(voices.early_stretches) == 0
     assert list(lead_in.tail()) == []
+
+
+def test_early_speech_has_the_room_that_the_stored_voices_leave() -> None:
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    for second in range(0, 20, 2):
+        voices.hear([(0, spoken(second, second + 2))], backlog)
+    stored_voices = [*known(), Anchor(Identity("anna"), MONO.silence(6.0))]
+    lead_in = LeadIn(stored_voices, voices, MONO)
+    early = [part for part in lead_in.parts() if part.said_at is not None]
+    assert sum(len(part.payload) // 2 for part in early) == 6_000
 
 
 def test_who_began_to_speak_after_the_early_speech_has_room() -> None:
