@@ -11,9 +11,10 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
-from omi_rt.core.voices import USER, Place
+from omi_rt.core.voices import USER, Identity, Place
 from omi_rt.core.words import HeardWord
-from omi_rt.fake import Options
+from omi_rt.fake import Options, synthesise
+from omi_rt.profiles.store import StoreUnavailable
 from tests.harness import listening_server
 from tests.test_identities import STRANGER, assert_whole, conversation, play, stored, voices_in
 from tests.test_identities import USER as USERS_VOICE
@@ -148,6 +149,16 @@ def test_the_lead_in_and_its_tail_are_bounded_and_then_the_speech_is_let_go_of()
     assert list(lead_in.tail()) == []
 
 
+def test_early_speech_has_the_room_that_the_stored_voices_leave() -> None:
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    for second in range(0, 20, 2):
+        voices.hear([(0, spoken(second, second + 2))], backlog)
+    stored_voices = [*known(), Anchor(Identity("anna"), MONO.silence(6.0))]
+    lead_in = LeadIn(stored_voices, voices, MONO)
+    early = [part for part in lead_in.parts() if part.said_at is not None]
+    assert sum(len(part.payload) // 2 for part in early) == 6_000
+
+
 def test_who_began_to_speak_after_the_early_speech_has_room() -> None:
     voices, backlog = VoiceClips(MONO), recorded(60)
     for second in range(0, 20, 2):
@@ -173,6 +184,16 @@ def test_who_said_too_little_early_is_heard_again_in_a_clip() -> None:
     assert (1, 31) in voices_of(heard, lead_in)
 
 
+def test_clips_are_kept_of_those_whom_no_stored_voice_finds_again() -> None:
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    voices.identified = {3}
+    for number in range(9):
+        voices.hear([(number, spoken(2 * number, 2 * number + 1))], backlog)
+        voices.hear([(number, spoken(2 * number + 1, 2 * number + 2))], backlog)
+    kept = {number for number, _ in voices.clips(60 * RATE)}
+    assert kept == {0, 1, 2, 4, 5, 6, 7, 8}
+
+
 # In a session.
 
 
@@ -193,8 +214,15 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
             ),
             world.device() as device,
         ):
-            ended = await play(device, script)
+            await device.stream_audio(synthesise(script, 8000), 16_000)
+            current = device.session._transcriber._current
+            assert current is not None
+            assert current.link is not None
+            again = current.link.labels.again
+            ended = await device.finish()
         assert_whole(device, script, ended)
+        # Each word is counted once, in the lead-in or after it.
+        assert len({(word.start, word.end) for _, word in again}) == len(again) > 0
         events = device.events("speaker_identified")
         assert all(event["is_user"] for event in events)
         told = {segment_id for event in events for segment_id in event["segment_ids"]}
@@ -207,15 +235,23 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
     assert corrected >= 0.9 * said > 0
 
 
-@pytest.mark.parametrize("user", [True, False])
+@pytest.mark.parametrize(
+    ("profiles", "keeps"),
+    [
+        (lambda: stored(), True),
+        (lambda: stored(user=False), False),
+        (lambda: stored(failure=StoreUnavailable("the bucket burns")), False),
+    ],
+    ids=["stored", "none", "down"],
+)
 async def test_a_session_keeps_early_speech_only_where_a_voice_is_stored(
-    autojump_clock: MockClock, user: bool
+    autojump_clock: MockClock, profiles: Any, keeps: bool
 ) -> None:
-    script = conversation([STRANGER], 6.0)
+    script = conversation([STRANGER], 8.0)
     async with (
-        listening_server(profiles=stored(user=user)) as (world, _fake),
+        listening_server(profiles=profiles()) as (world, _fake),
         world.device() as device,
     ):
         ended = await play(device, script)
         assert_whole(device, script, ended)
-        assert bool(device.session._narrator.voices.early_stretches) == user
+        assert bool(device.session._narrator.voices.early_stretches) == keeps

@@ -12,6 +12,7 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
 from omi_rt.core.epoch import Discard, Epoch, LeadInWord, superseded
+from omi_rt.core.voices import Place
 
 if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
@@ -275,6 +276,27 @@ def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
     )
     assert [(w.text, w.start, w.label) for w in heard] == [("live", 1000, 4)]
     assert epoch.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
+
+
+def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None:
+    coverage, epoch = received(10), Epoch(MONO)
+    epoch.sent_foreign(1000, anchor=0, said_at=Place(5000, 0))
+    epoch.sent_foreign(1000, anchor=0, said_at=Place(6000, 0))
+    epoch.sent_foreign(1000)
+    epoch.sent(8000, 1000)
+    # The second one begins in one message and has its middle in the next.
+    words = word("a", 0.25, 0.75, speaker=4), word("b", 0.9, 1.5, speaker=4)
+    heard = epoch.hear(final(0, 2, *words), coverage)
+    expected = [
+        LeadInWord(0, 0, 4, 500, Place(5250, 0)),
+        LeadInWord(0, 0, 4, 600, Place(5900, 0)),
+    ]
+    assert epoch.lead_in_words == expected
+    # More may follow, until a final covers audio behind them.
+    assert epoch.take_lead_in_words(heard) == []
+    heard = epoch.hear(final(2, 3.5), coverage)
+    assert epoch.take_lead_in_words(heard) == expected
+    assert epoch.lead_in_words == []
 
 
 def test_a_final_inside_the_lead_in_moves_no_watermark() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omi_rt.core.corrections import SentSegment, is_verified
+from omi_rt.core.corrections import is_verified
 from omi_rt.core.epoch import LeadInWord
 from omi_rt.core.speakers import (
     EpochLabels,
@@ -265,7 +265,7 @@ def test_only_what_was_heard_again_under_the_users_label_is_corrected() -> None:
     assert speakers.resolve(labels, votes, [USER, 0, None]) == [
         Identified(0, USER, ("user", "user again"))
     ]
-    # The number is the user's from now on, and the segment of it that goes out says so.
+    # The number is the user's from now on.
     assert speakers.identity_of(speakers.number_of(labels, 0, 1)) == USER
     speakers.remember(sent("live", 0, 7000, 8000))
     # To take it back is to take it from all of them.
@@ -308,14 +308,14 @@ def test_what_shared_a_label_with_the_contrast_is_never_corrected() -> None:
 
 
 def test_a_word_of_another_channel_at_the_same_time_verifies_nothing() -> None:
-    segment = SentSegment("a", 0, 0, 1000, 1, 1000, None)
+    segment = sent("a", 0, 0, 1000, 1)
     assert is_verified(segment, [heard_again(label=4, channel=1)], {(1, 4)})
     assert not is_verified(segment, [heard_again(label=4)], {(0, 4), (1, 4)})
     assert not is_verified(segment, [heard_again(label=4, channel=1, on=0)], {(0, 4), (1, 4)})
 
 
 def test_pauses_in_a_segment_need_not_be_covered() -> None:
-    segment = SentSegment("a", 0, 0, 3000, 0, 1000, None)
+    segment = Segment("a", 0, 0, 3000, 0, [], 1000)
     assert is_verified(segment, [heard_again(0, 500, label=4)], {(0, 4)})
     assert not is_verified(segment, [heard_again(0, 499, label=4)], {(0, 4)})
 

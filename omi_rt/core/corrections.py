@@ -10,14 +10,11 @@ from __future__ import annotations
 from collections import deque
 from typing import TYPE_CHECKING
 
-from attrs import define
-
-from omi_rt.core.voices import Identity
-
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
     from omi_rt.core.transcript import Segment
+    from omi_rt.core.voices import Identity
     from omi_rt.core.votes import HeardAgain, Label
 
 MAX_CORRECTED_SEGMENTS = 200
@@ -28,67 +25,41 @@ COVERED_SHARE = 0.5
 """Of the time of all words of a segment: so much must have been heard again under the label."""
 
 
-@define
-class SentSegment:
-    """What is kept of a segment that went out."""
-
-    id: str
-    number: int
-    """The speaker's, after merges."""
-    start: int
-    """Session position, in samples."""
-    end: int
-    channel: int
-    spoken: int
-    """Samples that its words take, without the pauses between them."""
-    identity: Identity | None
-    """Whose the device believes that it is."""
-
-
 class SentSegments:
     """The last `MAX_CORRECTED_SEGMENTS` of a session."""
 
     __slots__ = ("_segments", "count")
 
     def __init__(self) -> None:
-        self._segments: deque[SentSegment] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
+        self._segments: deque[Segment] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
         self.count = 0
         """How many went out so far."""
 
-    def remember(self, segment: Segment, identity: Identity | None) -> None:
-        """Note a segment that goes out."""
+    def remember(self, segment: Segment) -> None:
+        """Keep a segment that goes out, without its words."""
+        segment.words.clear()
         self.count += 1
-        self._segments.append(
-            SentSegment(
-                segment.id,
-                segment.speaker,
-                segment.start,
-                segment.end,
-                segment.channel,
-                segment.spoken,
-                identity,
-            )
-        )
+        self._segments.append(segment)
 
     def merge(self, source: int, into: int) -> tuple[str, ...]:
         """Give the segments of one number to another; returns their ids."""
-        moved = [segment for segment in self._segments if segment.number == source]
+        moved = [segment for segment in self._segments if segment.speaker == source]
         for segment in moved:
-            segment.number = into
+            segment.speaker = into
         return tuple(segment.id for segment in moved)
 
     def take_back(self, number: int) -> tuple[str, ...]:
         """Let all segments of a speaker be nobody's; returns their ids."""
-        taken = [segment for segment in self._segments if segment.number == number]
+        taken = [segment for segment in self._segments if segment.speaker == number]
         for segment in taken:
-            segment.identity = None
+            segment.is_user, segment.person_id = False, None
         return tuple(segment.id for segment in taken)
 
     def identify(
         self,
         number: int,
         identity: Identity,
-        is_verified: Callable[[SentSegment], bool],
+        is_verified: Callable[[Segment], bool],
         since: int,
     ) -> tuple[str, ...]:
         """Let the verified segments of a speaker be somebody's; returns the ids that this is new for.
@@ -99,20 +70,21 @@ class SentSegments:
             is_verified: tells whether a segment's words were heard again.
             since: segments from this one on, counted from the session's first, need no proof.
         """
+        whose = identity.is_user, identity.person_id
         first = self.count - len(self._segments)
         found = [
             segment
             for place, segment in enumerate(self._segments, start=first)
-            if segment.number == number
-            and segment.identity != identity
+            if segment.speaker == number
+            and (segment.is_user, segment.person_id) != whose
             and (place >= since or is_verified(segment))
         ]
         for segment in found:
-            segment.identity = identity
+            segment.is_user, segment.person_id = whose
         return tuple(segment.id for segment in found)
 
 
-def is_verified(segment: SentSegment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:
+def is_verified(segment: Segment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:
     """Tell whether a segment was heard again under the right labels.
 
     Args:

@@ -184,10 +184,15 @@ class Epoch:
         self._runs.append(Run(self.sent_samples, None, samples, anchor, said_at))
         self.sent_samples += samples
 
-    def take_lead_in_words(self, channels: range) -> list[LeadInWord]:
-        """Return the words heard in anchors, and forget them."""
-        taken = [word for word in self.lead_in_words if word.channel in channels]
-        self.lead_in_words = [word for word in self.lead_in_words if word.channel not in channels]
+    def take_lead_in_words(self, heard: Heard) -> list[LeadInWord]:
+        """Return the words heard in anchors, and forget them, when all of them have been heard.
+
+        They have when a final covers any of the session's audio, which follows them.
+        """
+        if heard.covered is None:
+            return []
+        taken = [word for word in self.lead_in_words if word.channel in heard.channels]
+        self.lead_in_words = [w for w in self.lead_in_words if w.channel not in heard.channels]
         return taken
 
     def hear(self, results: Results, coverage: Coverage) -> Heard:

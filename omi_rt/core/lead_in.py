@@ -36,7 +36,8 @@ ALLOWANCE_TO_BEGIN_SECONDS = 15.0
 MIN_ANCHOR_SECONDS = 1.4
 """A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
 MAX_SPEAKERS = 8
-"""Clips are kept of the speakers heard last: as many as a lead-in has room for."""
+"""Clips are kept of the speakers heard last, and of those first whom no stored voice finds again: as
+many as a lead-in has room for."""
 _LEAST_SHARE_SECONDS = 2.4
 _PIECE_SECONDS = 1.2
 """Longer stretches are kept in pieces, so that a part of a clip can be sent."""
@@ -160,7 +161,7 @@ class LeadIn:
                 if place > 0:
                     self._room -= self._format.samples(JOINT_SECONDS)
                     yield self._silence(JOINT_SECONDS)
-                yield self._part(number, piece.payload, piece.said_at)
+                yield self._part(number, piece.payload, Place(piece.position, piece.channel))
             yield self._silence(SILENCE_SECONDS)
 
     def _contrast_parts(self) -> Iterator[LeadInPart]:
@@ -222,13 +223,16 @@ class LeadIn:
         return LeadInPart(self._format.silence(seconds), None)
 
 
-@frozen
+@define
 class _Piece:
-    """Consecutive words of a speaker."""
+    """Consecutive words of a speaker. Nobody changes one: frozen would cost 0.5 µs for each."""
 
     payload: bytes = field(repr=False)
     """linear16, the same on all channels of the session."""
-    said_at: Place
+    position: int
+    """Session position of its first sample."""
+    channel: int
+    """Of the session, on which it was said."""
 
 
 @define
@@ -317,14 +321,14 @@ class VoiceClips:
     def length(self, pieces: Sequence[_Piece]) -> int:
         """Samples of the pieces, joined."""
         joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
-        return sum(self._format.samples_in(piece.payload) for piece in pieces) + joints
+        return sum([len(piece.payload) for piece in pieces]) // self._format.frame_bytes + joints
 
     def _keep(self, speaker: int | None, run: list[HeardWord], backlog: Backlog) -> None:
         assert speaker is not None
         clip = self._clips.setdefault(speaker, _Clip())
         self._clips.move_to_end(speaker)
         if len(self._clips) > MAX_SPEAKERS:
-            self._clips.popitem(last=False)
+            self._forget_one()
         if run[0].start < clip.fresh_until:
             return
         most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(SPEAKER_SECONDS)
@@ -338,11 +342,16 @@ class VoiceClips:
             if chunk is not None and (chunk.position, chunk.end) == (start, end):
                 channel = piece[0].channel
                 voice = self._format.one_channel(chunk.payload, channel)
-                kept = _Piece(self._format.on_all_channels(voice), Place(start, channel))
+                kept = _Piece(self._format.on_all_channels(voice), start, channel)
                 pieces = [*clip.pieces, kept]
                 clip.pieces = self._latest(pieces, full)
                 if len(clip.pieces) < len(pieces):
                     clip.fresh_until = end + self._format.samples(RENEWAL_SECONDS)
+
+    def _forget_one(self) -> None:
+        """Make room: whoever is found again by a stored voice goes first, else who is silent longest."""
+        others = list(self._clips)[:-1]
+        del self._clips[next((n for n in others if n in self.identified), others[0])]
 
     def _latest(self, pieces: list[_Piece], most: int) -> list[_Piece]:
         """The last pieces that, joined, have at most ``most`` samples."""

@@ -77,9 +77,9 @@ class Narrator:
             pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
             self.voices.hear(pure if contested else numbered, backlog)
         segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
+        self._send([segment.as_json(self._format) for segment in segments])
         for segment in segments:
             self._speakers.remember(segment)
-        self._send([segment.as_json(self._format) for segment in segments])
 
     def learn(
         self,

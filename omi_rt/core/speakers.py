@@ -133,7 +133,7 @@ class Speakers:
 
     def remember(self, segment: Segment) -> None:
         """Note a segment that goes out, for later corrections."""
-        self._sent.remember(segment, self._identities.get(segment.speaker))
+        self._sent.remember(segment)
 
     def resolve(
         self, labels: EpochLabels, votes: Sequence[Vote], anchors: Sequence[Voice | None]

@@ -122,12 +122,12 @@ class Primer:
             known = await self._load_anchors()
         except OmiRtError as error:
             failure = str(error)
+        if self._relabel or not known:
+            self._voices.forget_early()
         if known:
             failure = None
         elif not self._relabel:
             return None, failure
-        if self._relabel or not known:
-            self._voices.forget_early()
         seconds = RELABEL_KNOWN_SECONDS if self._relabel else LEAD_IN_SECONDS
         lead_in = LeadIn(known, self._voices, self._format, seconds)
         return lead_in or None, failure
@@ -162,7 +162,7 @@ class Primer:
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
-        if reason in {NO_PROFILE, NOT_RECOGNISED, ONE_SPEAKER}:
+        if reason in {NOT_RECOGNISED, ONE_SPEAKER}:
             self._voices.forget_early()
         if not self._has_told:
             self._has_told = True

@@ -304,8 +304,7 @@ class Transcriber:
             # It is being primed: what it hears is for the votes alone.
             return
         self._succession.backoff.reset()
-        if link.epoch.lead_in_words and heard.covered is not None:
-            # All of the tail has been heard: the session's audio follows it.
+        if link.epoch.lead_in_words:
             self._recall(self._current, link, heard)
         if heard.words:
             self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)
@@ -314,8 +313,8 @@ class Transcriber:
             self._utterance_end = trio.Event()
 
     def _recall(self, attempt: Attempt, link: Link, heard: Heard) -> None:
-        words = link.epoch.take_lead_in_words(heard.channels)
-        if attempt.lead_in is not None:
+        words = link.epoch.take_lead_in_words(heard)
+        if words and attempt.lead_in is not None:
             self._narrator.recall(link.labels, words, attempt.lead_in.whose)
 
     def _progressed(self) -> None:
