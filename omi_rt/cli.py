@@ -249,7 +249,7 @@ def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
             file.write(wav)
             file.flush()
         except OSError as error:
-            if file.name == "<stdout>":
+            if file.name == "-":
                 _give_up(1)
             raise OSError(f"cannot write the profile: {_reason(error)}") from error
 

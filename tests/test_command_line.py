@@ -129,12 +129,13 @@ async def test_a_full_disk_is_one_line_and_status_1(arguments: str, full: int) -
 
 
 @pytest.mark.realtime
+@pytest.mark.parametrize("size", [100, 20_000])
 async def test_a_profile_that_can_not_be_written_out_is_one_line_and_status_1(
-    tmp_path: Path, full: int
+    tmp_path: Path, full: int, size: int
 ) -> None:
     store = tmp_path / "u1"
     store.mkdir()
-    (store / "speech_profile.wav").write_bytes(b"RIFF" * 5_000)
+    (store / "speech_profile.wav").write_bytes(bytes(size))
     finished = await run("profile", "get", "u1", "-", stdout=full, OMI_RT_PROFILE_DIR=str(tmp_path))
     reason = "omi-rt: cannot write the profile: no space left on device\n"
     assert (finished.status, finished.errors) == (1, reason)
@@ -156,11 +157,12 @@ async def test_the_settings_are_printed_a_line_each_and_no_secret_with_them() ->
     assert shown == [tuple(cell for cell in row if cell) for row in settings_table()]
 
 
-@pytest.mark.parametrize("width", [30, 40, 80, 120, 200])
+@pytest.mark.parametrize("width", [20, 40, 80, 120, 200])
 def test_on_a_terminal_the_table_is_wrapped_between_words(width: int) -> None:
     lines = settings_lines(width)
-    # An address is one word.
-    assert all(len(line) <= width or " " not in line.strip() for line in lines)
+    # An address is one word, and a name stands beside its default.
+    most = max(width, 30)
+    assert all(len(line) <= most or " " not in line.strip() for line in lines)
     words = " ".join(lines).split()
     wanted = " ".join(["variable default meaning", *(" ".join(row) for row in settings_table())])
     assert words == wanted.split()

@@ -167,6 +167,26 @@ def test_an_mp3_of_constant_bit_rate_that_says_no_length_is_whole() -> None:
     assert recording.audio.samples >= len(SOUND)
 
 
+def test_an_mp3_whose_length_is_only_guessed_is_not_said_to_be_truncated() -> None:
+    # Silence takes few bytes, so a guess by the size and the first frame says too much.
+    sound = np.concatenate([np.zeros(160_000, np.float32), np.tile(NOISE * 5, 10)])
+    data = encoded("MP3", sound, 44_100, bitrate_mode="VARIABLE", compression_level=0.5)
+    bare = without_its_count(data)
+    assert soundfile.info(io.BytesIO(bare)).frames > len(sound) * 1.5
+    recording = read_recording(bare)
+    assert recording.shortfall == ""
+    assert len(sound) <= recording.audio.samples < len(sound) + 3_000
+
+
+def test_a_truncated_mp3_with_a_picture_before_it_is_said_to_be_one() -> None:
+    data = encoded("MP3")
+    picture = b"ID3\x04\0\0" + bytes([0, 0, 5_000 >> 7, 5_000 & 127]) + bytes(5_000)
+    assert read_recording(picture + data).shortfall == ""
+    recording = read_recording(picture + data[: len(data) // 2])
+    assert recording.shortfall.startswith("is truncated: ")
+    assert recording.shortfall.endswith(" of 4.0 s are there")
+
+
 def test_an_mp3_that_libsndfile_would_cut_short_is_refused() -> None:
     data = encoded("MP3", SOUND + NOISE, 44_100, bitrate_mode="VARIABLE", compression_level=0.5)
     assert read_recording(data).audio.samples == len(SOUND)

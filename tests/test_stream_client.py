@@ -1214,6 +1214,40 @@ class TestRun:
         shown = "".join(screen_after(text, columns))
         assert shown.replace(" ", "") == "omi-rtstream:interrupted"
 
+    async def test_an_interrupt_while_the_progress_is_drawn_leaves_nothing_of_it(
+        self, tmp_path: Path
+    ) -> None:
+        path = self.wav(tmp_path, 60.0)
+        interrupting = (
+            "import io, signal, sys\n"
+            "class Terminal(io.TextIOWrapper):\n"
+            "    count = 0\n"
+            "    def isatty(self): return True\n"
+            "    def write(self, text):\n"
+            "        super().write(text)\n"
+            "        self.count += 's sent' in text\n"
+            "        if self.count == 2: self.count = 3; signal.raise_signal(signal.SIGINT)\n"
+            "sys.stderr = Terminal(sys.stderr.buffer, write_through=True)\n"
+        )
+
+        async def command(url: str) -> tuple[int, str]:
+            program, option, code = self.process(path, url)
+            done = await trio.run_process(
+                [program, option, interrupting + code],
+                env=environment({"COLUMNS": "80", "TERM": "xterm"}),
+                capture_stderr=True,
+                check=False,
+            )
+            return done.returncode, done.stderr.decode()
+
+        status, text = await self.run(ListenServer(), command)
+        assert status == 130
+        assert text.count("s sent") == 2
+        assert [line.rstrip() for line in screen_after(text, 80)] == [
+            "omi-rt stream: interrupted",
+            "",
+        ]
+
     async def test_the_command_sends_its_headers(self, tmp_path: Path) -> None:
         class Asking(ListenServer):
             headers: Any = None
