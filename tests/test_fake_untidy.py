@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from itertools import pairwise, repeat
 from typing import TYPE_CHECKING, Any
 
@@ -552,7 +553,7 @@ async def test_options_of_a_script_reach_the_fake_that_is_served(tmp_path: Path)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(serve_fake, "127.0.0.1", 0, path, None, keys, send.send_nowait)
             with trio.fail_after(5.0):
-                url = (await receive.receive()).rpartition("=")[2]
+                [url] = re.findall(r"ws://[\d.:]+\d", await receive.receive())
                 stream = await trio.open_tcp_stream("127.0.0.1", int(url.rpartition(":")[2]))
                 try:
                     await open_websocket(
