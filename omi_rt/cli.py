@@ -347,9 +347,12 @@ def _settings(**overrides: str) -> Settings:
 
 
 def _print(line: str) -> None:
-    """Print a line that was asked for. Raises ``OSError``."""
+    """Print a line that was asked for. Raises ``OSError``; ends where nobody reads any more."""
     try:
         click.echo(line)
+    except BrokenPipeError:
+        _give_up(1)
+        sys.exit(EXIT_FAILED)
     except OSError as error:
         _give_up(1)
         raise OSError(f"cannot write to standard output: {_reason(error)}") from error

@@ -129,6 +129,17 @@ async def test_a_full_disk_is_one_line_and_status_1(arguments: str, full: int) -
 
 
 @pytest.mark.realtime
+async def test_a_reader_of_the_settings_that_leaves_early_is_no_error() -> None:
+    reading, writing = os.pipe()
+    os.close(reading)
+    try:
+        finished = await run("settings", stdout=writing)
+    finally:
+        os.close(writing)
+    assert (finished.status, finished.errors) == (1, "")
+
+
+@pytest.mark.realtime
 @pytest.mark.parametrize("size", [100, 20_000])
 async def test_a_profile_that_can_not_be_written_out_is_one_line_and_status_1(
     tmp_path: Path, full: int, size: int
@@ -271,13 +282,9 @@ async def test_the_key_in_the_line_is_one_that_passes_quoted_for_a_shell(
     nursery: trio.Nursery, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def serve_nothing(
-        _self: FakeDeepgram,
-        _host: str,
-        _port: int,
-        *,
-        task_status: trio.TaskStatus[int] = trio.TASK_STATUS_IGNORED,
+        _self: FakeDeepgram, _host: str, _port: int, **started: trio.TaskStatus[int]
     ) -> None:
-        task_status.started(77)
+        started["task_status"].started(77)
         await trio.lowlevel.checkpoint()
 
     monkeypatch.setattr(FakeDeepgram, "serve_tcp", serve_nothing)

@@ -31,6 +31,10 @@ class StreamReport:
     """Whether anything that had been shown before is known better now."""
     problem: str = ""
     """The last reason that the server gave for a failure."""
+    sent_seconds: float = 0.0
+    """Audio that has gone out."""
+    lost_seconds: float = 0.0
+    """Audio that the server has said to be lost."""
 
     def add(self, segments: list[JSONObject]) -> None:
         """Take segments that have come."""
@@ -43,6 +47,7 @@ class StreamReport:
                 return self._describe_status(event)
             case "audio_lost":
                 start, end = _number(event.get("start")), _number(event.get("end"))
+                self.lost_seconds += end - start
                 return f"lost {end - start:.1f} s of audio: {start:.2f} - {end:.2f}"
             case "undecodable_audio":
                 return "the server can not decode the audio: is the codec right?"
@@ -57,10 +62,15 @@ class StreamReport:
         """How many words were understood."""
         return sum(len(str(segment.get("text", "")).split()) for segment in self.segments)
 
-    def summary(self, session_ended: Mapping[str, Any]) -> str:
-        """The last line: what was sent, understood and lost, and why."""
-        lost = _number(session_ended.get("lost"))
-        line = f"sent {_number(session_ended.get('received')):.1f} s, {self.words} words"
+    def summary(self, session_ended: Mapping[str, Any] | None) -> str:
+        """The last line: what was sent, understood and lost, and why.
+
+        Args:
+            session_ended: the server's account; None where it gave none, so that the client's is told.
+        """
+        account = session_ended or {"received": self.sent_seconds, "lost": self.lost_seconds}
+        lost = _number(account.get("lost"))
+        line = f"sent {_number(account.get('received')):.1f} s, {self.words} words"
         line += f", lost {lost:.1f} s"
         return f"{line}: {self.problem}" if lost and self.problem else line
 

@@ -11,6 +11,7 @@ from omi_rt.client.report import StreamReport
 from omi_rt.client.stream import (
     AudioSent,
     EventReceived,
+    JSONObject,
     SegmentsReceived,
     StreamEvent,
     StreamOptions,
@@ -102,6 +103,7 @@ def _stream(
     def show(event: StreamEvent) -> None:
         # An interrupt waits until this is done: a line that is half drawn could not be erased.
         if isinstance(event, AudioSent):
+            report.sent_seconds = event.seconds
             terminal.show_progress(event.seconds, event.total_seconds)
         elif isinstance(event, SegmentsReceived):
             report.add(event.segments)
@@ -115,23 +117,28 @@ def _stream(
             if json_output and with_events:
                 terminal.print_json_line(event.event)
 
+    def conclude(session_ended: JSONObject | None) -> None:
+        terminal.clear_progress()
+        if report.is_corrected and not json_output:
+            terminal.print_heading("with the speakers as they are known now:")
+            for segment in report.segments:
+                terminal.print_segment(segment)
+        terminal.print_error(report.summary(session_ended))
+
     try:
         recording = load_recording(path)
         audio = recording.audio
         if recording.shortfall:
             terminal.print_error(f"{recording_name(path)} {recording.shortfall}")
         summary = trio.run(partial(stream_recording, audio, options, show))
-        terminal.clear_progress()
-        if report.is_corrected and not json_output:
-            terminal.print_heading("with the speakers as they are known now:")
-            for segment in report.segments:
-                terminal.print_segment(segment)
+        conclude(summary.session_ended)
     except OmiRtError as error:
         if isinstance(error, OutputClosed):
             give_up_output()
+        elif report.sent_seconds:
+            conclude(None)
         terminal.print_error(f"omi-rt stream: {error}")
         return _FAILED
-    terminal.print_error(report.summary(summary.session_ended))
     if report.words == 0 and _sounds(audio):
         terminal.print_error("omi-rt stream: nothing was understood, but the audio is not silent")
         return _FAILED

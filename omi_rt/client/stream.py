@@ -32,8 +32,9 @@ JSONObject: TypeAlias = dict[str, Any]
 
 SEND_SECONDS: Final = 60.0
 """How long the server may take no audio; it may hold a device back while its own upstream is slow."""
-END_SECONDS: Final = 30.0
-"""From CloseStream to the end of a session that was sent in real time."""
+END_SECONDS: Final = 120.0
+"""From CloseStream to the end of a session that was sent in real time. Where its provider is away the
+server tries for 30 s, and for as long as the audio that it keeps takes to be sent: 78 s with 60 s."""
 CLOSE_SECONDS: Final = 10.0
 """From ``session_ended`` to the close."""
 PROGRESS_SECONDS: Final = 0.1
