@@ -27,8 +27,8 @@ from prometheus_client.registry import Collector
 
 import omi_rt
 from omi_rt.core.dials import DialCause
-from omi_rt.core.epoch import Discard
 from omi_rt.core.ledger import Cost
+from omi_rt.core.timeline import Discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -231,7 +231,7 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
             if voice == USERS_VOICE and segment["start"] < ended["identities_known_from"]:
                 said += 1
                 corrected += segment["id"] in told
-        assert len(device.session._narrator.voices.early_stretches) == 0
+        assert len(device.session._transcript.voices.early_stretches) == 0
     assert corrected >= 0.9 * said > 0
 
 
@@ -254,4 +254,4 @@ async def test_a_session_keeps_early_speech_only_where_a_voice_is_stored(
     ):
         ended = await play(device, script)
         assert_whole(device, script, ended)
-        assert bool(device.session._narrator.voices.early_stretches) == keeps
+        assert bool(device.session._transcript.voices.early_stretches) == keeps

@@ -13,8 +13,13 @@ from hypothesis import strategies as st
 
 from omi_rt.fake import Script
 from omi_rt.fake.speech import utterance
+from omi_rt.net.protocol import (
+    FRAMES_PER_STEP,
+    MAX_BYTES_AFTER_CLOSE,
+    ServerOpening,
+    WebSocketProtocol,
+)
 from omi_rt.net.websocket import CLOSE_SECONDS, MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES, open_websocket
-from omi_rt.net.wire import FRAMES_PER_STEP, MAX_BYTES_AFTER_CLOSE, ServerWire, Wire
 from tests.harness import listening_server, read_all, running_server, unreachable, words_of
 from tests.processes_e2e import UPGRADE, fake_in_process, resident_bytes, serving
 
@@ -42,22 +47,22 @@ BIG = frame(0x82, bytes(60_000))
 PING = frame(0x89, b"")
 
 
-def accepted() -> Wire:
+def accepted() -> WebSocketProtocol:
     """A server's side, just open."""
-    handshake = ServerWire(MAX_MESSAGE_BYTES)
+    handshake = ServerOpening(MAX_MESSAGE_BYTES)
     handshake.receive_head(UPGRADE.encode())
-    wire = handshake.accept({}, b"")
-    wire.take_writes()
-    return wire
+    protocol = handshake.accept({}, b"")
+    protocol.take_writes()
+    return protocol
 
 
-def take_all(wire: Wire) -> list[bytes | str]:
+def take_all(protocol: WebSocketProtocol) -> list[bytes | str]:
     """Every message, however many steps it takes; no step is too long."""
-    messages = wire.take_messages()
-    assert wire.taken_frames <= FRAMES_PER_STEP
-    while wire.has_more:
-        more = wire.take_messages()
-        assert wire.taken_frames <= FRAMES_PER_STEP
+    messages = protocol.take_messages()
+    assert protocol.taken_frames <= FRAMES_PER_STEP
+    while protocol.has_more:
+        more = protocol.take_messages()
+        assert protocol.taken_frames <= FRAMES_PER_STEP
         messages += more
     return messages
 
@@ -98,27 +103,27 @@ def test_every_message_comes_once_and_in_order_however_the_stream_is_cut(
             data += frame(0x80, payload[half:], mask)
             expected.append(payload)
     places = sorted({cut % (len(data) + 1) for cut in cuts})
-    wire, received = accepted(), []
+    protocol, received = accepted(), []
     for a, b in zip([0, *places], [*places, len(data)], strict=True):
         if a < b:
-            wire.receive(data[a:b])
-            received += take_all(wire)
+            protocol.receive(data[a:b])
+            received += take_all(protocol)
     assert received == expected
-    assert wire.is_open
+    assert protocol.is_open
     pongs = sum(kind in {"ping", "fragments"} for kind, _ in sent)
-    assert sum(write[:1] == b"\x8a" for write in wire.take_writes()) == pongs
+    assert sum(write[:1] == b"\x8a" for write in protocol.take_writes()) == pongs
 
 
 @pytest.mark.parametrize("kind", [ONE_BYTE, PING], ids=["one byte", "ping"])
 def test_a_thousand_frames_take_forty_steps(kind: bytes) -> None:
-    wire = accepted()
-    wire.receive(kind * 1000)
+    protocol = accepted()
+    protocol.receive(kind * 1000)
     for _ in range(1000 // FRAMES_PER_STEP - 1):
-        wire.take_messages()
-        assert wire.taken_frames == FRAMES_PER_STEP
-        assert wire.has_more
-    wire.take_messages()
-    assert not wire.has_more
+        protocol.take_messages()
+        assert protocol.taken_frames == FRAMES_PER_STEP
+        assert protocol.has_more
+    protocol.take_messages()
+    assert not protocol.has_more
 
 
 @given(
@@ -130,23 +135,23 @@ def test_a_thousand_frames_take_forty_steps(kind: bytes) -> None:
 def test_after_our_close_only_the_peers_own_is_found(
     before: list[bytes], after: list[bytes], split: int, cuts: list[int]
 ) -> None:
-    wire = accepted()
+    protocol = accepted()
     data = b"".join([*before, *after, frame(0x88, struct.pack("!H", 1000))])
     split %= len(b"".join(before)) + 1
     if split:
-        wire.receive(data[:split])
-        take_all(wire)
-    wire.close(1008, "no")
-    wire.take_writes()
+        protocol.receive(data[:split])
+        take_all(protocol)
+    protocol.close(1008, "no")
+    protocol.take_writes()
     rest = data[split:]
     places = sorted({cut % (len(rest) + 1) for cut in cuts})
     for a, b in zip([0, *places], [*places, len(rest)], strict=True):
         if a < b:
-            assert not wire._protocol.eof_sent
-            wire.receive(rest[a:b])
-            assert take_all(wire) == []
-            assert len(wire._unread) - wire._next < 14
-    assert b"" in wire.take_writes(), "the peer's close was seen, so this side ends"
+            assert not protocol._protocol.eof_sent
+            protocol.receive(rest[a:b])
+            assert take_all(protocol) == []
+            assert len(protocol._unread) - protocol._next < 14
+    assert b"" in protocol.take_writes(), "the peer's close was seen, so this side ends"
 
 
 async def test_who_sends_on_after_our_close_is_dropped_after_some_mebibytes(
@@ -189,7 +194,7 @@ async def test_who_had_audio_under_way_still_reads_why_it_was_closed(
             nursery.start_soon(websocket.run_writer, 5.0)
             await websocket.aclose()
             nursery.cancel_scope.cancel()
-        closed = websocket._wire.closed()
+        closed = websocket._protocol.closed()
         assert (closed.code, closed.reason[:6]) == (1008, "codec:")
 
 

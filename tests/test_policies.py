@@ -8,12 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.core.absence import Absence, away_seconds
 from omi_rt.core.backoff import Backoff
 from omi_rt.core.breaker import FULL_SECONDS, PROBE_SECONDS, Breaker, DialGate, PrimingGate
-from omi_rt.core.coalescing import FULL_LOAD, SLACK_LOAD, LoadMeter, read_pause
 from omi_rt.core.ledger import Cost
-from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
-from omi_rt.core.watchdog import Presence, away_seconds
+from omi_rt.core.load import FULL_LOAD, SLACK_LOAD, LoadMeter, read_pause
+from omi_rt.core.token_bucket import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 # Priming
 
@@ -178,7 +178,7 @@ def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:
 
 
 def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
-    presence = Presence()
+    presence = Absence()
     presence.received(100.0)
     assert not presence.is_away(129.9)
     assert presence.is_away(130.0)
@@ -189,14 +189,14 @@ def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
 def test_a_long_backlog_is_full_for_ten_seconds_before_its_audio_is_given_up() -> None:
     assert away_seconds(10.0) == 30.0
     assert away_seconds(60.0) == 70.0
-    presence = Presence(away_seconds(60.0))
+    presence = Absence(away_seconds(60.0))
     presence.received(0.0)
     assert not presence.is_away(69.9)
     assert presence.is_away(70.0)
 
 
 def test_silence_that_is_passed_begins_the_wait_anew_and_proves_no_epoch_good() -> None:
-    presence = Presence()
+    presence = Absence()
     presence.received(0.0)
     presence.passed(20.0, pending=True)
     assert not presence.is_away(49.9)
@@ -207,7 +207,7 @@ def test_silence_that_is_passed_begins_the_wait_anew_and_proves_no_epoch_good() 
 
 
 def test_time_in_which_nothing_waited_does_not_count() -> None:
-    presence = Presence()
+    presence = Absence()
     presence.received(0.0)
     presence.progressed(1.0, pending=False)
     presence.received(500.0)
@@ -215,7 +215,7 @@ def test_time_in_which_nothing_waited_does_not_count() -> None:
 
 
 def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
-    presence = Presence()
+    presence = Absence()
     for _ in range(2):
         presence.ended(progressed=False)
     assert not presence.is_away(0.0)
@@ -226,7 +226,7 @@ def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
 
 
 def test_deepgram_is_away_from_a_failed_dial_to_the_next_open_connection() -> None:
-    presence = Presence()
+    presence = Absence()
     presence.dial_failed()
     assert presence.is_away(0.0)
     presence.opened()

@@ -9,14 +9,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.core.corrections import is_verified
-from omi_rt.core.epoch import LeadInWord
+from omi_rt.core.segments import Segment
 from omi_rt.core.speakers import (
     EpochLabels,
     Identified,
     Merged,
     Speakers,
 )
-from omi_rt.core.transcript import Segment
+from omi_rt.core.timeline import LeadInWord
 from omi_rt.core.voices import USER, Identity, Place, Voice
 from omi_rt.core.votes import HeardAgain, Label, Vote, count_votes
 from omi_rt.core.words import HeardWord

@@ -7,7 +7,7 @@ from random import Random
 
 from attrs import define
 
-from omi_rt.core.pacing import TokenBucket
+from omi_rt.core.token_bucket import TokenBucket
 
 PROBE_SECONDS = 10.0
 """While open, one session is let through this often, to see whether it has passed."""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from omi_rt.core.transcript import Segment
+    from omi_rt.core.segments import Segment
     from omi_rt.core.voices import Identity
     from omi_rt.core.votes import HeardAgain, Label
 

@@ -25,7 +25,7 @@ a transcript without words                       one word that spans the final
 over 1 MiB (closed with 1009), invalid UTF-8     the connection is lost: a new epoch begins at the
 (1007)                                           watermark
 a final beyond what was sent                     it covers what its words cover
-overlapping or doubled finals, of an ended epoch each word once, by the rules in ``core/epoch.py``
+overlapping or doubled finals, of an ended epoch each word once, by the rules in ``core/timeline.py``
 ===============================================  ===================================================
 """
 

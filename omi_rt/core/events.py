@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from omi_rt.core.transcript import speaker_name
+from omi_rt.core.segments import speaker_name
 
 if TYPE_CHECKING:
     from datetime import datetime

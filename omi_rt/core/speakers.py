@@ -35,7 +35,7 @@ from omi_rt.core.votes import WINNING_SECONDS, HeardAgain, Label, Vote
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from omi_rt.core.transcript import Segment
+    from omi_rt.core.segments import Segment
     from omi_rt.core.words import HeardWord
 
 PART_SHARE = 0.1

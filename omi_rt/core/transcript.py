@@ -1,89 +1,118 @@
-"""Segments: the words of one final, grouped by speaker, as the device gets them."""
+"""Turns what epochs hear into what the device gets: segments, and corrections of them."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from omi_rt.core import events
+from omi_rt.core.lead_in import VoiceClips
+from omi_rt.core.segments import make_segments
+from omi_rt.core.speakers import Merged, Speakers
+from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Sequence
 
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.voices import Identity
+    from omi_rt.core.backlog import Backlog
+    from omi_rt.core.speakers import EpochLabels, Identified
+    from omi_rt.core.timeline import LeadInWord
+    from omi_rt.core.voices import Voice
+    from omi_rt.core.votes import Vote
     from omi_rt.core.words import HeardWord
 
 
-@define
-class Segment:
-    """Consecutive words of one speaker."""
+class Transcript:
+    """A session's transcript in the making.
 
-    id: str
-    speaker: int
-    start: int
-    """Session position, in samples."""
-    end: int
-    channel: int
-    words: list[str] = field(repr=False)
-    spoken: int = 0
-    """Samples that its words take, without the pauses between them."""
-    is_user: bool = False
-    person_id: str | None = None
-
-    def as_json(self, audio_format: AudioFormat) -> dict[str, Any]:
-        """The segment dictionary of the documented system, with ``id`` and ``speaker_id``.
-
-        Times are seconds on the session clock. ``channel`` is there where there are several.
-        """
-        fields = {
-            "id": self.id,
-            "speaker": speaker_name(self.speaker),
-            "speaker_id": self.speaker,
-            "start": audio_format.seconds(self.start),
-            "end": audio_format.seconds(self.end),
-            "text": " ".join(self.words),
-            "is_user": self.is_user,
-            "person_id": self.person_id,
-        }
-        if audio_format.channels > 1:
-            fields["channel"] = self.channel
-        return fields
-
-
-def speaker_name(number: int) -> str:
-    """The label that the Omi app parses: ``SPEAKER_00``."""
-    return f"SPEAKER_{number:02d}"
-
-
-def make_segments(
-    words: Iterable[tuple[int, HeardWord]],
-    identity_of: Callable[[int], Identity | None],
-    new_id: Callable[[], str],
-) -> list[Segment]:
-    """Group consecutive words of one speaker, each with the speaker's number, into segments.
-
-    ``identity_of`` tells whose a number is, if that is known.
+    Args:
+        session_id: told to the device.
+        audio_format: of the session.
+        send: takes a message for the device: a list of segments, or an event.
+        new_id: makes a segment's id.
+        keeps_voices: whether clips of the speakers are kept, for later lead-ins.
     """
-    segments: list[Segment] = []
-    for number, word in words:
-        last = segments[-1] if segments else None
-        if last is not None and last.speaker == number:
-            last.words.append(word.text)
-            last.end = max(last.end, word.end)
-            last.spoken += word.end - word.start
-        else:
-            identity = identity_of(number)
-            segments.append(
-                Segment(
-                    id=new_id(),
-                    speaker=number,
-                    start=word.start,
-                    end=word.end,
-                    channel=word.channel,
-                    words=[word.text],
-                    spoken=word.end - word.start,
-                    is_user=identity is not None and identity.is_user,
-                    person_id=identity.person_id if identity is not None else None,
-                )
+
+    __slots__ = (
+        "_format",
+        "_keeps_voices",
+        "_new_id",
+        "_send",
+        "_speakers",
+        "identities_known_from",
+        "session_id",
+        "voices",
+    )
+
+    def __init__(
+        self,
+        session_id: str,
+        audio_format: AudioFormat,
+        *,
+        send: Callable[[Any], None],
+        new_id: Callable[[], str],
+        keeps_voices: bool,
+    ) -> None:
+        self.session_id = session_id
+        self.voices = VoiceClips(audio_format)
+        self.identities_known_from: int | None = None
+        """Session position, or None: they never were."""
+        self._speakers = Speakers()
+        self._format = audio_format
+        self._send = send
+        self._new_id = new_id
+        self._keeps_voices = keeps_voices
+
+    def narrate(self, labels: EpochLabels, words: list[HeardWord], backlog: Backlog) -> None:
+        """Send the words of one final, while their audio is still in the backlog."""
+        if words and labels.pending:
+            self._tell(self._speakers.confirm(labels, words, self._format.sample_rate))
+            self._note_known(labels, words[0].start)
+        numbered = [
+            (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
+        ]
+        if self._keeps_voices:
+            self.voices.identified = self._speakers.identified
+            contested = labels.contested
+            pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
+            self.voices.hear(pure if contested else numbered, backlog)
+        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
+        self._send([segment.as_json(self._format) for segment in segments])
+        for segment in segments:
+            self._speakers.remember(segment)
+
+    def learn(
+        self,
+        labels: EpochLabels,
+        votes: Sequence[Vote],
+        whose: Sequence[Voice | None],
+        position: int,
+    ) -> None:
+        """Learn from an epoch's lead-in what its labels mean, and tell what that corrects."""
+        self._tell(self._speakers.resolve(labels, votes, whose))
+        self._note_known(labels, position)
+
+    def recall(
+        self, labels: EpochLabels, words: Iterable[LeadInWord], whose: Sequence[Voice | None]
+    ) -> None:
+        """Take words of the session that a primed epoch has heard again since it took over."""
+        again = [(whose[word.anchor], heard_again(word)) for word in words]
+        self._tell(
+            self._speakers.recall(
+                labels,
+                [(who, word) for who, word in again if isinstance(who, int) and word is not None],
             )
-    return segments
+        )
+
+    def _tell(self, news: Iterable[Merged | Identified]) -> None:
+        for told in news:
+            if isinstance(told, Merged):
+                self.voices.merge(told.source, told.into)
+                self._send(events.speakers_merged(told))
+            else:
+                self._send(events.speaker_identified(told))
+
+    def _note_known(self, labels: EpochLabels, position: int) -> None:
+        if self.identities_known_from is None and self._speakers.recognises(labels):
+            self.identities_known_from = position
+            self.voices.forget_early()

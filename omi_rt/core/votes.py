@@ -11,7 +11,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from omi_rt.core.epoch import LeadInWord
+    from omi_rt.core.timeline import LeadInWord
 
 WINNING_SHARE = 0.6
 """Of an anchor's word time that one label must have to be the anchor's."""

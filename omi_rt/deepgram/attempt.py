@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
     from omi_rt.core.dials import DialCause
-    from omi_rt.core.epoch import Heard
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.ledger import Cost
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.patience import Patience
+    from omi_rt.core.timeline import Heard
     from omi_rt.deepgram.provider import Provider
 
 

@@ -31,9 +31,9 @@ from omi_rt.core.errors import (
 )
 from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
 from omi_rt.local.wire import MODEL_NAME
+from omi_rt.net.protocol import client_binary_frame
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.tls import TLSStream
-from omi_rt.net.wire import client_binary_frame
 
 if TYPE_CHECKING:
     from omi_rt.deepgram.credentials import Credentials

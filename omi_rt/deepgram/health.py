@@ -16,8 +16,8 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Gap
     from omi_rt.core.deepgram import Results
     from omi_rt.core.dials import DialCause
-    from omi_rt.core.epoch import Discard
     from omi_rt.core.errors import ProviderError
+    from omi_rt.core.timeline import Discard
     from omi_rt.deepgram.link import Link
     from omi_rt.metrics import Metrics
 

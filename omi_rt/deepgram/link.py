@@ -8,9 +8,9 @@ import trio
 
 from omi_rt.core.answers import PAUSE_SECONDS, AnswerWatch
 from omi_rt.core.deepgram import Message, Metadata, Progress, Results
-from omi_rt.core.epoch import Epoch, Heard, superseded
 from omi_rt.core.errors import ProviderClosed, ProviderError, ProviderUnreachable
 from omi_rt.core.speakers import EpochLabels
+from omi_rt.core.timeline import Heard, Timeline, superseded
 from omi_rt.deepgram.pump import Pump
 
 if TYPE_CHECKING:
@@ -82,7 +82,7 @@ class Link:
         lead_in: LeadIn | None = None,
     ) -> None:
         self.connection = connection
-        self.epoch = Epoch(coverage.audio_format)
+        self.epoch = Timeline(coverage.audio_format)
         self.labels = EpochLabels()
         self.watch = AnswerWatch(coverage, patience)
         """Whether the session's audio is answered in time."""

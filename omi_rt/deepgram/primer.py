@@ -19,7 +19,7 @@ from omi_rt.core.lead_in import (
     LEAD_IN_SECONDS,
     LeadIn,
 )
-from omi_rt.core.pacing import TokenBucket
+from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.votes import Vote, count_votes
 
 if TYPE_CHECKING:

@@ -14,7 +14,7 @@ from omi_rt.core.breaker import Breaker, DialGate, PrimingGate
 from omi_rt.core.deepgram import Malformed, Message, listen_url
 from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import BadRequest, ProviderError, ProviderRefused
-from omi_rt.core.pacing import TokenBucket
+from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
 from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
 from omi_rt.metrics import Metrics, status_label

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from omi_rt.core.coalescing import MAX_MESSAGE_SECONDS
 from omi_rt.core.deepgram import CLOSE_STREAM, FINALIZE, KEEP_ALIVE, finalize_channel
-from omi_rt.core.pacing import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
+from omi_rt.core.load import MAX_MESSAGE_SECONDS
+from omi_rt.core.token_bucket import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -17,9 +17,9 @@ if TYPE_CHECKING:
     from omi_rt.core.answers import AnswerWatch
     from omi_rt.core.audio import AudioChunk
     from omi_rt.core.coverage import Coverage
-    from omi_rt.core.epoch import Epoch
     from omi_rt.core.lead_in import LeadIn, LeadInPart
     from omi_rt.core.ledger import Cost
+    from omi_rt.core.timeline import Timeline
     from omi_rt.deepgram.connection import Connection
 
 FILLER_SECONDS = 0.1
@@ -58,7 +58,7 @@ class Pump:
     def __init__(
         self,
         connection: Connection,
-        epoch: Epoch,
+        epoch: Timeline,
         coverage: Coverage,
         cost: Cost,
         watch: AnswerWatch,

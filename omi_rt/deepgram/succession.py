@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omi_rt.core.backoff import Backoff
-from omi_rt.core.epoch import METADATA_TOLERANCE_SECONDS
 from omi_rt.core.errors import ProviderError, ProviderRefused
+from omi_rt.core.timeline import METADATA_TOLERANCE_SECONDS
 
 if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage

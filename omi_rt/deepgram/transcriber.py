@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any
 
 import trio
 
+from omi_rt.core.absence import Absence, away_seconds
 from omi_rt.core.dials import DialCause
 from omi_rt.core.ledger import Cost
-from omi_rt.core.pacing import UPSTREAM_RATE
 from omi_rt.core.patience import Patience
-from omi_rt.core.watchdog import Presence, away_seconds
+from omi_rt.core.token_bucket import UPSTREAM_RATE
 from omi_rt.deepgram.attempt import Attempt
 from omi_rt.deepgram.health import HealthReport
 from omi_rt.deepgram.lateness import LatenessReport
@@ -22,11 +22,11 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
-    from omi_rt.core.epoch import Heard
     from omi_rt.core.errors import ProviderError
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
-    from omi_rt.core.narrator import Narrator
+    from omi_rt.core.timeline import Heard
+    from omi_rt.core.transcript import Transcript
     from omi_rt.core.votes import Vote
     from omi_rt.deepgram.link import Link
     from omi_rt.deepgram.provider import Provider
@@ -43,7 +43,7 @@ class Transcriber:
         request: what the device asked for.
         provider: where to dial.
         coverage: the session's audio.
-        narrator: makes segments and corrections of what is heard.
+        transcript: makes segments and corrections of what is heard.
         tell: takes events for the device.
         log: a structlog logger of the session's.
         load_anchors: loads the stored voices; None where no identities are wanted.
@@ -56,7 +56,7 @@ class Transcriber:
         request: ListenRequest,
         provider: Provider,
         coverage: Coverage,
-        narrator: Narrator,
+        transcript: Transcript,
         *,
         tell: Callable[[dict[str, Any]], None],
         log: Any,
@@ -67,25 +67,25 @@ class Transcriber:
         self._request = request
         self._provider = provider
         self._coverage = coverage
-        self._narrator = narrator
+        self._transcript = transcript
         self._log = log
         self._primer: Primer | None = None
         if load_anchors is not None:
             self._primer = Primer(
-                self, coverage.audio_format, narrator.voices, load_anchors, provider
+                self, coverage.audio_format, transcript.voices, load_anchors, provider
             )
         self._profile_first = profile_first
         self._health = HealthReport(
-            narrator.session_id,
+            transcript.session_id,
             coverage.audio_format,
             provider.metrics,
             tell,
             log,
         )
-        self._lateness = LatenessReport(narrator.session_id, provider.metrics, tell, log)
+        self._lateness = LatenessReport(transcript.session_id, provider.metrics, tell, log)
         backlog_seconds = coverage.audio_format.seconds(coverage.backlog.capacity)
         self._patience = Patience(backlog_seconds)
-        self._presence = Presence(away_seconds(backlog_seconds))
+        self._absence = Absence(away_seconds(backlog_seconds))
         self._sent_until = 0
         self._succession = Succession(coverage, provider, self._health, log)
         self._scope = trio.CancelScope()
@@ -110,7 +110,7 @@ class Transcriber:
                 self._health.audio_began()
             if self._coverage.backlog.end >= self._health.receipts.next_mark:
                 self._health.receipts.received(self._coverage.backlog.end, now)
-            self._presence.received(now)
+            self._absence.received(now)
             current = self._current
             if current is not None and current.link is not None:
                 current.link.pump.offer(now)
@@ -122,13 +122,13 @@ class Transcriber:
         audio goes.
         """
         while self._coverage.is_full:
-            if self._presence.is_away(trio.current_time()):
+            if self._absence.is_away(trio.current_time()):
                 self._health.lost(self._coverage.drop_excess())
                 break
             self._room = trio.Event()
             with trio.move_on_after(_ROOM_CHECK_SECONDS):
                 await self._room.wait()
-        self._presence.held_back(trio.current_time())
+        self._absence.held_back(trio.current_time())
 
     def end_audio(self, within: float | None = None) -> None:
         """No more audio comes: finish what there is.
@@ -248,7 +248,7 @@ class Transcriber:
         self._between.cancel()
         # They are counted in the votes; what comes later is the tail's.
         attempt.link.epoch.lead_in_words.clear()
-        self._narrator.learn(
+        self._transcript.learn(
             attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
         )
         is_planned = former is not None and former is not attempt and not former.ended.is_set()
@@ -280,7 +280,7 @@ class Transcriber:
 
     def _go_live(self, link: Link, *, is_planned: bool) -> bool:
         """Let an open epoch serve the session; returns whether it is the first."""
-        self._presence.opened()
+        self._absence.opened()
         is_first = self._health.opened(link.connection.request_id)
         link.pump.go_live(self._coverage.watermark, is_planned=is_planned)
         if self._audio_ended:
@@ -307,7 +307,7 @@ class Transcriber:
         if link.epoch.lead_in_words:
             self._recall(self._current, link, heard)
         if heard.words:
-            self._narrator.narrate(link.labels, heard.words, self._coverage.backlog)
+            self._transcript.narrate(link.labels, heard.words, self._coverage.backlog)
         if results.speech_final:
             self._utterance_end.set()
             self._utterance_end = trio.Event()
@@ -315,18 +315,18 @@ class Transcriber:
     def _recall(self, attempt: Attempt, link: Link, heard: Heard) -> None:
         words = link.epoch.take_lead_in_words(heard)
         if words and attempt.lead_in is not None:
-            self._narrator.recall(link.labels, words, attempt.lead_in.whose)
+            self._transcript.recall(link.labels, words, attempt.lead_in.whose)
 
     def _progressed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start
         self._health.progressed(self._coverage.watermark, trio.current_time())
-        self._presence.progressed(trio.current_time(), pending=pending)
+        self._absence.progressed(trio.current_time(), pending=pending)
         self._room.set()
 
     def _passed(self) -> None:
         pending = self._coverage.backlog.end > self._coverage.backlog.start
         self._health.progressed(self._coverage.watermark, trio.current_time())
-        self._presence.passed(trio.current_time(), pending=pending)
+        self._absence.passed(trio.current_time(), pending=pending)
         self._room.set()
 
     def _worked(self, link: Link, seconds_behind: float) -> None:
@@ -334,7 +334,7 @@ class Transcriber:
         if self._current is None or link is not self._current.link:
             return
         now = trio.current_time()
-        self._presence.worked(now)
+        self._absence.worked(now)
         self._lateness.worked(seconds_behind, now)
         if self._audio_ended and self._may_wait_for_work:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
@@ -346,11 +346,11 @@ class Transcriber:
         if attempt.link is not None:
             self._lateness.connection_ended(trio.current_time())
             self._health.closed(attempt.link)
-            self._presence.ended(progressed=attempt.link.progressed)
+            self._absence.ended(progressed=attempt.link.progressed)
             self._note_sent(attempt)
             self._pass_by_unanswered(attempt.link)
         else:
-            self._presence.dial_failed()
+            self._absence.dial_failed()
         if self._is_done():
             attempt.error = None
             return None

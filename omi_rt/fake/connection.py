@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.json import dumps
-from omi_rt.core.pacing import TokenBucket
+from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.fake.clocks import claim_ahead, speed_up
 from omi_rt.fake.fault_queue import FaultQueue
 from omi_rt.fake.faults import (

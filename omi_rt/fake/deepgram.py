@@ -38,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from omi_rt.fake.faults import ConnectionPlan
+    from omi_rt.net.protocol import HTTPRequest
     from omi_rt.net.websocket import WebSocket
-    from omi_rt.net.wire import HTTPRequest
 
 KEY_PATH = "/v1/auth/token"
 SEND_SECONDS = 60.0

@@ -1,4 +1,4 @@
-"""WebSockets over any Trio stream, either side: the shell around `omi_rt.net.wire`.
+"""WebSockets over any Trio stream, either side: the shell around `omi_rt.net.protocol`.
 
 One task receives, one task runs the writer, anyone may queue. The three never wait for each other:
 a peer that does not read can not keep pongs or a close frame from being seen.
@@ -13,9 +13,15 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerTooSlow
+from omi_rt.net.protocol import (
+    ClientOpening,
+    HTTPRequest,
+    ServerOpening,
+    WebSocketProtocol,
+    ends_stream,
+)
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.turns import wait_turn
-from omi_rt.net.wire import ClientWire, HTTPRequest, ServerWire, Wire, ends_stream
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -53,21 +59,21 @@ class WebSocket:
         "_ends_sending",
         "_is_writer_idle",
         "_outgoing",
+        "_protocol",
         "_queued_bytes",
         "_sent",
         "_stream",
         "_tcp",
         "_wake_writer",
-        "_wire",
         "_writer_done",
         "is_sending",
         "received_at",
     )
 
-    def __init__(self, stream: trio.abc.Stream, wire: Wire) -> None:
+    def __init__(self, stream: trio.abc.Stream, protocol: WebSocketProtocol) -> None:
         self._stream = stream
         self._tcp = stream if isinstance(stream, TCPStream) else None
-        self._wire = wire
+        self._protocol = protocol
         self._outgoing = bytearray()
         self._ends_sending = False
         """Whether the sending side ends after what is in the queue."""
@@ -99,17 +105,17 @@ class WebSocket:
             PeerClosed: the peer closed, or the network did, or it broke the protocol; what arrived
                 before was returned before.
         """
-        wire = self._wire
+        protocol = self._protocol
         while True:
-            if wire.has_more:
+            if protocol.has_more:
                 await self._let_others_go_first()
             messages = self._take_step()
             if messages:
                 return messages
-            if wire.has_more:
+            if protocol.has_more:
                 continue
-            if not wire.is_open:
-                raise wire.closed()
+            if not protocol.is_open:
+                raise protocol.closed()
             await self._feed()
 
     @property
@@ -120,7 +126,7 @@ class WebSocket:
     @property
     def has_more(self) -> bool:
         """Whether messages have arrived that the last `receive` has not returned."""
-        return self._wire.has_more
+        return self._protocol.has_more
 
     @property
     def can_send(self) -> bool:
@@ -147,7 +153,7 @@ class WebSocket:
             return
         if self._queued_bytes > MAX_QUEUED_BYTES:
             raise PeerTooSlow("the peer does not read what it is sent")
-        self._wire.send(message)
+        self._protocol.send(message)
         self._take_outgoing()
 
     async def drained(self, below: int = 1) -> None:
@@ -160,12 +166,12 @@ class WebSocket:
 
     def ping_nowait(self) -> None:
         """Queue a protocol ping; the answer shows in ``received_at``."""
-        self._wire.ping()
+        self._protocol.ping()
         self._take_outgoing()
 
     def close_nowait(self, code: int, reason: str = "") -> None:
         """Queue the close frame, after all that was queued before. A second close does nothing."""
-        self._wire.close(code, reason)
+        self._protocol.close(code, reason)
         self._take_outgoing()
 
     async def run_writer(self, send_timeout: float) -> None:
@@ -222,13 +228,13 @@ class WebSocket:
         # unread data resets it, and the reset can overtake our own close frame.
         try:
             with trio.move_on_after(CLOSE_SECONDS):
-                while not (self._wire.is_closed or self._wire.is_flooded):
-                    if self._wire.has_more:
+                while not (self._protocol.is_closed or self._protocol.is_flooded):
+                    if self._protocol.has_more:
                         await self._let_others_go_first()
                     else:
                         await self._feed()
                     self._take_step()
-                if not self._wire.is_flooded:
+                if not self._protocol.is_flooded:
                     await self._writer_done.wait()
         finally:
             with trio.move_on_after(ABORT_SECONDS, shield=True):
@@ -251,7 +257,7 @@ class WebSocket:
         if self._queued_bytes >= MAX_QUEUED_BYTES:
             # Answers to pings are queued by reading: who does not read them is not read either.
             await self.drained(MAX_QUEUED_BYTES)
-        if self._wire.is_late:
+        if self._protocol.is_late:
             # Nobody wants what comes now: it may take as long as it likes.
             await wait_turn()
             return
@@ -267,14 +273,14 @@ class WebSocket:
             await wait_turn()
 
     def _take_step(self) -> list[bytes | str]:
-        messages = self._wire.take_messages()
-        self._allowance -= self._wire.taken_frames
-        if self._wire.has_writes:
+        messages = self._protocol.take_messages()
+        self._allowance -= self._protocol.taken_frames
+        if self._protocol.has_writes:
             self._take_outgoing()
         return messages
 
     async def _feed(self) -> None:
-        if self._allowance < 0 or self._wire.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:
+        if self._allowance < 0 or self._protocol.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:
             await self._let_others_go_first()
         try:
             data = await self._stream.receive_some()
@@ -282,10 +288,10 @@ class WebSocket:
             data = b""
         self.received_at = trio.current_time()
         self._allowance -= len(data) // _BYTES_OF_A_FRAME
-        self._wire.receive(data)
+        self._protocol.receive(data)
 
     def _take_outgoing(self) -> None:
-        writes = self._wire.take_writes()
+        writes = self._protocol.take_writes()
         if not writes:
             return
         ends_sending = ends_stream(writes)
@@ -310,7 +316,7 @@ class ServerHandshake:
 
     def __init__(self, stream: trio.abc.Stream, max_message_bytes: int = MAX_MESSAGE_BYTES) -> None:
         self._stream = stream
-        self._wire = ServerWire(max_message_bytes)
+        self._protocol = ServerOpening(max_message_bytes)
         self._rest = b""
 
     async def receive_request(self, within: float = HANDSHAKE_SECONDS) -> HTTPRequest:
@@ -343,7 +349,7 @@ class ServerHandshake:
         self._rest = bytes(head[end + 4 :])
         # A hundred requests at once are answered one by one, with the running sessions in between.
         await wait_turn()
-        return self._wire.receive_head(bytes(head[: end + 4]))
+        return self._protocol.receive_head(bytes(head[: end + 4]))
 
     def accept(self, headers: Mapping[str, str] | None = None) -> WebSocket:
         """Answer 101 with extra ``headers``; the WebSocket is open at once.
@@ -354,7 +360,7 @@ class ServerHandshake:
         # Handed over, not kept: this object may live as long as the session, and its end may leave it
         # in a cycle until the next collection.
         rest, self._rest = self._rest, b""
-        return WebSocket(self._stream, self._wire.accept(headers or {}, rest))
+        return WebSocket(self._stream, self._protocol.accept(headers or {}, rest))
 
     async def respond(
         self,
@@ -368,7 +374,7 @@ class ServerHandshake:
         """Answer as plain HTTP and end the connection, within ``within`` seconds."""
         content = body.encode() if isinstance(body, str) else body
         fields = {"Content-Type": content_type, **(headers or {})}
-        data = self._wire.plain_response(status, content, fields)
+        data = self._protocol.plain_response(status, content, fields)
         with trio.move_on_after(within), contextlib.suppress(*_STREAM_ERRORS):
             await self._stream.send_all(data)
 
@@ -387,14 +393,14 @@ async def open_websocket(
     Raises:
         HandshakeFailed: the server refused (``status``), or did not answer in time.
     """
-    wire = ClientWire(url, headers or {}, MAX_QUEUED_BYTES)
+    opening = ClientOpening(url, headers or {}, MAX_QUEUED_BYTES)
     with trio.move_on_after(within) as limit:
         try:
-            await stream.send_all(wire.take_request())
-            while wire.is_waiting:
-                wire.receive(await stream.receive_some())
+            await stream.send_all(opening.take_request())
+            while opening.is_waiting:
+                opening.receive(await stream.receive_some())
         except _STREAM_ERRORS as error:
             raise HandshakeFailed("connection lost during the handshake") from error
     if limit.cancelled_caught:
         raise HandshakeFailed(f"no answer within {within:g} s")
-    return WebSocket(stream, wire.opened())
+    return WebSocket(stream, opening.opened())

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from omi_rt.core.listen import ListenRequest
     from omi_rt.deepgram.provider import Provider
     from omi_rt.metrics import Metrics
-    from omi_rt.net.wire import HTTPRequest
+    from omi_rt.net.protocol import HTTPRequest
     from omi_rt.profiles.service import Profiles
     from omi_rt.settings import Settings
 

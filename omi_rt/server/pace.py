@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from omi_rt.core.coalescing import SLACK_LOAD, LoadMeter, read_pause
+from omi_rt.core.load import SLACK_LOAD, LoadMeter, read_pause
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -15,7 +15,7 @@ from omi_rt.core import events
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import JSONError, dumps, loads
-from omi_rt.core.narrator import Narrator
+from omi_rt.core.transcript import Transcript
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import SESSION_ENDS, AudioAccount
@@ -83,7 +83,7 @@ class Session:
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
             load_anchors = partial(profiles.anchors, request.uid, request.audio_format)
-        self._narrator = Narrator(
+        self._transcript = Transcript(
             self.id,
             request.audio_format,
             send=self._send,
@@ -94,7 +94,7 @@ class Session:
             request,
             provider,
             self.coverage,
-            self._narrator,
+            self._transcript,
             tell=self._send,
             log=self._log,
             load_anchors=load_anchors,
@@ -336,7 +336,7 @@ class Session:
                     self._transcriber.cost,
                     self.coverage.audio_format,
                     self._reason,
-                    self._narrator.identities_known_from,
+                    self._transcript.identities_known_from,
                 )
             )
         self._has_taken_leave = True

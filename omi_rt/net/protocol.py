@@ -1,4 +1,4 @@
-"""The WebSocket protocol without the wire: the one file that imports ``websockets``.
+"""The WebSocket protocol without I/O: the one file that imports ``websockets``.
 
 Bytes in, messages out, and the other way round; its sans-I/O classes do the work. Both sides are
 here: the server's, which devices meet (and, in ``fake`` and ``local``, Deepgram's clients), and the
@@ -45,7 +45,7 @@ MAX_BYTES_AFTER_CLOSE = 4_194_304
 """What a peer may have had under way when it was told to stop: its send buffer and ours to receive."""
 
 
-class Wire:
+class WebSocketProtocol:
     """One open WebSocket connection.
 
     What has arrived is taken a step at a time, and what is not taken yet lies here as the bytes that
@@ -290,7 +290,7 @@ class HTTPRequest:
     is_upgrade: bool
 
 
-class ServerWire:
+class ServerOpening:
     """The server's handshake."""
 
     def __init__(self, max_message_bytes: int) -> None:
@@ -316,7 +316,7 @@ class ServerWire:
             is_upgrade="upgrade" in headers.get("connection", "").lower(),
         )
 
-    def accept(self, headers: Mapping[str, str], rest: bytes) -> Wire:
+    def accept(self, headers: Mapping[str, str], rest: bytes) -> WebSocketProtocol:
         """Answer 101 with extra ``headers``, then receive the bytes that came behind the head.
 
         Raises:
@@ -329,11 +329,11 @@ class ServerWire:
         for name, value in headers.items():
             response.headers[name] = value
         self._protocol.send_response(response)
-        wire = Wire(self._protocol)
+        opened = WebSocketProtocol(self._protocol)
         if rest:
-            wire.receive(rest)
-            wire.has_more = True
-        return wire
+            opened.receive(rest)
+            opened.has_more = True
+        return opened
 
     def plain_response(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
         """Make a plain HTTP response that ends the connection; to HEAD without the body."""
@@ -345,7 +345,7 @@ class ServerWire:
         return response.serialize()
 
 
-class ClientWire:
+class ClientOpening:
     """The client's handshake."""
 
     def __init__(self, url: str, headers: Mapping[str, str], max_message_bytes: int) -> None:
@@ -372,7 +372,7 @@ class ClientWire:
         else:
             self._protocol.receive_eof()
 
-    def opened(self) -> Wire:
+    def opened(self) -> WebSocketProtocol:
         """Return the open connection.
 
         Raises:
@@ -384,7 +384,7 @@ class ClientWire:
         if error is not None:
             reason = str(error) if isinstance(error, InvalidHandshake) else type(error).__name__
             raise HandshakeFailed(f"no WebSocket server: {reason}")
-        return Wire(self._protocol)
+        return WebSocketProtocol(self._protocol)
 
 
 def _refusal(response: Response) -> HandshakeFailed:

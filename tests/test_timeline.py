@@ -1,4 +1,4 @@
-"""An epoch translates a connection's times, and keeps every word exactly once."""
+"""An timeline translates a connection's times, and keeps every word exactly once."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
-from omi_rt.core.epoch import Discard, Epoch, LeadInWord, superseded
+from omi_rt.core.timeline import Discard, LeadInWord, Timeline, superseded
 from omi_rt.core.voices import Place
 
 if TYPE_CHECKING:
@@ -50,40 +50,40 @@ def received(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
     return coverage
 
 
-def apply(epoch: Epoch, results: Results, coverage: Coverage) -> tuple[list[HeardWord], bool]:
-    heard = epoch.hear(results, coverage)
+def apply(timeline: Timeline, results: Results, coverage: Coverage) -> tuple[list[HeardWord], bool]:
+    heard = timeline.hear(results, coverage)
     return heard.words, heard.finalise(coverage)
 
 
-def texts(epoch: Epoch, coverage: Coverage, results: Results) -> list[str]:
-    return [heard.text for heard in apply(epoch, results, coverage)[0]]
+def texts(timeline: Timeline, coverage: Coverage, results: Results) -> list[str]:
+    return [heard.text for heard in apply(timeline, results, coverage)[0]]
 
 
 def test_times_are_moved_to_the_session_clock() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
+    coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 4000)
-    epoch.sent(4000, 3000)
-    heard, _ = apply(epoch, final(0, 2, word("a", 0.5, 0.75)), coverage)
+    timeline.sent(4000, 3000)
+    heard, _ = apply(timeline, final(0, 2, word("a", 0.5, 0.75)), coverage)
     assert [(w.start, w.end) for w in heard] == [(4500, 4750)]
     assert coverage.watermark == 6000
 
 
 def test_a_doubled_final_brings_nothing() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
     results = final(0, 2, word("a", 0.5, 0.75))
-    assert texts(epoch, coverage, results) == ["a"]
-    assert texts(epoch, coverage, results) == []
+    assert texts(timeline, coverage, results) == ["a"]
+    assert texts(timeline, coverage, results) == []
     assert coverage.balance().is_exact
 
 
 def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
+    coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 2000)
-    epoch.sent(2000, 5000)
-    heard, _ = apply(epoch, final(0, 3, word("after", 0.0, 0.1)), coverage)
+    timeline.sent(2000, 5000)
+    heard, _ = apply(timeline, final(0, 3, word("after", 0.0, 0.1)), coverage)
     assert [w.text for w in heard] == ["after"]
-    again, overlapping = received(10), Epoch(MONO)
+    again, overlapping = received(10), Timeline(MONO)
     overlapping.sent(0, 5000)
     again.finalise(0, 2000)
     heard, _ = apply(
@@ -93,28 +93,28 @@ def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
 
 
 def test_a_word_beyond_its_final_is_known_when_it_comes_again() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
-    assert texts(epoch, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
+    assert texts(timeline, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
     assert coverage.watermark == 1000
-    assert texts(epoch, coverage, final(1, 3, word("a", 0.9, 1.6), word("b", 2, 2.5))) == ["b"]
+    assert texts(timeline, coverage, final(1, 3, word("a", 0.9, 1.6), word("b", 2, 2.5))) == ["b"]
 
 
 def test_after_a_word_that_reaches_over_its_final_the_next_one_is_heard() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
-    apply(epoch, final(0, 1, word("a", 0.8, 1.4)), coverage)
-    assert texts(epoch, coverage, final(1, 2, word("b", 1.05, 1.2), word("a", 1.3, 1.5))) == [
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
+    apply(timeline, final(0, 1, word("a", 0.8, 1.4)), coverage)
+    assert texts(timeline, coverage, final(1, 2, word("b", 1.05, 1.2), word("a", 1.3, 1.5))) == [
         "b",
         "a",
     ]
 
 
 def test_a_first_word_that_begins_before_its_final_keeps_its_times() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
-    apply(epoch, final(0, 1, word("a", 0.6, 0.8)), coverage)
-    heard, _ = apply(epoch, final(1, 2, word("b", 0.75, 1.1)), coverage)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
+    apply(timeline, final(0, 1, word("a", 0.6, 0.8)), coverage)
+    heard, _ = apply(timeline, final(1, 2, word("b", 0.75, 1.1)), coverage)
     assert [(w.text, w.start, w.end) for w in heard] == [("b", 750, 1100)]
 
 
@@ -126,29 +126,31 @@ def test_a_word_across_two_finals_comes_once_whichever_has_it() -> None:
         ([word("a", 0.9, 1.3)], [word("a", 1.4, 1.8)], ["a", "a"]),
         ([word("a", 0.9, 1.3)], [word("a", 0.95, 1.7)], ["a", "a"]),
     ]:
-        coverage, epoch = received(10), Epoch(MONO)
-        epoch.sent(0, 5000)
-        heard = texts(epoch, coverage, final(0, 1, *first))
-        heard += texts(epoch, coverage, final(1, 2, *second))
+        coverage, timeline = received(10), Timeline(MONO)
+        timeline.sent(0, 5000)
+        heard = texts(timeline, coverage, final(0, 1, *first))
+        heard += texts(timeline, coverage, final(1, 2, *second))
         assert heard == expected
 
 
 def test_other_words_for_audio_that_has_its_words_bring_nothing() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
-    apply(epoch, final(0, 2, word("a", 0.5, 0.9), word("b", 1.0, 1.5)), coverage)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
+    apply(timeline, final(0, 2, word("a", 0.5, 0.9), word("b", 1.0, 1.5)), coverage)
     for end in (2.0, 2.05):
-        heard = epoch.hear(final(0, 2, word("a b", 0.0, end)), coverage)
+        heard = timeline.hear(final(0, 2, word("a b", 0.0, end)), coverage)
         assert heard.words == []
         assert heard.discarded == {Discard.REPEATED: 1}
 
 
 def test_words_of_long_ago_come_again_even_when_they_are_forgotten() -> None:
-    coverage, epoch = received(60), Epoch(MONO)
-    epoch.sent(0, 60_000)
+    coverage, timeline = received(60), Timeline(MONO)
+    timeline.sent(0, 60_000)
     for second in range(30):
-        apply(epoch, final(second, second + 1, word(f"w{second}", second, second + 0.5)), coverage)
-    assert texts(epoch, coverage, final(2, 4, word("w2", 2, 2.5), word("w3", 3, 3.5))) == []
+        apply(
+            timeline, final(second, second + 1, word(f"w{second}", second, second + 0.5)), coverage
+        )
+    assert texts(timeline, coverage, final(2, 4, word("w2", 2, 2.5), word("w3", 3, 3.5))) == []
 
 
 def test_a_new_epoch_knows_the_word_across_its_origin() -> None:
@@ -160,66 +162,66 @@ def test_a_new_epoch_knows_the_word_across_its_origin() -> None:
         ([word("a", 0.5, 0.6)], [word("?", 0.5, 1.02)], []),
         ([word("a", 0.5, 0.6)], [word("b", 0.9, 1.3)], ["b"]),
     ]:
-        coverage, former = received(10), Epoch(MONO)
+        coverage, former = received(10), Timeline(MONO)
         former.sent(0, 5000)
         apply(former, final(0, 1, *delivered), coverage)
-        epoch = Epoch(MONO)
-        epoch.sent(500, 4500)
+        timeline = Timeline(MONO)
+        timeline.sent(500, 4500)
         moved = [{**w, "start": w["start"] - 0.5, "end": w["end"] - 0.5} for w in again]
-        assert texts(epoch, coverage, final(0, 2, *moved)) == expected
+        assert texts(timeline, coverage, final(0, 2, *moved)) == expected
 
 
 def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> None:
-    coverage, former = received(10), Epoch(MONO)
+    coverage, former = received(10), Timeline(MONO)
     former.sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.5, 0.6)), coverage)
-    epoch = Epoch(MONO)
-    epoch.sent(500, 4500)
+    timeline = Timeline(MONO)
+    timeline.sent(500, 4500)
     results = final(0, 2, word("b", 0.2, 0.65))
-    heard, _ = apply(epoch, results, coverage)
+    heard, _ = apply(timeline, results, coverage)
     assert [(w.text, w.start, w.end) for w in heard] == [("b", 1000, 1150)]
-    assert texts(epoch, coverage, results) == []
-    assert texts(epoch, coverage, results) == []
+    assert texts(timeline, coverage, results) == []
+    assert texts(timeline, coverage, results) == []
 
 
 def test_a_new_epoch_knows_a_word_by_its_end_where_its_start_is_before_its_final() -> None:
-    coverage, former = received(10), Epoch(MONO)
+    coverage, former = received(10), Timeline(MONO)
     former.sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.8, 0.98)), coverage)
-    epoch = Epoch(MONO)
-    epoch.sent(500, 4500)
-    assert texts(epoch, coverage, final(0.3, 2, word("a", 0.08, 0.52))) == []
+    timeline = Timeline(MONO)
+    timeline.sent(500, 4500)
+    assert texts(timeline, coverage, final(0.3, 2, word("a", 0.08, 0.52))) == []
 
 
 def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
-    coverage, epoch = received(20), Epoch(MONO)
-    epoch.sent(0, 5000)
-    heard = epoch.hear(final(10, 15, word("ghost", 11, 11.2)), coverage)
+    coverage, timeline = received(20), Timeline(MONO)
+    timeline.sent(0, 5000)
+    heard = timeline.hear(final(10, 15, word("ghost", 11, 11.2)), coverage)
     assert not heard.finalise(coverage)
     assert coverage.watermark == 0
 
 
 def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
-    coverage, epoch = received(20), Epoch(MONO)
-    epoch.sent(0, 5000)
-    heard = epoch.hear(final(0, 9, word("a", 1, 2)), coverage)
+    coverage, timeline = received(20), Timeline(MONO)
+    timeline.sent(0, 5000)
+    heard = timeline.hear(final(0, 9, word("a", 1, 2)), coverage)
     heard.finalise(coverage)
     assert heard.claims_unsent
     assert coverage.watermark == 2000
-    empty = epoch.hear(final(2, 12), coverage)
+    empty = timeline.hear(final(2, 12), coverage)
     assert (empty.claims_unsent, empty.finalise(coverage)) == (True, False)
-    epoch.sent(5000, 5000)
-    heard = epoch.hear(final(2, 8, word("b", 3, 4)), coverage)
+    timeline.sent(5000, 5000)
+    heard = timeline.hear(final(2, 8, word("b", 3, 4)), coverage)
     assert [(w.text, w.start) for w in heard.words] == [("b", 3000)]
 
 
 def test_every_word_that_is_dropped_has_its_reason() -> None:
-    coverage, epoch = received(20, STEREO), Epoch(STEREO)
-    epoch.sent_foreign(1000)
+    coverage, timeline = received(20, STEREO), Timeline(STEREO)
+    timeline.sent_foreign(1000)
     coverage.finalise(0, 2000)
     coverage.finalise(1, 2000)
-    epoch.sent(1500, 5000)
-    heard = epoch.hear(
+    timeline.sent(1500, 5000)
+    heard = timeline.hear(
         final(
             0,
             3,
@@ -233,117 +235,121 @@ def test_every_word_that_is_dropped_has_its_reason() -> None:
     )
     assert [w.text for w in heard.words] == ["new"]
     assert heard.discarded == {Discard.FOREIGN: 1, Discard.REPLAYED: 1, Discard.UNSENT: 1}
-    other = epoch.hear(final(0, 3, word("x", 1, 2), channel=5, of=6), coverage)
+    other = timeline.hear(final(0, 3, word("x", 1, 2), channel=5, of=6), coverage)
     assert other.discarded == {Discard.NO_CHANNEL: 1}
     assert superseded(final(0, 3, word("x", 1, 2))).discarded == {Discard.SUPERSEDED: 1}
 
 
 def test_a_final_beyond_what_was_sent_is_clamped() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 1000)
-    assert texts(epoch, coverage, final(0, 1e300, word("a", 0.2, 9e99))) == ["a"]
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 1000)
+    assert texts(timeline, coverage, final(0, 1e300, word("a", 0.2, 9e99))) == ["a"]
     assert coverage.watermark == 1000
     assert coverage.balance().is_exact
 
 
 def test_audio_dropped_between_two_sends_leaves_later_times_exact() -> None:
-    coverage, epoch = received(20), Epoch(MONO)
-    epoch.sent(0, 2000)
-    epoch.sent(7000, 3000)
-    heard, _ = apply(epoch, final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
+    coverage, timeline = received(20), Timeline(MONO)
+    timeline.sent(0, 2000)
+    timeline.sent(7000, 3000)
+    heard, _ = apply(timeline, final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
     assert [(w.start, w.end) for w in heard] == [(500, 1000), (7500, 8000)]
     assert coverage.watermark == 9000
 
 
 def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent_foreign(100)
-    epoch.sent(0, 2000)
-    heard, _ = apply(epoch, final(0, 1.1, word("a", 0.1, 0.6)), coverage)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent_foreign(100)
+    timeline.sent(0, 2000)
+    heard, _ = apply(timeline, final(0, 1.1, word("a", 0.1, 0.6)), coverage)
     assert [(w.start, w.end) for w in heard] == [(0, 500)]
     assert coverage.watermark == 1000
 
 
 def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent_foreign(3000, anchor=0)
-    epoch.sent_foreign(1000)
-    epoch.sent(500, 2000)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent_foreign(3000, anchor=0)
+    timeline.sent_foreign(1000)
+    timeline.sent(500, 2000)
     heard, _ = apply(
-        epoch,
+        timeline,
         final(0, 5, word("profile", 1, 2, speaker=4), word("live", 4.5, 5, speaker=4)),
         coverage,
     )
     assert [(w.text, w.start, w.label) for w in heard] == [("live", 1000, 4)]
-    assert epoch.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
+    assert timeline.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
 
 
 def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent_foreign(1000, anchor=0, said_at=Place(5000, 0))
-    epoch.sent_foreign(1000, anchor=0, said_at=Place(6000, 0))
-    epoch.sent_foreign(1000)
-    epoch.sent(8000, 1000)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent_foreign(1000, anchor=0, said_at=Place(5000, 0))
+    timeline.sent_foreign(1000, anchor=0, said_at=Place(6000, 0))
+    timeline.sent_foreign(1000)
+    timeline.sent(8000, 1000)
     # The second one begins in one message and has its middle in the next.
     words = word("a", 0.25, 0.75, speaker=4), word("b", 0.9, 1.5, speaker=4)
-    heard = epoch.hear(final(0, 2, *words), coverage)
+    heard = timeline.hear(final(0, 2, *words), coverage)
     expected = [
         LeadInWord(0, 0, 4, 500, Place(5250, 0)),
         LeadInWord(0, 0, 4, 600, Place(5900, 0)),
     ]
-    assert epoch.lead_in_words == expected
+    assert timeline.lead_in_words == expected
     # More may follow, until a final covers audio behind them.
-    assert epoch.take_lead_in_words(heard) == []
-    heard = epoch.hear(final(2, 3.5), coverage)
-    assert epoch.take_lead_in_words(heard) == expected
-    assert epoch.lead_in_words == []
+    assert timeline.take_lead_in_words(heard) == []
+    heard = timeline.hear(final(2, 3.5), coverage)
+    assert timeline.take_lead_in_words(heard) == expected
+    assert timeline.lead_in_words == []
 
 
 def test_a_final_inside_the_lead_in_moves_no_watermark() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent_foreign(3000, anchor=0)
-    assert not apply(epoch, final(0, 3), coverage)[1]
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent_foreign(3000, anchor=0)
+    assert not apply(timeline, final(0, 3), coverage)[1]
     assert coverage.watermark == 0
 
 
 def test_channels_have_watermarks_of_their_own() -> None:
-    coverage, epoch = received(10, STEREO), Epoch(STEREO)
-    epoch.sent(0, 5000)
-    apply(epoch, final(0, 4, channel=0, of=2), coverage)
+    coverage, timeline = received(10, STEREO), Timeline(STEREO)
+    timeline.sent(0, 5000)
+    apply(timeline, final(0, 4, channel=0, of=2), coverage)
     assert (coverage.watermark_of(0), coverage.watermark_of(1)) == (4000, 0)
-    assert texts(epoch, coverage, final(0, 2, word("b", 1, 1.5), channel=1, of=2)) == ["b"]
+    assert texts(timeline, coverage, final(0, 2, word("b", 1, 1.5), channel=1, of=2)) == ["b"]
     assert coverage.watermark == 2000
 
 
 def test_one_result_for_all_channels_moves_all_watermarks() -> None:
-    coverage, epoch = received(10, STEREO), Epoch(STEREO)
-    epoch.sent(0, 5000)
-    apply(epoch, final(0, 4), coverage)
+    coverage, timeline = received(10, STEREO), Timeline(STEREO)
+    timeline.sent(0, 5000)
+    apply(timeline, final(0, 4), coverage)
     assert coverage.watermark == 4000
 
 
 def test_a_channel_that_the_session_does_not_have_brings_nothing() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
-    assert apply(epoch, final(0, 4, word("a", 1, 2), channel=3, of=4), coverage) == ([], False)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
+    assert apply(timeline, final(0, 4, word("a", 1, 2), channel=3, of=4), coverage) == ([], False)
 
 
 def test_a_word_without_speaker_takes_the_one_before_or_the_first_of_its_channel() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 9000)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 9000)
     heard, _ = apply(
-        epoch, final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)), coverage
+        timeline,
+        final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)),
+        coverage,
     )
     assert [w.label for w in heard] == [3, 3, 3]
-    heard, _ = apply(epoch, final(4, 8, word("d", 5, 6), word("e", 6, 7, speaker=1)), coverage)
+    heard, _ = apply(timeline, final(4, 8, word("d", 5, 6), word("e", 6, 7, speaker=1)), coverage)
     assert [w.label for w in heard] == [3, 1]
 
 
 def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None:
-    coverage, epoch = received(10), Epoch(MONO)
-    epoch.sent(0, 5000)
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.sent(0, 5000)
     heard, _ = apply(
-        epoch, final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)), coverage
+        timeline,
+        final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)),
+        coverage,
     )
     assert [(w.text, w.start, w.end) for w in heard] == [
         ("a", 1000, 1000),
@@ -353,12 +359,12 @@ def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None
 
 
 def test_metadata_within_half_a_second_covers_all_that_was_sent() -> None:
-    epoch = Epoch(MONO)
-    epoch.sent(0, 5000)
-    assert epoch.covers_all(5.5)
-    assert epoch.covers_all(4.5)
-    assert not epoch.covers_all(5.501)
-    assert not epoch.covers_all(None)
+    timeline = Timeline(MONO)
+    timeline.sent(0, 5000)
+    assert timeline.covers_all(5.5)
+    assert timeline.covers_all(4.5)
+    assert not timeline.covers_all(5.501)
+    assert not timeline.covers_all(None)
 
 
 # What a lying provider may say: any times at all, in any order.
@@ -386,13 +392,13 @@ any_word = st.fixed_dictionaries(
 def test_nothing_that_a_provider_says_breaks_the_ledger_or_the_clock(
     sends: list[tuple[int, int]], finals: list[tuple[Any, Any, list[Any], int]]
 ) -> None:
-    coverage, epoch = received(40, STEREO), Epoch(STEREO)
+    coverage, timeline = received(40, STEREO), Timeline(STEREO)
     position = 0
     for gap, samples in sends:
         position += gap
-        epoch.sent(position, samples)
+        timeline.sent(position, samples)
         position += samples
-    sent = epoch.sent_position or 0
+    sent = timeline.sent_position or 0
     for start, duration, words, channel in finals:
         message = parse_message(
             dumps(
@@ -409,7 +415,7 @@ def test_nothing_that_a_provider_says_breaks_the_ledger_or_the_clock(
         if not isinstance(message, Results):
             continue
         before = [coverage.watermark_of(c) for c in range(2)]
-        heard, _ = apply(epoch, message, coverage)
+        heard, _ = apply(timeline, message, coverage)
         assert coverage.balance().is_exact
         assert all(coverage.watermark_of(c) >= before[c] for c in range(2))
         assert all(coverage.watermark_of(c) <= sent for c in range(2))
@@ -430,8 +436,8 @@ def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
     heard: list[tuple[str, int]] = []
     for cut in [*sorted(cuts), 20_000]:
         origin = coverage.watermark
-        epoch = Epoch(MONO)
-        epoch.sent(origin, 20_000 - origin)
+        timeline = Timeline(MONO)
+        timeline.sent(origin, 20_000 - origin)
         if cut <= origin:
             continue
         offset = origin / 1000
@@ -441,7 +447,7 @@ def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
             for n, start, end in spoken
             if offset <= (start + end) / 2 < cut / 1000
         ]
-        brought, _ = apply(epoch, final(0, cut / 1000 - offset, *inside), coverage)
+        brought, _ = apply(timeline, final(0, cut / 1000 - offset, *inside), coverage)
         heard += [(each.text, each.start) for each in brought]
     assert [text for text, _ in heard] == [str(n) for n, _, _ in spoken]
     assert coverage.balance().finalised == 20_000

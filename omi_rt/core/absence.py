@@ -19,7 +19,7 @@ AWAY_EPOCHS = 3
 
 
 @define
-class Presence:
+class Absence:
     """Whether Deepgram counts as away: then a full backlog gives up its oldest audio.
 
     It is away while no epoch is open and a dial has failed, and when three epochs in a row, or

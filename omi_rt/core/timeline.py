@@ -123,7 +123,7 @@ class Heard:
         return any(moved)
 
 
-class Epoch:
+class Timeline:
     """The clock and the words of one connection."""
 
     __slots__ = (

@@ -1,0 +1,89 @@
+"""Segments: the words of one final, grouped by speaker, as the device gets them."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from attrs import define, field
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from omi_rt.core.audio import AudioFormat
+    from omi_rt.core.voices import Identity
+    from omi_rt.core.words import HeardWord
+
+
+@define
+class Segment:
+    """Consecutive words of one speaker."""
+
+    id: str
+    speaker: int
+    start: int
+    """Session position, in samples."""
+    end: int
+    channel: int
+    words: list[str] = field(repr=False)
+    spoken: int = 0
+    """Samples that its words take, without the pauses between them."""
+    is_user: bool = False
+    person_id: str | None = None
+
+    def as_json(self, audio_format: AudioFormat) -> dict[str, Any]:
+        """The segment dictionary of the documented system, with ``id`` and ``speaker_id``.
+
+        Times are seconds on the session clock. ``channel`` is there where there are several.
+        """
+        fields = {
+            "id": self.id,
+            "speaker": speaker_name(self.speaker),
+            "speaker_id": self.speaker,
+            "start": audio_format.seconds(self.start),
+            "end": audio_format.seconds(self.end),
+            "text": " ".join(self.words),
+            "is_user": self.is_user,
+            "person_id": self.person_id,
+        }
+        if audio_format.channels > 1:
+            fields["channel"] = self.channel
+        return fields
+
+
+def speaker_name(number: int) -> str:
+    """The label that the Omi app parses: ``SPEAKER_00``."""
+    return f"SPEAKER_{number:02d}"
+
+
+def make_segments(
+    words: Iterable[tuple[int, HeardWord]],
+    identity_of: Callable[[int], Identity | None],
+    new_id: Callable[[], str],
+) -> list[Segment]:
+    """Group consecutive words of one speaker, each with the speaker's number, into segments.
+
+    ``identity_of`` tells whose a number is, if that is known.
+    """
+    segments: list[Segment] = []
+    for number, word in words:
+        last = segments[-1] if segments else None
+        if last is not None and last.speaker == number:
+            last.words.append(word.text)
+            last.end = max(last.end, word.end)
+            last.spoken += word.end - word.start
+        else:
+            identity = identity_of(number)
+            segments.append(
+                Segment(
+                    id=new_id(),
+                    speaker=number,
+                    start=word.start,
+                    end=word.end,
+                    channel=word.channel,
+                    words=[word.text],
+                    spoken=word.end - word.start,
+                    is_user=identity is not None and identity.is_user,
+                    person_id=identity.person_id if identity is not None else None,
+                )
+            )
+    return segments
