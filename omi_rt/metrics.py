@@ -27,6 +27,7 @@ from prometheus_client.registry import Collector
 
 import omi_rt
 from omi_rt.core.dials import DialCause
+from omi_rt.core.endings import EndingClass
 from omi_rt.core.ledger import Cost
 from omi_rt.core.timeline import Discard
 
@@ -40,14 +41,6 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-SESSION_ENDS = (
-    "client_closed_stream",
-    "device_gone",
-    "server_going_away",
-    "stt_failed",
-    "internal_error",
-    "cancelled",
-)
 UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin")
 CLOSE_CODES = ("1008", "1011")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
@@ -236,7 +229,9 @@ class Metrics:
             "backlog_bytes", "Memory that the audio kept by all sessions takes."
         )
         self.sessions_ended = self._counter(
-            "sessions_ended", "Sessions that ended.", reason=SESSION_ENDS
+            "sessions_ended",
+            "Sessions that ended.",
+            reason=tuple(kind.value for kind in EndingClass),
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",

@@ -11,6 +11,7 @@ from urllib.parse import urlencode
 import trio
 from attrs import define, field
 
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import PeerClosed
 from omi_rt.deepgram.provider import Provider, make_provider
 from omi_rt.fake import FakeDeepgram, FaultScript, Options, plain_words
@@ -18,8 +19,10 @@ from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
 from omi_rt.server.app import Server
+from omi_rt.server.memory import default_backlog_bytes
 from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
+from omi_rt.server.shared import Shared
 from omi_rt.settings import Settings
 
 if TYPE_CHECKING:
@@ -34,15 +37,9 @@ CLOSE_STREAM = '{"type":"CloseStream"}'
 class BalancedServer(Server):
     """A server that keeps every session it had, so that each ledger can be looked at."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        provider: Provider,
-        metrics: Metrics,
-        profiles: Profiles | None = None,
-        pace: Pace | None = None,
-    ) -> None:
-        super().__init__(settings, provider, metrics, profiles, pace)
+    def __init__(self, shared: Shared) -> None:
+        super().__init__(shared)
+        self.budget = shared.budget
         self.all_sessions: list[Session] = []
 
     def assert_balanced(self) -> None:
@@ -221,7 +218,8 @@ async def running_server(
         clock=trio.current_time,
         cpu_clock=lambda: load * trio.current_time(),
     )
-    server = BalancedServer(settings, provider, metrics, profiles, pace)
+    budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
+    server = BalancedServer(Shared(settings, provider, metrics, pace, budget, profiles))
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)

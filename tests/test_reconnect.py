@@ -523,7 +523,7 @@ async def test_a_device_that_stops_reading_is_closed_while_its_audio_is_finalise
                 websocket.send_nowait(pcm[offset : offset + 1600])
                 await trio.sleep(0.1)
             await world.sessions_ended()
-            assert session._close_code == 1011
+            assert session._ending.close_code == 1011
             balance = session.coverage.balance()
             assert balance.finalised == balance.received > 0
             nursery.cancel_scope.cancel()

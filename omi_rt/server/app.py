@@ -12,7 +12,6 @@ import trio
 
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
-from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import BadRequest, HandshakeFailed
 from omi_rt.core.listen import parse_listen, split_target
 from omi_rt.core.origin import is_allowed
@@ -20,19 +19,13 @@ from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 from omi_rt.server.http import HTTPAnswer, answer, unavailable
-from omi_rt.server.memory import default_backlog_bytes
-from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from omi_rt.core.listen import ListenRequest
-    from omi_rt.deepgram.provider import Provider
-    from omi_rt.metrics import Metrics
     from omi_rt.net.protocol import HTTPRequest
-    from omi_rt.profiles.service import Profiles
-    from omi_rt.settings import Settings
+    from omi_rt.server.shared import Shared
 
 LISTEN_BACKLOG = 1024
 RETRY_SECONDS = (1, 10)
@@ -50,33 +43,23 @@ _SHOWN_CHARACTERS = 100
 class Server:
     """Every connection to the port, and the sessions behind them."""
 
-    def __init__(
-        self,
-        settings: Settings,
-        provider: Provider,
-        metrics: Metrics,
-        profiles: Profiles | None = None,
-        pace: Pace | None = None,
-        draining: trio.Event | None = None,
-    ) -> None:
+    def __init__(self, shared: Shared, draining: trio.Event | None = None) -> None:
         self.sessions: set[Session] = set()
         self.ended_connections = 0
         self.cut_sessions = 0
         """Sessions that were ended by force, without their last words."""
         self._connections = 0
         """Connections that are open, with those that have become sessions."""
-        self._settings = settings
-        self._provider = provider
-        self._metrics = metrics
-        self._profiles = profiles
-        self.budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-        """Of the audio that all sessions keep."""
-        self._pace = pace or Pace(settings.message_cap_ms / 1000)
+        self._shared = shared
+        self._settings = shared.settings
+        self._provider = shared.provider
+        self._metrics = metrics = shared.metrics
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
-        metrics.max_sessions.set(settings.max_sessions)
+        metrics.max_sessions.set(shared.settings.max_sessions)
+        metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
         metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
@@ -87,7 +70,7 @@ class Server:
             is_draining=self._draining.is_set(),
             sessions=len(self.sessions),
             max_sessions=self._settings.max_sessions,
-            is_memory_full=self.budget.is_full,
+            is_memory_full=self._shared.budget.is_full,
             has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
         )
@@ -98,7 +81,7 @@ class Server:
         Plain HTTP is answered to the end. Cancelling this ends all sessions at once.
         """
         async with trio.open_nursery() as connections:
-            connections.start_soon(self._pace.run)
+            connections.start_soon(self._shared.pace.run)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(
@@ -188,7 +171,7 @@ class Server:
             await self._close(websocket, error.close_code, str(error))
             return None
         try:
-            return self._open_session(websocket, listen)
+            return Session(websocket, listen, self._shared)
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
@@ -218,18 +201,6 @@ class Server:
 
     def _retry_seconds(self) -> int:
         return self._provider.random.randint(*RETRY_SECONDS)
-
-    def _open_session(self, websocket: WebSocket, listen: ListenRequest) -> Session:
-        return Session(
-            websocket,
-            listen,
-            self._provider,
-            self._settings,
-            self._metrics,
-            self._profiles,
-            self._pace,
-            self.budget,
-        )
 
     async def _run_session(self, session: Session) -> None:
         self.sessions.add(session)

@@ -13,6 +13,7 @@ from attrs import define, field, frozen
 import omi_rt
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
@@ -23,9 +24,10 @@ from omi_rt.net.listeners import open_listeners
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
-from omi_rt.server.memory import calm_the_collector, keep_memory_low
+from omi_rt.server.memory import calm_the_collector, default_backlog_bytes, keep_memory_low
 from omi_rt.server.pace import Pace
 from omi_rt.server.provider_watch import look_at_key, probe_provider
+from omi_rt.server.shared import Shared
 from omi_rt.server.signals import drain_on_signal
 
 if TYPE_CHECKING:
@@ -104,9 +106,9 @@ async def serve(
             _provider(settings, metrics, announce) as provider,
             _profiles(settings) as profiles,
         ):
-            server = Server(settings, provider, metrics, profiles, pace, end.draining)
-            end.server = server
-            metrics.backlog_bytes.set_function(lambda: server.budget.held_bytes)
+            budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
+            shared = Shared(settings, provider, metrics, pace, budget, profiles)
+            end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )

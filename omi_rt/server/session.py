@@ -11,25 +11,21 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.codecs import is_fake_pong, open_decoder
-from omi_rt.core import events
+from omi_rt.core import endings, events
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.core.transcript import Transcript
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.log import get_logger, pseudonym
-from omi_rt.metrics import SESSION_ENDS, AudioAccount
+from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
-    from omi_rt.core.budget import BacklogBudget
+    from omi_rt.core.endings import Ending
     from omi_rt.core.listen import ListenRequest
-    from omi_rt.deepgram.provider import Provider
-    from omi_rt.metrics import Metrics
     from omi_rt.net.websocket import WebSocket
-    from omi_rt.profiles.service import Profiles
-    from omi_rt.server.pace import Pace
-    from omi_rt.settings import Settings
+    from omi_rt.server.shared import Shared
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
@@ -56,26 +52,17 @@ class Session:
     to be finalised, and a provider that goes leaves a device that is told so and stays.
     """
 
-    def __init__(
-        self,
-        websocket: WebSocket,
-        request: ListenRequest,
-        provider: Provider,
-        settings: Settings,
-        metrics: Metrics,
-        profiles: Profiles | None,
-        pace: Pace,
-        budget: BacklogBudget,
-    ) -> None:
+    def __init__(self, websocket: WebSocket, request: ListenRequest, shared: Shared) -> None:
+        settings, profiles = shared.settings, shared.profiles
         self.id = uuid.uuid4().hex
-        self.coverage = Coverage(request.audio_format, settings.backlog_seconds, budget)
-        self._budget = budget
+        self.coverage = Coverage(request.audio_format, settings.backlog_seconds, shared.budget)
+        self._budget = shared.budget
         self._drained_to, self._drained_at = 0, trio.current_time()
         self._websocket = websocket
         self._request = request
         self._settings = settings
-        self._metrics = metrics
-        self._pace = pace
+        self._metrics = shared.metrics
+        self._pace = shared.pace
         self._log = get_logger(
             session=self.id, uid_hash=pseudonym(request.uid), peer=websocket.peer
         )
@@ -92,7 +79,7 @@ class Session:
         )
         self._transcriber = Transcriber(
             request,
-            provider,
+            shared.provider,
             self.coverage,
             self._transcript,
             tell=self._send,
@@ -110,10 +97,7 @@ class Session:
         self._has_told_undecodable = False
         self._has_told_unknown = False
         self._has_taken_leave = False
-        self._reason = "cancelled"
-        # 1000 is for a client that asked for the end, and for nobody else: Omi apps do not come back
-        # after it.
-        self._close_code = 1001
+        self._ending = endings.CANCELLED
 
     async def run(self) -> None:
         """Serve the device until it has all its words, or is gone and all is finalised.
@@ -138,17 +122,17 @@ class Session:
                 await self._take_leave()
                 nursery.cancel_scope.cancel()
         except* Exception as group:  # noqa: BLE001 - the seam: one session's fault touches no other
-            self._reason, self._close_code = "internal_error", 1011
+            self._ending = endings.INTERNAL_ERROR
             self._metrics.faults.inc()
             self._log.exception("session_fault", exc_info=group)
         finally:
             if trio.current_effective_deadline() == -math.inf:
-                self._reason, self._close_code = "cancelled", 1001
+                self._ending = endings.CANCELLED
             self._decoder.close()
             self.coverage.lose_pending()
             self._report()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
-                await self._websocket.abort(self._close_code, self._reason)
+                await self._websocket.abort(self._ending.close_code, self._ending.reason)
 
     @property
     def has_said_all(self) -> bool:
@@ -161,7 +145,7 @@ class Session:
         Args:
             within: seconds that finalising may take.
         """
-        self._end("server_going_away", 1001, within)
+        self._end(endings.SERVER_GOING_AWAY, within)
 
     # The device's side.
 
@@ -170,10 +154,10 @@ class Session:
             try:
                 await self._receive_audio()
             except PeerClosed as closed:
-                self._lose_device(f"device_closed_{closed.code}", closed.code)
+                self._lose_device(endings.device_lost(f"device_closed_{closed.code}", closed.code))
         if not self._device_is_there:
             # Its side ends now, whatever is still to be finalised.
-            await self._websocket.aclose(self._close_code, self._reason)
+            await self._websocket.aclose(self._ending.close_code, self._ending.reason)
         self._incoming_ended.set()
 
     async def _receive_audio(self) -> None:
@@ -273,7 +257,7 @@ class Session:
             message = None
         kind = message.get("type") if isinstance(message, dict) else None
         if kind == "CloseStream":
-            self._end("client_closed_stream", 1000)
+            self._end(endings.CLIENT_CLOSED_STREAM)
         elif not self._has_told_unknown:
             self._has_told_unknown = True
             # Without what it says: it may be anything.
@@ -296,7 +280,7 @@ class Session:
             await trio.sleep_until(beat)
             silent = trio.current_time() - self._websocket.received_at
             if self._is_reading and silent > MISSED_HEARTBEATS * interval:
-                self._lose_device("device_vanished", 1006)
+                self._lose_device(endings.DEVICE_VANISHED)
                 return
             self._send(events.PING)
             self._websocket.ping_nowait()
@@ -306,15 +290,15 @@ class Session:
         try:
             await self._websocket.run_writer(self._settings.send_timeout)
         except PeerTooSlow as error:
-            self._lose_device(str(error), error.close_code)
-            await self._websocket.abort(self._close_code, self._reason)
+            self._lose_device(endings.device_lost(str(error), error.close_code))
+            await self._websocket.abort(self._ending.close_code, self._ending.reason)
         else:
             # It ends before the session where the connection is lost. The reader meets that end
             # only after all that had arrived before it, and that may be hours of audio.
             with trio.move_on_after(_LAST_AUDIO_SECONDS):
                 await self._incoming_ended.wait()
             if self._device_is_there:
-                self._lose_device("device_vanished", 1006)
+                self._lose_device(endings.DEVICE_VANISHED)
 
     # The provider's side.
 
@@ -324,7 +308,7 @@ class Session:
         except ProviderError as error:
             self._log.error("provider_failed", reason=str(error))
             self._send(events.service_status("stt_failed", str(error)))
-            self._reason, self._close_code = "stt_failed", 1011
+            self._ending = endings.STT_FAILED
 
     async def _take_leave(self) -> None:
         self._incoming.cancel()
@@ -335,26 +319,26 @@ class Session:
                     self.coverage.balance(),
                     self._transcriber.cost,
                     self.coverage.audio_format,
-                    self._reason,
+                    self._ending.reason,
                     self._transcript.identities_known_from,
                 )
             )
         self._has_taken_leave = True
         if self._device_is_there:
-            await self._websocket.aclose(self._close_code, self._reason)
+            await self._websocket.aclose(self._ending.close_code, self._ending.reason)
 
     # Ends.
 
-    def _end(self, reason: str, close_code: int, within: float | None = None) -> None:
+    def _end(self, ending: Ending, within: float | None = None) -> None:
         if self._takes_audio:
             self._takes_audio = False
-            self._reason, self._close_code = reason, close_code
+            self._ending = ending
         self._transcriber.end_audio(within)
 
-    def _lose_device(self, reason: str, close_code: int) -> None:
+    def _lose_device(self, ending: Ending) -> None:
         self._device_is_there = False
         self._incoming.cancel()
-        self._end(reason, close_code if close_code in {1008, 1009, 1011} else 1001)
+        self._end(ending)
 
     # What goes to the device.
 
@@ -364,7 +348,7 @@ class Session:
         try:
             self._websocket.send_nowait(dumps(message))
         except DeviceError as error:
-            self._lose_device(str(error), error.close_code)
+            self._lose_device(endings.device_lost(str(error), error.close_code))
 
     def _report(self) -> None:
         audio_format = self.coverage.audio_format
@@ -372,12 +356,12 @@ class Session:
         account, cost = balance.in_seconds(audio_format), self._transcriber.cost
         metrics = self._metrics
         metrics.sessions.dec()
-        metrics.sessions_ended.labels(self._reason_class()).inc()
+        metrics.sessions_ended.labels(self._ending.kind.value).inc()
         metrics.audio.close(self._account)
         self._log.info(
             "session_ended",
-            reason=self._reason,
-            close_code=self._close_code,
+            reason=self._ending.reason,
+            close_code=self._ending.close_code,
             **account,
             **{f"sent_{name}": value for name, value in cost.in_seconds(audio_format).items()},
             **ledger_details(self.coverage),
@@ -385,9 +369,6 @@ class Session:
         )
         if not balance.is_exact:
             self._log.error("ledger_unbalanced", **account)
-
-    def _reason_class(self) -> str:
-        return self._reason if self._reason in SESSION_ENDS else "device_gone"
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:

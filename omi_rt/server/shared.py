@@ -1,0 +1,26 @@
+"""What all sessions of one server process share."""
+
+from __future__ import annotations
+
+from attrs import frozen
+
+from omi_rt.core.budget import BacklogBudget
+from omi_rt.deepgram.provider import Provider
+from omi_rt.metrics import Metrics
+from omi_rt.profiles.service import Profiles
+from omi_rt.server.pace import Pace
+from omi_rt.settings import Settings
+
+
+@frozen
+class Shared:
+    """The parts of the process that a session needs, as one value. It owns none of them."""
+
+    settings: Settings
+    provider: Provider
+    metrics: Metrics
+    pace: Pace
+    budget: BacklogBudget
+    """Bounds the bytes of audio that all sessions keep together."""
+    profiles: Profiles | None = None
+    """Stored voices; None where speech profiles are switched off."""
