@@ -295,6 +295,18 @@ def test_a_device_that_pauses_has_its_last_words_asked_for_once() -> None:
     assert silent.asked == []
 
 
+def test_words_without_times_are_an_answer_to_what_had_gone_up_before_them() -> None:
+    coverage = Coverage(MONO, 60.0)
+    watch = AnswerWatch(coverage, Patience(60.0))
+    assert not watch.lacks_answer()
+    for now, audio in ((5.0, tone(5.0)), (8.0, silence(3.0)), (10.0, tone(2.0))):
+        coverage.receive(audio.tobytes())
+        watch.record_sent(coverage.backlog.end, now)
+        assert watch.lacks_answer() is (now != 8.0)
+        watch.record_progress(range(1), None, now)
+        assert not watch.lacks_answer()
+
+
 def test_times_of_sending_are_known_to_a_quarter_of_a_second() -> None:
     times = SendTimes()
     for step in range(1000):

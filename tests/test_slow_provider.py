@@ -13,7 +13,7 @@ from attrs import evolve
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.borders import BORDERS, HARMFUL_BORDERS
 from omi_rt.fake.connection import ListenConnection
-from omi_rt.fake.faults import ConnectionPlan, Drop, Late, Silence
+from omi_rt.fake.faults import ConnectionPlan, Drop, Late, Malformed, Silence
 from omi_rt.fake.finals import FINALIZE_ANSWERS
 from tests.harness import listening_server, words_of
 
@@ -181,6 +181,18 @@ async def test_a_pause_with_the_noise_of_a_room_is_silence_as_well(
     assert record.texts["Finalize"] == 0
 
 
+@pytest.mark.parametrize("seconds", [18.0, 40.0])
+async def test_a_late_word_is_heard_though_it_is_said_to_begin_in_silence_that_was_passed(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    words = random_script(Random(6), 12.0).words
+    script = Script(tuple(evolve(word, start=word.start + 24.0) for word in words), 36.0)
+    options = Options(
+        lateness=(seconds, seconds), borders="starts_early", empty_finals=None, finalize="never"
+    )
+    await assert_whole(script, options)
+
+
 async def test_a_device_that_sends_nothing_for_a_minute_is_asked_about_once(
     autojump_clock: MockClock,
 ) -> None:
@@ -239,6 +251,17 @@ async def test_finalize_names_the_channel_and_cuts_no_word_of_another(
 
 
 # Never answered
+
+
+async def test_speech_that_is_never_answered_is_tried_again_though_a_final_had_no_times(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript.of(
+        [Malformed(what="nan_times", after_audio=1.0, results=2), Silence(after_audio=12.0)]
+    )
+    script = random_script(Random(8), 25.0)
+    records = await assert_whole(script, Options(), faults=faults)
+    assert len(records) == 2
 
 
 async def test_speech_that_two_connections_do_not_answer_is_passed_by_and_told(

@@ -5,13 +5,14 @@ from __future__ import annotations
 from json import dumps
 from typing import TYPE_CHECKING, Any
 
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
-from omi_rt.core.timeline import Discard, LeadInWord, Timeline, superseded
+from omi_rt.core.timeline import Discard, Heard, LeadInWord, Timeline, superseded
 from omi_rt.core.voices import Place
 
 if TYPE_CHECKING:
@@ -50,8 +51,15 @@ def received(seconds: float, audio_format: AudioFormat = MONO) -> Coverage:
     return coverage
 
 
+def hear(timeline: Timeline, results: Results, coverage: Coverage) -> Heard:
+    """Hear a final of an timeline that began no later than with its first session audio."""
+    if timeline.sent_position is not None:
+        timeline.begin(coverage)
+    return timeline.hear(results, coverage)
+
+
 def apply(timeline: Timeline, results: Results, coverage: Coverage) -> tuple[list[HeardWord], bool]:
-    heard = timeline.hear(results, coverage)
+    heard = hear(timeline, results, coverage)
     return heard.words, heard.finalise(coverage)
 
 
@@ -138,7 +146,7 @@ def test_other_words_for_audio_that_has_its_words_bring_nothing() -> None:
     timeline.sent(0, 5000)
     apply(timeline, final(0, 2, word("a", 0.5, 0.9), word("b", 1.0, 1.5)), coverage)
     for end in (2.0, 2.05):
-        heard = timeline.hear(final(0, 2, word("a b", 0.0, end)), coverage)
+        heard = hear(timeline, final(0, 2, word("a b", 0.0, end)), coverage)
         assert heard.words == []
         assert heard.discarded == {Discard.REPEATED: 1}
 
@@ -184,6 +192,59 @@ def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> No
     assert texts(timeline, coverage, results) == []
 
 
+def test_a_word_across_the_origin_is_known_when_it_comes_again_long_after() -> None:
+    """A final may repeat the last word of the one before: 15 s of silence may lie between them."""
+    coverage, former = received(30), Timeline(MONO)
+    former.sent(0, 5000)
+    apply(former, final(0, 1, word("a", 0.82, 1.0)), coverage)
+    timeline = Timeline(MONO)
+    timeline.sent(500, 29_500)
+    results = final(0.3, 17, word("a", 0.35, 0.53), word("b", 16, 16.5))
+    assert texts(timeline, coverage, results) == ["b"]
+    assert texts(timeline, coverage, results) == []
+
+
+def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle() -> None:
+    coverage, former = received(10), Timeline(MONO)
+    former.sent(0, 5000)
+    apply(former, final(0, 1, word("a", 0.8, 1.0)), coverage)
+    timeline = Timeline(MONO)
+    timeline.sent(500, 4500)
+    message = {
+        "type": "Results",
+        "is_final": True,
+        "channel_index": [0, 1],
+        "start": 0.1,
+        "duration": 0.45,
+        "channel": {"alternatives": [{"transcript": "A."}]},
+    }
+    bare = parse_message(dumps(message))
+    assert isinstance(bare, Results)
+    heard = hear(timeline, bare, coverage)
+    assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
+
+
+def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_replay() -> None:
+    coverage, timeline = received(30), Timeline(MONO)
+    timeline.sent(0, 30_000)
+    timeline.begin(coverage)
+    coverage.finalise_silence(0, 12_000)
+    assert texts(timeline, coverage, final(0, 20, word("soft", 3, 3.4), word("a", 14, 15))) == [
+        "soft",
+        "a",
+    ]
+
+
+def test_an_epoch_lacks_times_only_where_no_final_has_any() -> None:
+    for messages, lacks in [("", False), ("u", True), ("t", False), ("ut", False), ("tu", False)]:
+        coverage, timeline = received(10), Timeline(MONO)
+        timeline.sent(0, 5000)
+        for number, message in enumerate(messages):
+            results = final(number, number + 1, word("a", number, number + 0.5))
+            hear(timeline, evolve(results, start=None) if message == "u" else results, coverage)
+        assert timeline.lacks_times is lacks, messages
+
+
 def test_a_new_epoch_knows_a_word_by_its_end_where_its_start_is_before_its_final() -> None:
     coverage, former = received(10), Timeline(MONO)
     former.sent(0, 5000)
@@ -196,7 +257,7 @@ def test_a_new_epoch_knows_a_word_by_its_end_where_its_start_is_before_its_final
 def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
     coverage, timeline = received(20), Timeline(MONO)
     timeline.sent(0, 5000)
-    heard = timeline.hear(final(10, 15, word("ghost", 11, 11.2)), coverage)
+    heard = hear(timeline, final(10, 15, word("ghost", 11, 11.2)), coverage)
     assert not heard.finalise(coverage)
     assert coverage.watermark == 0
 
@@ -204,14 +265,14 @@ def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
 def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
     coverage, timeline = received(20), Timeline(MONO)
     timeline.sent(0, 5000)
-    heard = timeline.hear(final(0, 9, word("a", 1, 2)), coverage)
+    heard = hear(timeline, final(0, 9, word("a", 1, 2)), coverage)
     heard.finalise(coverage)
     assert heard.claims_unsent
     assert coverage.watermark == 2000
-    empty = timeline.hear(final(2, 12), coverage)
+    empty = hear(timeline, final(2, 12), coverage)
     assert (empty.claims_unsent, empty.finalise(coverage)) == (True, False)
     timeline.sent(5000, 5000)
-    heard = timeline.hear(final(2, 8, word("b", 3, 4)), coverage)
+    heard = hear(timeline, final(2, 8, word("b", 3, 4)), coverage)
     assert [(w.text, w.start) for w in heard.words] == [("b", 3000)]
 
 
@@ -221,7 +282,8 @@ def test_every_word_that_is_dropped_has_its_reason() -> None:
     coverage.finalise(0, 2000)
     coverage.finalise(1, 2000)
     timeline.sent(1500, 5000)
-    heard = timeline.hear(
+    heard = hear(
+        timeline,
         final(
             0,
             3,
@@ -235,7 +297,7 @@ def test_every_word_that_is_dropped_has_its_reason() -> None:
     )
     assert [w.text for w in heard.words] == ["new"]
     assert heard.discarded == {Discard.FOREIGN: 1, Discard.REPLAYED: 1, Discard.UNSENT: 1}
-    other = timeline.hear(final(0, 3, word("x", 1, 2), channel=5, of=6), coverage)
+    other = hear(timeline, final(0, 3, word("x", 1, 2), channel=5, of=6), coverage)
     assert other.discarded == {Discard.NO_CHANNEL: 1}
     assert superseded(final(0, 3, word("x", 1, 2))).discarded == {Discard.SUPERSEDED: 1}
 
@@ -288,7 +350,7 @@ def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None
     timeline.sent(8000, 1000)
     # The second one begins in one message and has its middle in the next.
     words = word("a", 0.25, 0.75, speaker=4), word("b", 0.9, 1.5, speaker=4)
-    heard = timeline.hear(final(0, 2, *words), coverage)
+    heard = hear(timeline, final(0, 2, *words), coverage)
     expected = [
         LeadInWord(0, 0, 4, 500, Place(5250, 0)),
         LeadInWord(0, 0, 4, 600, Place(5900, 0)),
@@ -296,7 +358,7 @@ def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None
     assert timeline.lead_in_words == expected
     # More may follow, until a final covers audio behind them.
     assert timeline.take_lead_in_words(heard) == []
-    heard = timeline.hear(final(2, 3.5), coverage)
+    heard = hear(timeline, final(2, 3.5), coverage)
     assert timeline.take_lead_in_words(heard) == expected
     assert timeline.lead_in_words == []
 

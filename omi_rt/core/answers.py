@@ -134,6 +134,7 @@ class AnswerWatch:
         "_progressed_at",
         "_sent",
         "_times",
+        "_untimed_until",
         "_worked",
         "worked_at",
     )
@@ -143,6 +144,7 @@ class AnswerWatch:
         self._patience = patience
         self._times = SendTimes()
         self._sent = 0
+        self._untimed_until = 0
         self._progressed_at = 0.0
         self._worked = 0.0
         self.worked_at = -math.inf
@@ -168,6 +170,8 @@ class AnswerWatch:
         self._progressed_at = now
         for channel in channels:
             self._channels[channel].progressed_at = now
+        if covered is None:
+            self._untimed_until = self._sent
         sent_at = None if covered is None else self._times.sent_at(covered - 1)
         self._patience.record_answer(0.0 if sent_at is None else now - sent_at)
         self._times.forget(self._coverage.watermark)
@@ -216,6 +220,19 @@ class AnswerWatch:
         """How long speech that has gone up waits without any progress; None if none waits."""
         awaited = self._awaited_since(now)
         return None if awaited is None else now - awaited
+
+    def lacks_answer(self) -> bool:
+        """Tell whether speech that has gone up has no answer at all, be it one without times."""
+        coverage = self._coverage
+        return any(
+            SoundFinder(coverage.audio_format, number).first_sound(
+                coverage.backlog,
+                max(coverage.watermark_of(number), self._untimed_until),
+                self._sent,
+            )
+            is not None
+            for number in range(coverage.audio_format.channels)
+        )
 
     def overdue_until(self, now: float) -> int | None:
         """The position up to which answers are overdue, if speech has waited for 20 s; else None."""

@@ -223,12 +223,16 @@ class Results:
         return self.channel.alternatives[0]
 
     @property
+    def is_bare(self) -> bool:
+        """Whether it has a transcript and no words, so that no word has times of its own."""
+        return bool(self.best.transcript) and not self.best.words
+
+    @property
     def words(self) -> tuple[Word, ...]:
         """The words of the best alternative; a bare transcript is one word that spans the final."""
-        best = self.best
-        if best.words or not best.transcript:
-            return best.words
-        return (Word(word=best.transcript, start=self.start, end=self.end),)
+        if not self.is_bare:
+            return self.best.words
+        return (Word(word=self.best.transcript, start=self.start, end=self.end),)
 
 
 @frozen

@@ -7,7 +7,8 @@ in them: never is one offset added to everything.
 The rules that keep a transcript whole over several epochs:
 
 * Only the current epoch's finals are applied. Fixing the next epoch's origin ends this one.
-* A channel's *origin* is its watermark when the epoch begins. A word belongs to the side of the
+* A channel's *origin* is its watermark when the epoch begins, and stays there when silence is passed
+  before the first final: only what an earlier epoch had is a replay. A word belongs to the side of the
   origin on which its *middle* lies, and a start before the origin is moved to it. A word that lies
   across the origin and was not delivered before is new on either side: a connection may have been
   cut between a final that ended inside a word and the one that would have brought it.
@@ -129,12 +130,13 @@ class Timeline:
     __slots__ = (
         "_first_position",
         "_format",
+        "_has_times",
         "_heard_until",
         "_labels",
+        "_lacked_times",
         "_origins",
         "_reached",
         "_runs",
-        "lacks_times",
         "lead_in_words",
         "sent_position",
         "sent_samples",
@@ -148,8 +150,8 @@ class Timeline:
         self._heard_until = [0] * audio_format.channels
         self._origins: list[int] = []
         self._reached: list[int] = []
-        self.lacks_times = False
-        """Whether a final did not say usably what it covers."""
+        self._has_times = False
+        self._lacked_times = False
         self.sent_samples = 0
         """Everything that went up: the connection's own clock."""
         self.sent_position: int | None = None
@@ -161,9 +163,20 @@ class Timeline:
         """Everything that went up, in seconds."""
         return self.sent_samples / self._format.sample_rate
 
+    @property
+    def lacks_times(self) -> bool:
+        """Whether finals came, and none of them said usably what it covers."""
+        return self._lacked_times and not self._has_times
+
     def heard_until(self, channel: int) -> int:
         """How far on the connection's clock finals have come, in samples."""
         return self._heard_until[channel]
+
+    def begin(self, coverage: Coverage) -> None:
+        """Fix the origins: the session's audio goes up from now on. Only the first call counts."""
+        if not self._origins:
+            self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
+            self._reached = list(self._origins)
 
     def sent(self, position: int, samples: int) -> None:
         """Record session audio that goes up."""
@@ -199,7 +212,7 @@ class Timeline:
         """Take one final: return the words that are new, and what it covers.
 
         The words are remembered as said, so each is returned once. A message for a channel that the
-        session does not have brings nothing.
+        session does not have brings nothing. Where session audio has gone up `begin` comes first.
         """
         several = self._format.channels > 1
         channel, count = results.channel_index or (
@@ -210,9 +223,6 @@ class Timeline:
         if channel >= self._format.channels:
             discarded = _counted(Discard.NO_CHANNEL, len(results.words))
             return Heard([], range(0), None, discarded=discarded)
-        if not self._origins:
-            # No final of this epoch has moved a watermark yet, nor has another epoch's since it serves.
-            self._fix_origins(coverage)
         claims_unsent = self._claims_unsent(results)
         provider_end = self._provider_end(results, channel, claims_unsent=claims_unsent)
         covered = self._position_of_end(provider_end)
@@ -224,7 +234,9 @@ class Timeline:
             if isinstance(heard, LeadInWord):
                 self.lead_in_words.append(heard)
                 continue
-            reason = self._reason_to_discard(heard, said, bounds, watermark)
+            reason = self._reason_to_discard(
+                heard, said, bounds, watermark, is_bare=results.is_bare
+            )
             if reason is None:
                 new.append(heard)
             else:
@@ -247,21 +259,26 @@ class Timeline:
         start = max(word.start, self._origins[word.channel])
         return word if start == word.start else evolve(word, start=start, end=max(start, word.end))
 
-    def _fix_origins(self, coverage: Coverage) -> None:
-        if self.sent_position is not None:
-            self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
-            self._reached = list(self._origins)
-
     def _reason_to_discard(
-        self, word: HeardWord, said: SaidWords, bounds: tuple[int, int], watermark: int
+        self,
+        word: HeardWord,
+        said: SaidWords,
+        bounds: tuple[int, int],
+        watermark: int,
+        *,
+        is_bare: bool,
     ) -> Discard | None:
         origin, middle = self._origins[word.channel], word.start + word.end
         tolerance = self._format.samples(SAME_SECONDS)
         if middle < 2 * origin:
             # A piece of a word, where the epoch's audio begins, is no word of its own.
-            is_whole = word.start > self._first_position + tolerance // 2
+            is_whole = word.start > self._first_position + tolerance // 2 and not is_bare
             is_across = word.end > origin and said.end > 0 and is_whole
-            is_known = said.has_like(word) or said.has_same(word, bounds, tolerance)
+            is_known = (
+                word.end < said.horizon
+                or said.has_like(word)
+                or said.has_same(word, bounds, tolerance)
+            )
             return None if is_across and not is_known else Discard.REPLAYED
         if word.end == word.start:
             # It has no times of its own: where it stands nothing else tells it from another.
@@ -290,9 +307,10 @@ class Timeline:
         return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
 
     def _provider_end(self, results: Results, channel: int, *, claims_unsent: bool) -> int:
+        self._has_times |= results.end is not None
+        self._lacked_times |= results.end is None
         if results.end is not None and not claims_unsent:
             return self._sample(results.end)
-        self.lacks_times |= results.end is None
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
         # What it says of its end is of no use: without words it covers nothing new.

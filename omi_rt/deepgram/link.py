@@ -111,10 +111,7 @@ class Link:
     @property
     def speech_waits(self) -> bool:
         """Whether anything that sounded has gone up and has no final, as far as finals have times."""
-        return (
-            not self.epoch.lacks_times
-            and self.watch.unanswered_seconds(trio.current_time()) is not None
-        )
+        return not self.epoch.lacks_times and self.watch.lacks_answer()
 
     def retire(self) -> None:
         """End `run` now: another epoch takes over, or nothing is left to wait for."""

@@ -99,6 +99,7 @@ class Pump:
         ``is_planned`` is a switch from an epoch that was still good: what goes up again because of
         it is counted as overlap, not as replay.
         """
+        self._epoch.begin(self._coverage)
         self._overlap.extend(self._coverage.overlap_before(origin, self._most))
         self._cursor = origin
         self._is_planned = is_planned
