@@ -178,7 +178,7 @@ class Timeline:
             self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
             self._reached = list(self._origins)
 
-    def sent(self, position: int, samples: int) -> None:
+    def record_sent(self, position: int, samples: int) -> None:
         """Record session audio that goes up."""
         runs = self._runs
         if runs and self.sent_position == position and runs[-1].position is not None:
@@ -190,7 +190,7 @@ class Timeline:
         self.sent_samples += samples
         self.sent_position = position + samples
 
-    def sent_foreign(
+    def record_foreign(
         self, samples: int, anchor: int | None = None, said_at: Place | None = None
     ) -> None:
         """Record audio that goes up but is not the session's now: an anchor, or silence."""
