@@ -7,6 +7,7 @@ own, and turns its exceptions into ours. Sending is for one task only, receiving
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -200,8 +201,18 @@ async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:
     try:
         return await dial(url)
     except (OSError, *NETWORK_ERRORS) as error:
-        cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
-        raise ProviderUnreachable(f"can not connect to {host}: {cause or error}") from None
+        raise ProviderUnreachable(f"cannot connect to {host}: {_dial_reason(error)}") from None
+
+
+def _dial_reason(error: BaseException) -> str:
+    """Return what the system said; Trio hides it behind a sentence on all addresses together."""
+    if isinstance(error, BaseExceptionGroup):
+        return _dial_reason(error.exceptions[0])
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        # Trio words an errno in its own way; the resolver's numbers are negative, its words good.
+        said = os.strerror(error.errno) if error.errno > 0 else error.strerror
+        return (said or "no connection").lower()
+    return str(error) if error.__cause__ is None else _dial_reason(error.__cause__)
 
 
 async def _handshake(

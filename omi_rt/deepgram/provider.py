@@ -77,7 +77,7 @@ class Provider:
             return
         if language.lower().partition("-")[0] not in self.languages:
             known = ", ".join(sorted(self.languages))
-            raise BadRequest(f"language: the speech provider here knows {known} only")
+            raise BadRequest(f"language: this server only transcribes {known}")
 
     def note_open(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
         """Note an open connection, and how long its dial took."""

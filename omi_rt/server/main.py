@@ -83,7 +83,7 @@ async def serve(
         task_status: told the address when connections are accepted.
 
     Raises:
-        BindFailed: the address can not be bound.
+        BindFailed: the address cannot be bound.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
