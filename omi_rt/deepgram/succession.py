@@ -77,7 +77,10 @@ class Succession:
         """
         backlog = self._coverage.backlog
         rest = self._coverage.audio_format.seconds(backlog.end - backlog.start)
-        if link is None or rest <= METADATA_TOLERANCE_SECONDS:
+        if link is None:
+            return False
+        if rest <= METADATA_TOLERANCE_SECONDS:
+            link.apply_metadata()
             return False
         misses_speech = link.speech_waits
         if link.metadata is not None and not misses_speech:
