@@ -11,13 +11,14 @@ import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.core.audio import AudioFormat
+from omi_rt.core.lead_in import MIN_ANCHOR_SECONDS
 from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import Script, random_script, synthesise, utterance
-from omi_rt.profiles.anchors import MIN_ANCHOR_SECONDS, AnchorLimits, fit_anchors
+from omi_rt.profiles.anchors import AnchorLimits, fit_anchors
 from omi_rt.profiles.cache import ProfileCache
 from omi_rt.profiles.loading import LoadedAnchors, load_anchors
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import MAX_SAMPLE_BYTES
+from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
     import trio.testing
@@ -231,7 +232,7 @@ async def test_a_deleted_profile_is_used_no_more_and_leaves_the_cache(
     store, cache = MemoryProfileStore(), ProfileCache()
     sample = await store.put("u", None, wav(1))
     await load(store, cache)
-    assert cache.entries == 1
+    assert len(cache) == 1
     await store.delete(sample)
     assert (await load(store, cache)).anchors == ()
-    assert cache.entries == 0
+    assert len(cache) == 0

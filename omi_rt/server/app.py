@@ -6,6 +6,7 @@ import contextlib
 import ipaddress
 import resource
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -149,7 +150,7 @@ class Server:
         try:
             path, parameters = split_target(request.target)
         except BadRequest as error:
-            await _respond(handshake, HTTPAnswer(400, f"{error}\n"))
+            await _respond(handshake, HTTPAnswer(HTTPStatus.BAD_REQUEST, f"{error}\n"))
             return None
         if path != "/listen" or not request.is_upgrade:
             await _respond(
@@ -164,7 +165,9 @@ class Server:
         try:
             websocket = handshake.accept()
         except HandshakeFailed as failure:
-            await _respond(handshake, HTTPAnswer(failure.status or 400, f"{failure}\n"))
+            await _respond(
+                handshake, HTTPAnswer(failure.status or HTTPStatus.BAD_REQUEST, f"{failure}\n")
+            )
             return None
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
@@ -188,7 +191,10 @@ class Server:
             return None
         self._metrics.upgrades_refused.labels("origin").inc()
         self._log.info("origin_refused", peer=peer, origin=(origin or "")[:_SHOWN_CHARACTERS])
-        return HTTPAnswer(403, "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n")
+        return HTTPAnswer(
+            HTTPStatus.FORBIDDEN,
+            "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n",
+        )
 
     def _refuse(self) -> HTTPAnswer | None:
         refusal = self.refusal
