@@ -40,7 +40,9 @@ async def load(
     limits: AnchorLimits = LIMITS,
     audio_format: AudioFormat = MONO,
 ) -> LoadedAnchors:
-    return await load_anchors(store, cache or ProfileCache(), "u", audio_format, limits)
+    return await load_anchors(
+        store, ProfileCache() if cache is None else cache, "u", audio_format, limits
+    )
 
 
 async def test_without_anything_stored_there_are_no_anchors_and_no_problems(

@@ -31,7 +31,9 @@ def wav(voice: int) -> bytes:
 async def load(
     store: MemoryProfileStore, cache: ProfileCache | None = None, uid: str = "u"
 ) -> LoadedAnchors:
-    return await load_anchors(store, cache or ProfileCache(), uid, MONO, AnchorLimits())
+    return await load_anchors(
+        store, ProfileCache() if cache is None else cache, uid, MONO, AnchorLimits()
+    )
 
 
 async def test_a_store_that_does_not_answer_is_given_5_s(

@@ -8,7 +8,7 @@ from http import HTTPStatus
 from attrs import frozen
 
 REFUSED_KEY = "Deepgram refuses the key: check DEEPGRAM_API_KEY"
-_BREAKER_REASONS = {
+_BREAKER_REASONS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: REFUSED_KEY,
     HTTPStatus.PAYMENT_REQUIRED: "Deepgram refuses for want of credit",
     HTTPStatus.FORBIDDEN: "Deepgram does not allow the key what is asked of it",
