@@ -85,20 +85,29 @@ def listen_url(
 
     Args:
         base: ws(s) or http(s), with or without a path; ``/v1/listen`` is appended.
-        request: the device's; its language, rate and channels go up.
+        request: the client's. Its rate and channels go up, and its language; where it has options of
+            its own, they go up as they came, and the defaults do not.
         options: parameters that replace or join the defaults; a value is a list, repeated in the
-            query; an empty list leaves the parameter out.
+            query; an empty list leaves the parameter out. The client's own go before them.
     """
-    multichannel = request.channels > 1
-    query: dict[str, Sequence[str]] = {
-        "language": ("multi" if request.language == "auto" else request.language,),
+    multichannel = request.channels > 1 and not request.is_mixed_down
+    sound: dict[str, Sequence[str]] = {
         "sample_rate": (str(request.sample_rate),),
         "encoding": ("linear16",),
         "channels": (str(request.channels),),
         "multichannel": ("true" if multichannel else "false",),
-        **DEFAULT_OPTIONS,
-        **(options or {}),
     }
+    query: dict[str, Sequence[str]]
+    if request.options is None:
+        language = "multi" if request.language == "auto" else request.language
+        query = {"language": (language,), **sound, **DEFAULT_OPTIONS, **(options or {})}
+        if request.wants_interims:
+            query["interim_results"] = ("true",)
+    else:
+        query = {**sound, **(options or {}), **request.options}
+        if request.include_speech_profile and "diarize_model" not in query:
+            # Whose a voice is, is learned from its label.
+            query["diarize"] = ("true",)
     parts = urlsplit(base)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path.rstrip("/").removesuffix("/v1/listen").removesuffix("/v1") + "/v1/listen"
@@ -175,6 +184,7 @@ class Word:
     punctuated_word: str = field(default="", repr=False, converter=_text)
     speaker: int | None = field(default=None, converter=_label)
     confidence: float | None = field(default=None, converter=_number)
+    language: str = field(default="", converter=_text)
 
     @property
     def text(self) -> str:

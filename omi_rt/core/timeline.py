@@ -369,7 +369,16 @@ class Timeline:
         )
         finish = self._position_of_end(end)
         confidence = 1.0 if word.confidence is None else word.confidence
-        return HeardWord(word.text, begin, max(begin, finish or begin), channel, label, confidence)
+        return HeardWord(
+            word.text,
+            begin,
+            max(begin, finish or begin),
+            channel,
+            label,
+            confidence,
+            word.word,
+            word.language,
+        )
 
     def _run_at(self, sample: int) -> Run | None:
         """The run that holds a provider sample; the last one for what lies behind all."""

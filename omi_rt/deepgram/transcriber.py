@@ -306,8 +306,9 @@ class Transcriber:
         self._succession.backoff.reset()
         if link.epoch.lead_in_words:
             self._recall(self._current, link, heard)
-        if heard.words:
-            self._transcript.narrate(link.labels, heard.words, self._coverage.backlog)
+        self._transcript.narrate(
+            link.labels, heard, self._coverage.backlog, speech_final=results.speech_final
+        )
         if results.speech_final:
             self._utterance_end.set()
             self._utterance_end = trio.Event()
