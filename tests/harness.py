@@ -91,14 +91,17 @@ class World:
         *,
         headers: Mapping[str, str] | None = None,
         is_loopback: bool = False,
+        first: Sequence[str | bytes] = (),
         capacity_bytes: int = 65_536,
     ) -> AsyncIterator[Device]:
-        """Connect a client to any path of the server's."""
+        """Connect a client to any path of the server's; ``first`` is what it sends at once."""
         before = set(self.server.sessions)
         stream = self.open_stream(capacity_bytes, is_loopback=is_loopback)
         target = f"{path}?{urlencode(query, doseq=True)}"
         websocket = await open_websocket(stream, f"ws://server{target}", headers=headers)
         device = Device(websocket, stream)
+        for message in first:
+            device.send(message)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(websocket.run_writer, 1e6)
             nursery.start_soon(device.read)

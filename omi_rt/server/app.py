@@ -316,6 +316,7 @@ async def _receive_proof(websocket: WebSocket, call: Call) -> tuple[Call, list[b
     """
     messages: list[bytes | str] = []
     with trio.move_on_after(AUTH_SECONDS):
+        await websocket.flush(AUTH_SECONDS)
         messages = await websocket.receive()
     if not messages:
         raise BadRequest(f"auth: nothing came within {AUTH_SECONDS:g} s")
