@@ -69,7 +69,7 @@ def main() -> None:
 @click.option(
     "--port",
     type=click.IntRange(0, 65535),
-    help="Else OMI_RT_PORT, else 8080; 0 picks one.",
+    help="Port to bind; else OMI_RT_PORT, else 8080; 0 picks a free one.",
 )
 def serve(host: str | None, port: int | None) -> None:
     """Run the server. Settings come from the environment: see omi-rt settings."""
@@ -135,19 +135,26 @@ def _header_fields(_context: object, _option: object, values: tuple[str, ...]) -
 @click.option(
     "--language",
     default="",
-    help="The language spoken, such as en or de, or auto; else the server decides.",
+    help="The language spoken, such as en or de, or auto; by default the server decides.",
 )
-@click.option("--no-profile", is_flag=True, help="Keep and send no voices: nobody is recognised.")
+@click.option(
+    "--no-profile", is_flag=True, help="Neither keep nor send voices, so that nobody is recognised."
+)
 @click.option(
     "--header",
     "headers",
     multiple=True,
     metavar="NAME:VALUE",
     callback=_header_fields,
-    help="An HTTP header for the server or a proxy before it; may be repeated.",
+    help="Send this HTTP header, as a proxy in front of the server may ask; may be repeated.",
 )
-@click.option("--json", "json_output", is_flag=True, help="One segment object a line, no more.")
-@click.option("--events", "with_events", is_flag=True, help="With --json: the events as well.")
+@click.option(
+    "--json",
+    "json_output",
+    is_flag=True,
+    help="Print one segment a line, as a JSON object, and nothing else.",
+)
+@click.option("--events", "with_events", is_flag=True, help="With --json, print the events too.")
 def stream(
     file: str,
     url: str,
@@ -167,7 +174,7 @@ def stream(
     from omi_rt.client.run import run_stream
 
     if with_events and not json_output:
-        raise click.UsageError("--events goes with --json")
+        raise click.UsageError("--events needs --json")
     status = run_stream(
         file,
         url,
@@ -209,22 +216,24 @@ def demo() -> None:
 
 @main.group()
 def profile() -> None:
-    """Store speech profiles: of the user UID, or with --person of somebody they know."""
+    """Store speech profiles of the user UID or, with --person, of somebody they know."""
 
 
-_person = click.option("--person", "person_id", help="A known person's id; else the user.")
+_person = click.option(
+    "--person", "person_id", help="The id of a known person; without it, the user is meant."
+)
 
 
 @profile.command("put")
 @click.argument("uid")
 @click.argument("file", type=click.File("rb"))
 @_person
-@click.option("--force", is_flag=True, help="Replace another recording that is stored already.")
+@click.option("--force", is_flag=True, help="Replace another recording that is already stored.")
 def profile_put(uid: str, file: IO[bytes], person_id: str | None, *, force: bool) -> None:
     """Check the WAV FILE (5 to 120 s of one voice) and store it.
 
-    Nothing here can tell whether two recordings are of the same voice. So another recording is only
-    replaced with --force.
+    Nothing here can tell whether two recordings are of the same voice. So another recording is
+    replaced only with --force.
     """
     from omi_rt.profiles.commands import put_profile
 
@@ -270,7 +279,12 @@ def profile_list(uid: str) -> None:
 @profile.command("delete")
 @click.argument("uid")
 @_person
-@click.option("--all", "everything", is_flag=True, help="The user and all people.")
+@click.option(
+    "--all",
+    "everything",
+    is_flag=True,
+    help="Delete the voices of the user and of everybody they know.",
+)
 def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
     """Delete the user's profile, or a person's samples."""
     from omi_rt.profiles.commands import delete_profiles
@@ -288,14 +302,19 @@ def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
 @click.option(
     "--script",
     type=click.Path(exists=True, dir_okay=False, path_type=Path),
-    help="Faults, as JSON or TOML; see omi_rt/fake/faults.py for the form.",
+    help="Faults to play, as JSON or TOML; omi_rt/fake/faults.py describes the format.",
 )
 @click.option("--seed", type=int, help="Draw the faults at random.")
-@click.option("--key", "keys", multiple=True, help="API keys that pass; by default any does.")
+@click.option(
+    "--key",
+    "keys",
+    multiple=True,
+    help="An API key to accept; may be repeated. By default any is accepted.",
+)
 def fake_deepgram(
     host: str, port: int, script: Path | None, seed: int | None, keys: tuple[str, ...]
 ) -> None:
-    """Run a Deepgram that listens to a made-up language and breaks on request."""
+    """Run a fake Deepgram, which hears a made-up language and fails on request."""
     import trio
 
     from omi_rt.fake.serve import serve_fake
@@ -379,7 +398,7 @@ def _fill_standard_descriptors() -> None:
     """Put something where a standard stream was closed at the start.
 
     Else the next socket gets its number, and with it what is written to standard error. Python has
-    None for such a stream; standard output gets one that can not be written, so that a command
+    None for such a stream; standard output gets one that cannot be written, so that a command
     which prints says so.
     """
     for descriptor in (0, 1, 2):

@@ -44,10 +44,13 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     """
     segments: list[dict[str, Any]] = []
     delays: list[float] = []
+    interrupted = trio.Event()
 
     @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
         # An interrupt waits until this is done: a line that is half drawn could not be erased.
+        if interrupted.is_set():
+            return
         if isinstance(event, AudioSent):
             terminal.show_progress(event.seconds, event.total_seconds)
         elif isinstance(event, SegmentsReceived):
@@ -58,13 +61,14 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
 
     with sample_wav() as path:
         recording = load_recording(path).audio
-    interrupted = trio.Event()
     with (
         trio.open_signal_receiver(signal.SIGINT) as signals,
         trio.move_on_after(DEMO_SECONDS) as limit,
     ):
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(_wait_for_interrupt, signals, nursery.cancel_scope, interrupted)
+            nursery.start_soon(
+                _wait_for_interrupt, signals, interrupted, terminal, nursery.cancel_scope
+            )
             run_server = partial(
                 serve,
                 Settings(),
@@ -98,7 +102,7 @@ def _summarise(
     return {
         "audio": f"{summary.audio_seconds:.1f} s",
         "segments": str(len(segments)),
-        "speakers": "one: without a key nobody tells voices apart, Deepgram does",
+        "speakers": "one: without a key the voices are not told apart",
         "words right": f"{word_accuracy(sample_text(), text):.0%}",
         "delay": _range(delays) + " from the end of a segment's last word to the segment",
         "seconds lost": f"{summary.session_ended['lost']:g}",
@@ -106,15 +110,20 @@ def _summarise(
 
 
 async def _wait_for_interrupt(
-    signals: AsyncIterator[int], scope: trio.CancelScope, interrupted: trio.Event
+    signals: AsyncIterator[int],
+    interrupted: trio.Event,
+    terminal: Terminal,
+    scope: trio.CancelScope,
 ) -> None:
-    """Cancel ``scope`` when a signal comes.
+    """Set ``interrupted`` and cancel ``scope`` when a signal comes, with no progress left to see.
 
     Raised wherever the server happens to be, an interrupt would be one connection's fault, and the
     client would tell of a lost connection.
     """
     async for _number in signals:
         interrupted.set()
+        # The server logs what it loses as it ends: its lines would run into the progress.
+        terminal.clear_progress()
         scope.cancel()
 
 

@@ -2,7 +2,7 @@
 
 A pipe whose reader rests, a disk that is full, a stream that was closed before we began: none of
 them may raise, and none may hold up the loop. A line is offered to the system at once. What a pipe
-does not take waits in a bounded queue for the writer's task; what can not be written is counted.
+does not take waits in a bounded queue for the writer's task; what cannot be written is counted.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ class LineWriter:
                 file.flush()
                 self._open(file.fileno())
             except (OSError, ValueError):
-                # No descriptor at all, as where a test captures; or one that can not be used.
+                # No descriptor at all, as where a test captures; or one that cannot be used.
                 self._fd = -1
 
     def count_lost_with(self, on_lost: Callable[[int], object]) -> None:

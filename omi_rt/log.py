@@ -3,7 +3,7 @@
 What goes into a line is named by the caller, field by field: no audio, no transcript, no key, no
 uid (`pseudonym` stands for it). Ids come first, then what the caller names in its order; what is
 zero or missing is left out. Logging never raises and never waits: where the lines go, and what
-becomes of those that can not be written, is `omi_rt.lines`' concern.
+becomes of those that cannot be written, is `omi_rt.lines`' concern.
 """
 
 from __future__ import annotations

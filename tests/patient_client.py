@@ -173,7 +173,7 @@ class PatientClient:
         for word in words:
             self._take_word(channel, word)
         if end > self._sent + 0.01:
-            # It claims what it can not have heard: what it has said is all that can be believed.
+            # It claims what it cannot have heard: what it has said is all that can be believed.
             end = max((word.end for word in words), default=0.0)
         if end > self._marks[channel]:
             self._marks[channel] = end

@@ -294,9 +294,7 @@ async def test_a_language_that_the_provider_does_not_know_closes_with_1008_at_on
             await device.ended()
             assert device.closed is not None
             assert device.closed.code == 1008
-            assert device.closed.reason == (
-                "language: the speech provider here knows en, multi only"
-            )
+            assert device.closed.reason == ("language: this server only transcribes en, multi")
         assert device.messages == []
         assert not world.server.sessions
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 RATE = 8000
-NO_ROOM = "the embedded recogniser can not carry another session now"
+NO_ROOM = "the embedded recogniser cannot carry another session now"
 TALK = random_script(Random(3), 90.0)
 
 

@@ -1,4 +1,4 @@
-"""The command line itself: its help, what it loads, its table of settings, and what it can not bind."""
+"""The command line itself: its help, what it loads, its table of settings, and what it cannot bind."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_no_line_of_the_help_is_cut(columns: int) -> None:
     listed = " ".join(output_of("-h").split())
     assert "Serve, stream a recorded sample, print the segments and a summary." in listed
     assert (
-        "Store speech profiles: of the user UID, or with --person of somebody they know." in listed
+        "Store speech profiles of the user UID or, with --person, of somebody they know." in listed
     )
 
 

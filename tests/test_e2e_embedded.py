@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import pty
 import signal
+import sys
 
 import pytest
 import trio
@@ -13,6 +15,7 @@ from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text, sample_wav
 from tests.processes import descendants_of, ended, wait_ended
 from tests.processes_e2e import Finished, run, running, serving
+from tests.test_stream_client import become_foreground, read_end_of_terminal, screen_after
 
 pytestmark = pytest.mark.realtime
 
@@ -122,6 +125,32 @@ async def test_an_interrupted_demo_ends_with_status_130() -> None:
         program.signal(signal.SIGINT)
         assert await program.status() == 130
     assert "Traceback" not in program.errors
+
+
+async def test_an_interrupted_demo_leaves_nothing_of_its_progress_beside_what_is_logged() -> None:
+    ours, theirs = pty.openpty()
+    process = await trio.lowlevel.open_process(
+        [sys.executable, "-m", "omi_rt", "demo"],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        env={**os.environ, "COLUMNS": "80", "TERM": "xterm", "DEEPGRAM_API_KEY": ""},
+        preexec_fn=become_foreground,
+    )
+    os.close(theirs)
+    said = b""
+    with trio.fail_after(30):
+        # Long after the end of an utterance: what is cut off here is logged as lost.
+        while b" 4.0 of 11.2 s sent" not in said:
+            said += await trio.to_thread.run_sync(os.read, ours, 65_536)
+        os.write(ours, b"\x03")
+        while data := await trio.to_thread.run_sync(read_end_of_terminal, ours):
+            said += data
+        assert await process.wait() == 130
+    os.close(ours)
+    screen = screen_after(said.decode(), 80)
+    assert any("audio_lost" in line for line in screen)
+    assert not any("s sent" in line for line in screen)
 
 
 async def test_the_recogniser_s_processes_end_when_the_server_is_killed() -> None:

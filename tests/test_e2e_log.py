@@ -1,4 +1,4 @@
-"""Programs whose standard error or output can not be written: no session and no command falls."""
+"""Programs whose standard error or output cannot be written: no session and no command falls."""
 
 from __future__ import annotations
 

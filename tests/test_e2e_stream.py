@@ -131,7 +131,7 @@ def test_the_status_is_0_and_standard_output_holds_segments_and_nothing_else(
     finished = streamed[name]
     assert finished.status == 0
     notes = finished.errors.splitlines()
-    assert notes[0] == "nobody is known by their voice: no speech profile is stored"
+    assert notes[0] == "nobody will be recognised by voice: no speech profile is stored"
     words = sum(len(segment["text"].split()) for segment in segments_of(finished))
     assert notes[1:] == [f"sent {CASES[name].script.seconds:.1f} s, {words} words, lost 0.0 s"]
     expected = SEGMENT_FIELDS | ({"channel"} if CASES[name].script.channels > 1 else set())
@@ -199,8 +199,8 @@ async def test_a_server_without_tls_says_so_at_once() -> None:
         finished = await run("stream", path, "--url", url, within=8.0)
     assert (finished.status, finished.output) == (1, "")
     assert finished.errors == (
-        f"omi-rt stream: no TLS with 127.0.0.1:{server.port}: the server speaks none on this port; "
-        "without it the URL begins with ws://\n"
+        f"omi-rt stream: cannot use TLS with 127.0.0.1:{server.port}: "
+        "the server does not speak TLS on this port; try a URL that begins with ws://\n"
     )
 
 

@@ -215,10 +215,9 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
             world.device() as device,
         ):
             await device.stream_audio(synthesise(script, 8000), 16_000)
-            current = device.session._transcriber._current
+            current = device.session._transcriber._serving
             assert current is not None
-            assert current.link is not None
-            again = current.link.labels.again
+            again = current.labels.again
             ended = await device.finish()
         assert_whole(device, script, ended)
         # Each word is counted once, in the lead-in or after it.

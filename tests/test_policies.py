@@ -178,59 +178,59 @@ def test_the_load_follows_the_share_of_time_that_the_loop_works() -> None:
 
 
 def test_deepgram_is_away_after_thirty_seconds_without_progress() -> None:
-    presence = Absence()
-    presence.received(100.0)
-    assert not presence.is_away(129.9)
-    assert presence.is_away(130.0)
-    presence.progressed(131.0, pending=True)
-    assert not presence.is_away(160.9)
+    absence = Absence()
+    absence.note_audio(100.0)
+    assert not absence.is_away(129.9)
+    assert absence.is_away(130.0)
+    absence.note_progress(131.0, pending=True)
+    assert not absence.is_away(160.9)
 
 
 def test_a_long_backlog_is_full_for_ten_seconds_before_its_audio_is_given_up() -> None:
     assert away_seconds(10.0) == 30.0
     assert away_seconds(60.0) == 70.0
-    presence = Absence(away_seconds(60.0))
-    presence.received(0.0)
-    assert not presence.is_away(69.9)
-    assert presence.is_away(70.0)
+    absence = Absence(away_seconds(60.0))
+    absence.note_audio(0.0)
+    assert not absence.is_away(69.9)
+    assert absence.is_away(70.0)
 
 
 def test_silence_that_is_passed_begins_the_wait_anew_and_proves_no_epoch_good() -> None:
-    presence = Absence()
-    presence.received(0.0)
-    presence.passed(20.0, pending=True)
-    assert not presence.is_away(49.9)
+    absence = Absence()
+    absence.note_audio(0.0)
+    absence.note_silence_passed(20.0, pending=True)
+    assert not absence.is_away(49.9)
     for _ in range(3):
-        presence.ended(progressed=False)
-    presence.passed(21.0, pending=False)
-    assert presence.is_away(21.0)
+        absence.note_epoch_end(progressed=False)
+    absence.note_silence_passed(21.0, pending=False)
+    assert absence.is_away(21.0)
 
 
 def test_time_in_which_nothing_waited_does_not_count() -> None:
-    presence = Absence()
-    presence.received(0.0)
-    presence.progressed(1.0, pending=False)
-    presence.received(500.0)
-    assert not presence.is_away(529.0)
+    absence = Absence()
+    absence.note_audio(0.0)
+    absence.note_progress(1.0, pending=False)
+    absence.note_audio(500.0)
+    assert not absence.is_away(529.0)
 
 
 def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
-    presence = Absence()
+    absence = Absence()
     for _ in range(2):
-        presence.ended(progressed=False)
-    assert not presence.is_away(0.0)
-    presence.ended(progressed=False)
-    assert presence.is_away(0.0)
-    presence.ended(progressed=True)
-    assert not presence.is_away(0.0)
+        absence.note_epoch_end(progressed=False)
+    assert not absence.is_away(0.0)
+    absence.note_epoch_end(progressed=False)
+    assert absence.is_away(0.0)
+    absence.note_epoch_end(progressed=True)
+    assert not absence.is_away(0.0)
 
 
 def test_deepgram_is_away_from_a_failed_dial_to_the_next_open_connection() -> None:
-    presence = Absence()
-    presence.dial_failed()
-    assert presence.is_away(0.0)
-    presence.opened()
-    assert not presence.is_away(0.0)
+    absence = Absence()
+    absence.note_failed_dial()
+    assert absence.is_away(0.0)
+    absence.note_open()
+    assert not absence.is_away(0.0)
 
 
 # Cost

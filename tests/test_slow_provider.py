@@ -349,3 +349,13 @@ async def test_finals_that_claim_more_than_was_sent_shift_no_word(
     known = {round(word.start, 3) for word in TALK.words}
     assert all(min(abs(s["start"] - k) for k in known) <= 0.002 for s in device.segments)
     assert disagreements == 1, "told once a session"
+
+
+async def test_the_end_of_a_word_whose_times_are_a_little_off_is_not_lost(
+    autojump_clock: MockClock,
+) -> None:
+    """A final that claims too much covers what its words do: some of the last one sounds beyond."""
+    words = random_script(Random(4), 6.0).words
+    script = Script(words, round(words[-1].end + 0.3, 2))
+    for seed in range(6):
+        await assert_whole(script, Options(claims_ahead=30.0, jitter=0.04, seed=seed))

@@ -430,7 +430,7 @@ async def test_an_http_refusal_names_the_server_and_the_status(nursery: trio.Nur
 
     with pytest.raises(
         StreamFailed,
-        match=r"^no WebSocket with 127\.0\.0\.1:8080: refused with HTTP 404: not here$",
+        match=r"^cannot open a WebSocket to 127\.0\.0\.1:8080: refused with HTTP 404: not here$",
     ):
         await stream_recording(
             recording(),
@@ -469,7 +469,9 @@ async def test_a_503_is_told_with_its_reason_and_when_to_come_back(
             lambda event: None,
             open_stream=connected_to(nursery, refuse),
         )
-    assert str(caught.value) == (f"no WebSocket with 127.0.0.1:8080: refused with HTTP 503{says}")
+    assert str(caught.value) == (
+        f"cannot open a WebSocket to 127.0.0.1:8080: refused with HTTP 503{says}"
+    )
 
 
 async def test_a_server_that_is_silent_from_the_start_is_given_up(autojump_clock: Any) -> None:
@@ -584,7 +586,7 @@ async def test_cancelling_a_handshake_closes_what_was_opened(
         ({"url": "host:80"}, "ws://"),
         ({"url": "ws:///listen"}, "ws://"),
         ({"url": "ws://host:x/listen"}, "impossible port"),
-        ({"url": "ws://[::1/listen"}, "no URL"),
+        ({"url": "ws://[::1/listen"}, "not a URL"),
     ],
 )
 async def test_impossible_options_are_refused_before_anything_is_opened(
@@ -667,7 +669,8 @@ class TestTLS:
     ) -> None:
         context, _ = self.contexts(monkeypatch, tmp_path)
         with pytest.raises(
-            StreamFailed, match=r"^no TLS with listen\.example:443: the certificate is not trusted"
+            StreamFailed,
+            match=r"^cannot use TLS with listen\.example:443: the certificate is not trusted",
         ):
             await self.stream_over(context, ListenServer(), nursery, "listen.example")
 
@@ -678,8 +681,8 @@ class TestTLS:
             await stream.receive_some()
             await stream.send_all(b"HTTP/1.1 400 Bad Request\r\n\r\n")
 
-        says = "the server speaks none on this port; without it the URL begins with ws://"
-        with pytest.raises(StreamFailed, match=f"^no TLS with host:443: {says}$"):
+        says = "the server does not speak TLS on this port; try a URL that begins with ws://"
+        with pytest.raises(StreamFailed, match=f"^cannot use TLS with host:443: {says}$"):
             await stream_recording(
                 recording(),
                 StreamOptions(url="wss://host/listen"),
@@ -690,7 +693,7 @@ class TestTLS:
     @pytest.mark.parametrize(
         ("is_silent", "says", "seconds"),
         [
-            (False, "no TLS with host:443: connection lost during the handshake; ", 0),
+            (False, "cannot use TLS with host:443: connection lost during the handshake; ", 0),
             (True, "cannot connect to host:443: no answer within 10 s; ", 10),
         ],
     )
@@ -709,7 +712,7 @@ class TestTLS:
             await stream.aclose()
 
         started_at = trio.current_time()
-        with pytest.raises(StreamFailed, match=f"^{says}does it speak TLS on this port"):
+        with pytest.raises(StreamFailed, match=f"^{says}does the server speak TLS on this port"):
             await stream_recording(
                 recording(),
                 StreamOptions(url="wss://host/listen"),
@@ -730,7 +733,7 @@ class TestTLS:
                 return ours
 
             started_at = trio.current_time()
-            with pytest.raises(StreamFailed, match="the server speaks none on this port"):
+            with pytest.raises(StreamFailed, match="the server does not speak TLS on this port"):
                 await stream_recording(
                     recording(),
                     StreamOptions(url="wss://host/listen"),
@@ -748,7 +751,7 @@ def test_a_file_that_is_not_there_is_one_clear_line(tmp_path: Path) -> None:
 def test_a_file_that_is_no_recording_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "x.wav").write_bytes(b"hello")
     with pytest.raises(
-        RecordingError, match=r"no recording that can be read .*: convert it"
+        RecordingError, match=r"not a recording that can be read .*: convert it"
     ) as caught:
         load_recording(tmp_path / "x.wav")
     assert "\n" not in str(caught.value)
@@ -1043,7 +1046,7 @@ class TestRun:
         kinds = [json.loads(line)["type"] for line in shown.out.splitlines()]
         assert kinds == ["service_status", "audio_lost", "session_ended"]
         assert shown.err.splitlines() == [
-            "the speech service fails, and is tried again: cannot connect to x",
+            "the speech service failed; the server keeps trying: cannot connect to x",
             "lost 0.5 s of audio: 0.00 - 0.50",
             "sent 0.5 s, 0 words, lost 0.5 s: cannot connect to x",
             "omi-rt stream: nothing was understood, but the audio is not silent",
@@ -1080,7 +1083,7 @@ class TestRun:
             "    0.25 -     1.00  SPEAKER_00  Hello there.",
         ]
         assert shown.err.splitlines() == [
-            "the speech service fails, and is tried again: no route",
+            "the speech service failed; the server keeps trying: no route",
             "lost 0.5 s of audio: 0.00 - 0.50",
             "lost 0.2 s of audio: 1.00 - 1.25",
             "SPEAKER_01 is SPEAKER_00",
@@ -1323,7 +1326,7 @@ class TestRun:
         [
             ("{} </dev/null", "cannot read standard input: it is empty"),
             ("{} <&-", "cannot read standard input: it is closed"),
-            ("printf hello | {}", "no recording that can be read"),
+            ("printf hello | {}", "this is not a recording that can be read"),
         ],
     )
     async def test_a_standard_input_without_a_recording_is_one_line(

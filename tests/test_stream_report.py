@@ -76,7 +76,7 @@ def test_the_state_of_the_provider_is_told_in_words_with_its_reason() -> None:
     assert report.describe({**status, "status": "ready", "session_id": "x"}) is None
     assert report.describe({"type": "ping"}) is None
     assert report.describe({**status, "status": "stt_degraded", "reason": "no route"}) == (
-        "the speech service fails, and is tried again: no route"
+        "the speech service failed; the server keeps trying: no route"
     )
     assert report.describe({**status, "status": "stt_recovered"}) == "the speech service is back"
     lost = {"type": "audio_lost", "start": 1.0, "end": 4.5}

@@ -70,7 +70,7 @@ def texts(timeline: Timeline, coverage: Coverage, results: Results) -> list[str]
 def test_times_are_moved_to_the_session_clock() -> None:
     coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 4000)
-    timeline.sent(4000, 3000)
+    timeline.record_sent(4000, 3000)
     heard, _ = apply(timeline, final(0, 2, word("a", 0.5, 0.75)), coverage)
     assert [(w.start, w.end) for w in heard] == [(4500, 4750)]
     assert coverage.watermark == 6000
@@ -78,7 +78,7 @@ def test_times_are_moved_to_the_session_clock() -> None:
 
 def test_a_doubled_final_brings_nothing() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     results = final(0, 2, word("a", 0.5, 0.75))
     assert texts(timeline, coverage, results) == ["a"]
     assert texts(timeline, coverage, results) == []
@@ -88,11 +88,11 @@ def test_a_doubled_final_brings_nothing() -> None:
 def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
     coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 2000)
-    timeline.sent(2000, 5000)
+    timeline.record_sent(2000, 5000)
     heard, _ = apply(timeline, final(0, 3, word("after", 0.0, 0.1)), coverage)
     assert [w.text for w in heard] == ["after"]
     again, overlapping = received(10), Timeline(MONO)
-    overlapping.sent(0, 5000)
+    overlapping.record_sent(0, 5000)
     again.finalise(0, 2000)
     heard, _ = apply(
         overlapping, final(0, 3, word("before", 1.5, 2.4), word("after", 1.7, 2.4)), again
@@ -102,7 +102,7 @@ def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
 
 def test_a_word_beyond_its_final_is_known_when_it_comes_again() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     assert texts(timeline, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
     assert coverage.watermark == 1000
     assert texts(timeline, coverage, final(1, 3, word("a", 0.9, 1.6), word("b", 2, 2.5))) == ["b"]
@@ -110,7 +110,7 @@ def test_a_word_beyond_its_final_is_known_when_it_comes_again() -> None:
 
 def test_after_a_word_that_reaches_over_its_final_the_next_one_is_heard() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     apply(timeline, final(0, 1, word("a", 0.8, 1.4)), coverage)
     assert texts(timeline, coverage, final(1, 2, word("b", 1.05, 1.2), word("a", 1.3, 1.5))) == [
         "b",
@@ -120,7 +120,7 @@ def test_after_a_word_that_reaches_over_its_final_the_next_one_is_heard() -> Non
 
 def test_a_first_word_that_begins_before_its_final_keeps_its_times() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     apply(timeline, final(0, 1, word("a", 0.6, 0.8)), coverage)
     heard, _ = apply(timeline, final(1, 2, word("b", 0.75, 1.1)), coverage)
     assert [(w.text, w.start, w.end) for w in heard] == [("b", 750, 1100)]
@@ -135,7 +135,7 @@ def test_a_word_across_two_finals_comes_once_whichever_has_it() -> None:
         ([word("a", 0.9, 1.3)], [word("a", 0.95, 1.7)], ["a", "a"]),
     ]:
         coverage, timeline = received(10), Timeline(MONO)
-        timeline.sent(0, 5000)
+        timeline.record_sent(0, 5000)
         heard = texts(timeline, coverage, final(0, 1, *first))
         heard += texts(timeline, coverage, final(1, 2, *second))
         assert heard == expected
@@ -143,7 +143,7 @@ def test_a_word_across_two_finals_comes_once_whichever_has_it() -> None:
 
 def test_other_words_for_audio_that_has_its_words_bring_nothing() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     apply(timeline, final(0, 2, word("a", 0.5, 0.9), word("b", 1.0, 1.5)), coverage)
     for end in (2.0, 2.05):
         heard = hear(timeline, final(0, 2, word("a b", 0.0, end)), coverage)
@@ -153,7 +153,7 @@ def test_other_words_for_audio_that_has_its_words_bring_nothing() -> None:
 
 def test_words_of_long_ago_come_again_even_when_they_are_forgotten() -> None:
     coverage, timeline = received(60), Timeline(MONO)
-    timeline.sent(0, 60_000)
+    timeline.record_sent(0, 60_000)
     for second in range(30):
         apply(
             timeline, final(second, second + 1, word(f"w{second}", second, second + 0.5)), coverage
@@ -171,20 +171,20 @@ def test_a_new_epoch_knows_the_word_across_its_origin() -> None:
         ([word("a", 0.5, 0.6)], [word("b", 0.9, 1.3)], ["b"]),
     ]:
         coverage, former = received(10), Timeline(MONO)
-        former.sent(0, 5000)
+        former.record_sent(0, 5000)
         apply(former, final(0, 1, *delivered), coverage)
         timeline = Timeline(MONO)
-        timeline.sent(500, 4500)
+        timeline.record_sent(500, 4500)
         moved = [{**w, "start": w["start"] - 0.5, "end": w["end"] - 0.5} for w in again]
         assert texts(timeline, coverage, final(0, 2, *moved)) == expected
 
 
 def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> None:
     coverage, former = received(10), Timeline(MONO)
-    former.sent(0, 5000)
+    former.record_sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.5, 0.6)), coverage)
     timeline = Timeline(MONO)
-    timeline.sent(500, 4500)
+    timeline.record_sent(500, 4500)
     results = final(0, 2, word("b", 0.2, 0.65))
     heard, _ = apply(timeline, results, coverage)
     assert [(w.text, w.start, w.end) for w in heard] == [("b", 1000, 1150)]
@@ -195,10 +195,10 @@ def test_a_word_across_the_origin_comes_once_though_its_final_is_doubled() -> No
 def test_a_word_across_the_origin_is_known_when_it_comes_again_long_after() -> None:
     """A final may repeat the last word of the one before: 15 s of silence may lie between them."""
     coverage, former = received(30), Timeline(MONO)
-    former.sent(0, 5000)
+    former.record_sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.82, 1.0)), coverage)
     timeline = Timeline(MONO)
-    timeline.sent(500, 29_500)
+    timeline.record_sent(500, 29_500)
     results = final(0.3, 17, word("a", 0.35, 0.53), word("b", 16, 16.5))
     assert texts(timeline, coverage, results) == ["b"]
     assert texts(timeline, coverage, results) == []
@@ -206,10 +206,10 @@ def test_a_word_across_the_origin_is_known_when_it_comes_again_long_after() -> N
 
 def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle() -> None:
     coverage, former = received(10), Timeline(MONO)
-    former.sent(0, 5000)
+    former.record_sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.8, 1.0)), coverage)
     timeline = Timeline(MONO)
-    timeline.sent(500, 4500)
+    timeline.record_sent(500, 4500)
     message = {
         "type": "Results",
         "is_final": True,
@@ -226,7 +226,7 @@ def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle(
 
 def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_replay() -> None:
     coverage, timeline = received(30), Timeline(MONO)
-    timeline.sent(0, 30_000)
+    timeline.record_sent(0, 30_000)
     timeline.begin(coverage)
     coverage.finalise_silence(0, 12_000)
     assert texts(timeline, coverage, final(0, 20, word("soft", 3, 3.4), word("a", 14, 15))) == [
@@ -235,10 +235,40 @@ def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_re
     ]
 
 
+def test_a_claim_that_a_later_word_contradicts_is_the_last_one_that_is_believed() -> None:
+    """Answers are 25 s late: what the finals claim to cover, 15 s too much, had gone up long before."""
+    coverage, epoch = received(60), Epoch(MONO)
+    epoch.sent(0, 40_000)
+    heard = hear(epoch, final(0, 17, word("a", 1, 2)), coverage)
+    heard.finalise(coverage)
+    assert (heard.claims_unsent, coverage.watermark) == (False, 17_000)
+    for end, told in ((4, True), (7, False), (19, False)):
+        heard = hear(epoch, final(end - 2, end + 15, word("b", end - 1, end)), coverage)
+        heard.finalise(coverage)
+        assert (heard.claims_unsent, len(heard.words)) == (told, 1)
+        assert coverage.watermark == max(17_000, end * 1000)
+    later = Epoch(MONO)
+    later.sent(19_000, 30_000)
+    hear(later, final(0, 17, word("c", 1, 2)), coverage).finalise(coverage)
+    assert coverage.watermark == 21_000, "the session has learned it"
+
+
+def test_a_word_that_comes_again_or_overlaps_a_little_contradicts_nothing() -> None:
+    coverage, epoch = received(60), Epoch(MONO)
+    epoch.sent(0, 40_000)
+    for results in (
+        final(0, 5, word("a", 1, 2), word("b", 3, 4.4)),
+        final(0, 5, word("a", 1, 2), word("b", 3, 4.4)),
+        final(4, 8, word("c", 4.5, 4.9), word("d", 6, 7)),
+    ):
+        assert not hear(epoch, results, coverage).claims_unsent
+    assert coverage.trusts_ends
+
+
 def test_an_epoch_lacks_times_only_where_no_final_has_any() -> None:
     for messages, lacks in [("", False), ("u", True), ("t", False), ("ut", False), ("tu", False)]:
         coverage, timeline = received(10), Timeline(MONO)
-        timeline.sent(0, 5000)
+        timeline.record_sent(0, 5000)
         for number, message in enumerate(messages):
             results = final(number, number + 1, word("a", number, number + 0.5))
             hear(timeline, evolve(results, start=None) if message == "u" else results, coverage)
@@ -247,16 +277,16 @@ def test_an_epoch_lacks_times_only_where_no_final_has_any() -> None:
 
 def test_a_new_epoch_knows_a_word_by_its_end_where_its_start_is_before_its_final() -> None:
     coverage, former = received(10), Timeline(MONO)
-    former.sent(0, 5000)
+    former.record_sent(0, 5000)
     apply(former, final(0, 1, word("a", 0.8, 0.98)), coverage)
     timeline = Timeline(MONO)
-    timeline.sent(500, 4500)
+    timeline.record_sent(500, 4500)
     assert texts(timeline, coverage, final(0.3, 2, word("a", 0.08, 0.52))) == []
 
 
 def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
     coverage, timeline = received(20), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     heard = hear(timeline, final(10, 15, word("ghost", 11, 11.2)), coverage)
     assert not heard.finalise(coverage)
     assert coverage.watermark == 0
@@ -264,24 +294,24 @@ def test_a_word_of_audio_that_was_not_sent_covers_nothing() -> None:
 
 def test_a_final_that_claims_more_than_was_sent_covers_what_its_words_cover() -> None:
     coverage, timeline = received(20), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     heard = hear(timeline, final(0, 9, word("a", 1, 2)), coverage)
     heard.finalise(coverage)
     assert heard.claims_unsent
     assert coverage.watermark == 2000
     empty = hear(timeline, final(2, 12), coverage)
     assert (empty.claims_unsent, empty.finalise(coverage)) == (True, False)
-    timeline.sent(5000, 5000)
+    timeline.record_sent(5000, 5000)
     heard = hear(timeline, final(2, 8, word("b", 3, 4)), coverage)
     assert [(w.text, w.start) for w in heard.words] == [("b", 3000)]
 
 
 def test_every_word_that_is_dropped_has_its_reason() -> None:
     coverage, timeline = received(20, STEREO), Timeline(STEREO)
-    timeline.sent_foreign(1000)
+    timeline.record_foreign(1000)
     coverage.finalise(0, 2000)
     coverage.finalise(1, 2000)
-    timeline.sent(1500, 5000)
+    timeline.record_sent(1500, 5000)
     heard = hear(
         timeline,
         final(
@@ -304,7 +334,7 @@ def test_every_word_that_is_dropped_has_its_reason() -> None:
 
 def test_a_final_beyond_what_was_sent_is_clamped() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 1000)
+    timeline.record_sent(0, 1000)
     assert texts(timeline, coverage, final(0, 1e300, word("a", 0.2, 9e99))) == ["a"]
     assert coverage.watermark == 1000
     assert coverage.balance().is_exact
@@ -312,8 +342,8 @@ def test_a_final_beyond_what_was_sent_is_clamped() -> None:
 
 def test_audio_dropped_between_two_sends_leaves_later_times_exact() -> None:
     coverage, timeline = received(20), Timeline(MONO)
-    timeline.sent(0, 2000)
-    timeline.sent(7000, 3000)
+    timeline.record_sent(0, 2000)
+    timeline.record_sent(7000, 3000)
     heard, _ = apply(timeline, final(0, 4, word("a", 0.5, 1.0), word("b", 2.5, 3.0)), coverage)
     assert [(w.start, w.end) for w in heard] == [(500, 1000), (7500, 8000)]
     assert coverage.watermark == 9000
@@ -321,8 +351,8 @@ def test_audio_dropped_between_two_sends_leaves_later_times_exact() -> None:
 
 def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent_foreign(100)
-    timeline.sent(0, 2000)
+    timeline.record_foreign(100)
+    timeline.record_sent(0, 2000)
     heard, _ = apply(timeline, final(0, 1.1, word("a", 0.1, 0.6)), coverage)
     assert [(w.start, w.end) for w in heard] == [(0, 500)]
     assert coverage.watermark == 1000
@@ -330,9 +360,9 @@ def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
 
 def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent_foreign(3000, anchor=0)
-    timeline.sent_foreign(1000)
-    timeline.sent(500, 2000)
+    timeline.record_foreign(3000, anchor=0)
+    timeline.record_foreign(1000)
+    timeline.record_sent(500, 2000)
     heard, _ = apply(
         timeline,
         final(0, 5, word("profile", 1, 2, speaker=4), word("live", 4.5, 5, speaker=4)),
@@ -344,10 +374,10 @@ def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
 
 def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent_foreign(1000, anchor=0, said_at=Place(5000, 0))
-    timeline.sent_foreign(1000, anchor=0, said_at=Place(6000, 0))
-    timeline.sent_foreign(1000)
-    timeline.sent(8000, 1000)
+    timeline.record_foreign(1000, anchor=0, said_at=Place(5000, 0))
+    timeline.record_foreign(1000, anchor=0, said_at=Place(6000, 0))
+    timeline.record_foreign(1000)
+    timeline.record_sent(8000, 1000)
     # The second one begins in one message and has its middle in the next.
     words = word("a", 0.25, 0.75, speaker=4), word("b", 0.9, 1.5, speaker=4)
     heard = hear(timeline, final(0, 2, *words), coverage)
@@ -365,14 +395,14 @@ def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None
 
 def test_a_final_inside_the_lead_in_moves_no_watermark() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent_foreign(3000, anchor=0)
+    timeline.record_foreign(3000, anchor=0)
     assert not apply(timeline, final(0, 3), coverage)[1]
     assert coverage.watermark == 0
 
 
 def test_channels_have_watermarks_of_their_own() -> None:
     coverage, timeline = received(10, STEREO), Timeline(STEREO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     apply(timeline, final(0, 4, channel=0, of=2), coverage)
     assert (coverage.watermark_of(0), coverage.watermark_of(1)) == (4000, 0)
     assert texts(timeline, coverage, final(0, 2, word("b", 1, 1.5), channel=1, of=2)) == ["b"]
@@ -381,20 +411,20 @@ def test_channels_have_watermarks_of_their_own() -> None:
 
 def test_one_result_for_all_channels_moves_all_watermarks() -> None:
     coverage, timeline = received(10, STEREO), Timeline(STEREO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     apply(timeline, final(0, 4), coverage)
     assert coverage.watermark == 4000
 
 
 def test_a_channel_that_the_session_does_not_have_brings_nothing() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     assert apply(timeline, final(0, 4, word("a", 1, 2), channel=3, of=4), coverage) == ([], False)
 
 
 def test_a_word_without_speaker_takes_the_one_before_or_the_first_of_its_channel() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 9000)
+    timeline.record_sent(0, 9000)
     heard, _ = apply(
         timeline,
         final(0, 4, word("a", 0, 1), word("b", 1, 2, speaker=3), word("c", 2, 3)),
@@ -407,7 +437,7 @@ def test_a_word_without_speaker_takes_the_one_before_or_the_first_of_its_channel
 
 def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None:
     coverage, timeline = received(10), Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     heard, _ = apply(
         timeline,
         final(1, 4, word("a", None, None), word("b", 2, 2.5), word("c", -1, None)),
@@ -422,7 +452,7 @@ def test_words_without_usable_times_stand_at_the_end_of_the_one_before() -> None
 
 def test_metadata_within_half_a_second_covers_all_that_was_sent() -> None:
     timeline = Timeline(MONO)
-    timeline.sent(0, 5000)
+    timeline.record_sent(0, 5000)
     assert timeline.covers_all(5.5)
     assert timeline.covers_all(4.5)
     assert not timeline.covers_all(5.501)
@@ -458,7 +488,7 @@ def test_nothing_that_a_provider_says_breaks_the_ledger_or_the_clock(
     position = 0
     for gap, samples in sends:
         position += gap
-        timeline.sent(position, samples)
+        timeline.record_sent(position, samples)
         position += samples
     sent = timeline.sent_position or 0
     for start, duration, words, channel in finals:
@@ -499,7 +529,7 @@ def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
     for cut in [*sorted(cuts), 20_000]:
         origin = coverage.watermark
         timeline = Timeline(MONO)
-        timeline.sent(origin, 20_000 - origin)
+        timeline.record_sent(origin, 20_000 - origin)
         if cut <= origin:
             continue
         offset = origin / 1000

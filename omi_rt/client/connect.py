@@ -27,7 +27,9 @@ _PLAIN_TEXT: Final = {
     "RECORD_LAYER_FAILURE",
 }
 """What OpenSSL's versions say where the answer is no TLS."""
-_IS_IT_TLS: Final = "does it speak TLS on this port? Without it the URL begins with ws://"
+_IS_IT_TLS: Final = (
+    "does the server speak TLS on this port? If not, use a URL that begins with ws://"
+)
 _DEFAULT_PORTS: Final = {"ws": 80, "wss": 443}
 
 
@@ -106,7 +108,7 @@ async def open_connection(
         return await open_websocket(metered, url, headers=headers), metered
     except HandshakeFailed as error:
         await trio.aclose_forcefully(metered)
-        raise StreamFailed(f"no WebSocket with {address}: {_refusal(error)}") from error
+        raise StreamFailed(f"cannot open a WebSocket to {address}: {_refusal(error)}") from error
     except BaseException:
         await trio.aclose_forcefully(metered)
         raise
@@ -166,7 +168,7 @@ async def _open_transport(address: ServerAddress, open_stream: OpenStream) -> tr
         await tls.do_handshake()
     except trio.BrokenResourceError as error:
         await trio.aclose_forcefully(tls)
-        raise StreamFailed(f"no TLS with {address}: {_tls_reason(error)}") from error
+        raise StreamFailed(f"cannot use TLS with {address}: {_tls_reason(error)}") from error
     except BaseException:
         await trio.aclose_forcefully(tls)
         raise
@@ -177,7 +179,7 @@ def _split(url: str) -> SplitResult:
     try:
         return urlsplit(url)
     except ValueError as error:
-        raise StreamFailed(f"no URL: {error}") from None
+        raise StreamFailed(f"this is not a URL: {error}") from None
 
 
 def _os_reason(error: BaseException) -> str:
@@ -198,7 +200,7 @@ def _tls_reason(error: BaseException) -> str:
     if isinstance(cause, ssl.SSLCertVerificationError):
         return f"the certificate is not trusted ({cause.verify_message})"
     if isinstance(cause, ssl.SSLError) and cause.reason in _PLAIN_TEXT:
-        return "the server speaks none on this port; without it the URL begins with ws://"
+        return "the server does not speak TLS on this port; try a URL that begins with ws://"
     if isinstance(cause, ssl.SSLError) and cause.reason and not _is_an_end(cause):
         return cause.reason.lower().replace("_", " ")
     return f"connection lost during the handshake; {_IS_IT_TLS}"

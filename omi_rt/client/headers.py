@@ -16,14 +16,14 @@ _OF_THE_HANDSHAKE: Final = re.compile(r"host|connection|upgrade|content-.*|sec-w
 
 
 class HeaderRefused(OmiRtError):
-    """It can not be sent; the message does not have its value, which may be a secret."""
+    """It cannot be sent; the message does not have its value, which may be a secret."""
 
 
 def header_fields(texts: Iterable[str]) -> dict[str, str]:
     """Return names and values. Of one name the values are joined with a comma (RFC 9110, 5.3).
 
     Raises:
-        HeaderRefused: one can not be sent.
+        HeaderRefused: one cannot be sent.
     """
     fields: dict[str, str] = {}
     for text in texts:

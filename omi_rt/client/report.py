@@ -12,12 +12,12 @@ if TYPE_CHECKING:
 JSONObject = dict[str, Any]
 
 _STATUSES = {
-    "stt_degraded": "the speech service fails, and is tried again",
+    "stt_degraded": "the speech service failed; the server keeps trying",
     "stt_recovered": "the speech service is back",
     "stt_failed": "the speech service has failed",
-    "stt_behind": "the speech service falls behind",
+    "stt_behind": "the speech service is falling behind",
     "stt_caught_up": "the speech service has caught up",
-    "identities_unavailable": "nobody is known by their voice",
+    "identities_unavailable": "nobody will be recognised by voice",
 }
 
 
@@ -50,7 +50,7 @@ class StreamReport:
                 self.lost_seconds += end - start
                 return f"lost {end - start:.1f} s of audio: {start:.2f} - {end:.2f}"
             case "undecodable_audio":
-                return "the server can not decode the audio: is the codec right?"
+                return "the server cannot decode the audio: is the codec right?"
             case "speakers_merged":
                 return self._merge(event)
             case "speaker_identified":

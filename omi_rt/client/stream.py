@@ -106,7 +106,7 @@ def load_recording(path: str | Path) -> Recording:
     """Read a recording from a file, or from standard input (``-``) to its end.
 
     Raises:
-        StreamFailed: the file can not be read, is empty, or too large.
+        StreamFailed: the file cannot be read, is empty, or too large.
         OmiRtError: it is no recording that is known.
     """
     name = recording_name(path)

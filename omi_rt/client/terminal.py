@@ -33,7 +33,7 @@ _ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_
 
 
 class OutputClosed(OmiRtError):
-    """Standard output can not be written any more."""
+    """Standard output cannot be written any more."""
 
 
 def give_up_output(output: IO[str] | None = None) -> None:
@@ -67,7 +67,7 @@ class Terminal:
         It is one line, which a terminal that is too narrow gets wrapped between words.
 
         Raises:
-            OutputClosed: standard output can not be written any more.
+            OutputClosed: standard output cannot be written any more.
         """
         speaker = _printable(segment.get("speaker"))
         if segment.get("is_user") is True:
@@ -87,7 +87,7 @@ class Terminal:
         """Print a line above what follows, after an empty line.
 
         Raises:
-            OutputClosed: standard output can not be written any more.
+            OutputClosed: standard output cannot be written any more.
         """
         self._print(Text(f"\n{text}", "bold"))
 
@@ -95,7 +95,7 @@ class Terminal:
         """Print a value as one line of JSON.
 
         Raises:
-            OutputClosed: standard output can not be written any more.
+            OutputClosed: standard output cannot be written any more.
         """
         self._write(json.dumps(value) + "\n")
 
@@ -103,7 +103,7 @@ class Terminal:
         """Print names and values in two columns, after an empty line.
 
         Raises:
-            OutputClosed: standard output can not be written any more.
+            OutputClosed: standard output cannot be written any more.
         """
         table = Table.grid(padding=(0, 2))
         for name, value in rows.items():
@@ -196,6 +196,6 @@ def _seconds(value: object) -> str:
 
 
 def _printable(value: object) -> str:
-    """Return text that can not steer the terminal."""
+    """Return text that cannot steer the terminal."""
     text = value if isinstance(value, str) else "?" if value is None else str(value)
     return "".join(character if character.isprintable() else " " for character in text)

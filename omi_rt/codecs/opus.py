@@ -134,7 +134,7 @@ class OpusDecoder:
     def decode(self, packet: bytes) -> bytes:
         """Return the interleaved s16le of a packet of 2.5 to 120 ms.
 
-        A packet that can not be decoded is concealed for as long as the last good one was, and
+        A packet that cannot be decoded is concealed for as long as the last good one was, and
         counted; before the first good one nothing comes of it.
 
         Raises:

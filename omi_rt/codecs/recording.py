@@ -77,7 +77,7 @@ def read_recording(data: bytes) -> Recording:
     Of a file that ends early, what is there is taken, and ``shortfall`` tells.
 
     Raises:
-        RecordingError: it can not be read; the message says what would help.
+        RecordingError: it cannot be read; the message says what would help.
         WavError: it is a broken WAV file.
     """
     share = missing_wav_share(data)
@@ -200,7 +200,9 @@ def _check_size(size: int) -> None:
 
 def _unreadable(error: Any) -> str:
     said = str(getattr(error, "error_string", "")).strip().rstrip(".").lower()
-    return f"no recording that can be read ({said or 'unknown format'}): {_HOW_TO_CONVERT}"
+    return (
+        f"this is not a recording that can be read ({said or 'unknown format'}): {_HOW_TO_CONVERT}"
+    )
 
 
 def _whole_ogg_pages(data: bytes) -> tuple[bytes, bool]:

@@ -154,7 +154,7 @@ def write_wav(audio: WavAudio) -> bytes:
         WavError: it is over the 4 GiB that the format can name.
     """
     if len(audio.pcm) > 0xFFFF_FFFF - _HEADER_BYTES:
-        raise WavError("a WAV file can not hold over 4 GiB")
+        raise WavError("a WAV file cannot hold over 4 GiB")
     frame_bytes = BYTES_PER_SAMPLE * audio.channels
     header = struct.pack(
         "<4sI4s4sIHHIIHH4sI",

@@ -35,7 +35,7 @@ class Absence:
     _idle_epochs: int = 0
     _dial_failed: bool = False
 
-    def received(self, now: float) -> None:
+    def note_audio(self, now: float) -> None:
         """Note that there is audio that waits for a final.
 
         A pause of the device's is not held against Deepgram: the wait begins anew after it.
@@ -44,33 +44,33 @@ class Absence:
             self._waiting_since = now
         self._received_at = now
 
-    def held_back(self, now: float) -> None:
+    def note_held_back(self, now: float) -> None:
         """Note that it was we who did not read, not the device that paused."""
         self._received_at = now
 
-    def passed(self, now: float, *, pending: bool) -> None:
+    def note_silence_passed(self, now: float, *, pending: bool) -> None:
         """Note that silence was passed: the wait begins anew, but no epoch has shown itself good."""
         self._waiting_since = now if pending else None
 
-    def progressed(self, now: float, *, pending: bool) -> None:
+    def note_progress(self, now: float, *, pending: bool) -> None:
         """Note that a watermark moved, and whether audio is left that waits."""
         self._waiting_since = now if pending else None
         self._idle_epochs = 0
 
-    def worked(self, now: float) -> None:
+    def note_work(self, now: float) -> None:
         """Note that the provider is busy and gets on: whoever works is not away."""
         if self._waiting_since is not None:
             self._waiting_since = now
 
-    def opened(self) -> None:
+    def note_open(self) -> None:
         """Note an open connection."""
         self._dial_failed = False
 
-    def dial_failed(self) -> None:
+    def note_failed_dial(self) -> None:
         """Note a dial that failed."""
         self._dial_failed = True
 
-    def ended(self, *, progressed: bool) -> None:
+    def note_epoch_end(self, *, progressed: bool) -> None:
         """Note the end of an epoch and whether it moved the watermark."""
         self._idle_epochs = 0 if progressed else self._idle_epochs + 1
 

@@ -62,7 +62,7 @@ def find_refusal(
     if is_memory_full:
         return Refusal(Obstacle.MEMORY, "no memory for another session")
     if not has_room:
-        words = "the embedded recogniser can not carry another session now"
+        words = "the embedded recogniser cannot carry another session now"
         return Refusal(Obstacle.RECOGNISER, words)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")

@@ -43,7 +43,15 @@ class Coverage:
     trimmed at the lowest.
     """
 
-    __slots__ = ("_overlap", "_watermarks", "audio_format", "backlog", "ledger", "said")
+    __slots__ = (
+        "_overlap",
+        "_watermarks",
+        "audio_format",
+        "backlog",
+        "ledger",
+        "said",
+        "trusts_ends",
+    )
 
     def __init__(
         self,
@@ -56,6 +64,8 @@ class Coverage:
         self.ledger = Ledger()
         self.said = [SaidWords() for _ in range(audio_format.channels)]
         """The words delivered last, of each channel."""
+        self.trusts_ends = True
+        """Whether the provider's finals are believed to cover what they say."""
         self._watermarks = [0] * audio_format.channels
         self._overlap: AudioChunk | None = None
 

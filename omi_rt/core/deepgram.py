@@ -256,7 +256,7 @@ class Metadata:
 
 @frozen
 class Malformed:
-    """A message that can not be understood."""
+    """A message that cannot be understood."""
 
 
 @frozen

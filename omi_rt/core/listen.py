@@ -92,21 +92,21 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
     # Some apps send the parameter empty where the user has chosen none.
     language = parameters.get("language") or "en"
     if not LANGUAGE.fullmatch(language):
-        raise BadRequest("language: a tag such as en, pt-BR, multi or auto")
+        raise BadRequest("language: must be a tag such as en, pt-BR, multi or auto")
     codec = parameters.get("codec", "pcm8")
     if codec not in OPUS_CODECS | PCM_CODECS:
-        raise BadRequest("codec: one of opus, opus_fs320, pcm8, pcm16, linear16")
+        raise BadRequest("codec: must be one of opus, opus_fs320, pcm8, pcm16, linear16")
     sample_rate = _integer(parameters, "sample_rate", 8000)
     channels = _integer(parameters, "channels", 1)
     if codec in OPUS_CODECS:
         if sample_rate not in OPUS_SAMPLE_RATES:
-            raise BadRequest(f"sample_rate: {codec} has 8000, 12000, 16000, 24000 or 48000")
+            raise BadRequest(f"sample_rate: {codec} needs 8000, 12000, 16000, 24000 or 48000")
         if not 1 <= channels <= MAX_OPUS_CHANNELS:
-            raise BadRequest(f"channels: {codec} has 1 or 2")
+            raise BadRequest(f"channels: {codec} takes 1 or 2")
     if sample_rate not in PCM_SAMPLE_RATES:
-        raise BadRequest("sample_rate: 8000 to 48000")
+        raise BadRequest("sample_rate: must be from 8000 to 48000")
     if not 1 <= channels <= MAX_CHANNELS:
-        raise BadRequest(f"channels: 1 to {MAX_CHANNELS}")
+        raise BadRequest(f"channels: must be from 1 to {MAX_CHANNELS}")
     return ListenRequest(
         uid,
         language,
@@ -148,7 +148,7 @@ def _is_text(value: str) -> bool:
 def _boolean(parameters: Mapping[str, str], name: str, *, default: str) -> bool:
     value = _BOOLEANS.get(parameters.get(name, default).lower())
     if value is None:
-        raise BadRequest(f"{name}: true or false")
+        raise BadRequest(f"{name}: must be true or false")
     return value
 
 
@@ -157,5 +157,5 @@ def _integer(parameters: Mapping[str, str], name: str, default: int) -> int:
     if text is None:
         return default
     if not re.fullmatch(r"[0-9]{1,9}", text):
-        raise BadRequest(f"{name}: a whole number")
+        raise BadRequest(f"{name}: must be a whole number")
     return int(text)

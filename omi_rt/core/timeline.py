@@ -16,7 +16,9 @@ The rules that keep a transcript whole over several epochs:
   any word on audio that has both a final and a delivered word. Finals may overlap, end inside a word,
   and bring a word that begins before them.
 * Finals of one channel keep their order; a stretch between two of them counts as finalised.
-* A final is clamped to what was sent. One that claims more than that covers what its words cover.
+* A final is clamped to what was sent. One that claims more than that covers what its words cover. So do
+  all of a session once a new word has come for audio that an earlier final claimed: where answers are
+  late, what a final claims had been sent long before, and nothing else shows that it claims too much.
 * A word that reaches beyond its own final does not move the watermark: how far it really reaches is
   less sure than where the next one begins. A new epoch hears it again, whole, and knows it.
 """
@@ -49,6 +51,9 @@ SAME_SECONDS = 0.1
 """The times of a word that comes again differ by less than that; two words are further apart."""
 CLAIM_TOLERANCE_SECONDS = 0.1
 """A final may claim so much more than was sent by rounding alone."""
+CONTRADICTION_SECONDS = 1.0
+"""A new word that ends so long before where an earlier final is said to end shows that it ended sooner.
+Borders that are no more than untidy lie closer."""
 
 _provider = attrgetter("provider")
 
@@ -114,7 +119,7 @@ class Heard:
     discarded: Counter[Discard] | None = None
     """How many words were dropped, by reason; None where none were."""
     claims_unsent: bool = False
-    """Whether it claims to cover more than was sent."""
+    """Whether it claims to cover more than was sent, or shows that an earlier final claimed too much."""
 
     def finalise(self, coverage: Coverage) -> bool:
         """Move the watermarks; returns whether one moved."""
@@ -178,7 +183,7 @@ class Timeline:
             self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
             self._reached = list(self._origins)
 
-    def sent(self, position: int, samples: int) -> None:
+    def record_sent(self, position: int, samples: int) -> None:
         """Record session audio that goes up."""
         runs = self._runs
         if runs and self.sent_position == position and runs[-1].position is not None:
@@ -190,7 +195,7 @@ class Timeline:
         self.sent_samples += samples
         self.sent_position = position + samples
 
-    def sent_foreign(
+    def record_foreign(
         self, samples: int, anchor: int | None = None, said_at: Place | None = None
     ) -> None:
         """Record audio that goes up but is not the session's now: an anchor, or silence."""
@@ -224,7 +229,8 @@ class Timeline:
             discarded = _counted(Discard.NO_CHANNEL, len(results.words))
             return Heard([], range(0), None, discarded=discarded)
         claims_unsent = self._claims_unsent(results)
-        provider_end = self._provider_end(results, channel, claims_unsent=claims_unsent)
+        believed = coverage.trusts_ends and not claims_unsent
+        provider_end = self._provider_end(results, channel, believed=believed)
         covered = self._position_of_end(provider_end)
         located, discarded = self._located(results, channel, self._sample(results.start or 0.0))
         new, said = [], coverage.said[channel]
@@ -241,6 +247,11 @@ class Timeline:
                 new.append(heard)
             else:
                 discarded[reason] += 1
+        if coverage.trusts_ends and self._contradicts(new, channel):
+            coverage.trusts_ends = False
+            claims_unsent = True
+            provider_end = self._provider_end(results, channel, believed=False)
+            covered = self._position_of_end(provider_end)
         for word in new:
             # As it was heard, not as it is moved below: so it is known when it comes again.
             said.add(word, bounds)
@@ -295,6 +306,12 @@ class Timeline:
         end, rate = results.end, self._format.sample_rate
         return end is not None and end * rate > self.sent_samples + CLAIM_TOLERANCE_SECONDS * rate
 
+    def _contradicts(self, new: list[HeardWord], channel: int) -> bool:
+        """Tell whether a new word lies where an earlier final said that nothing more was to come."""
+        limit = self._reached[channel] if self._reached else 0
+        limit -= self._format.samples(CONTRADICTION_SECONDS)
+        return any(word.end < limit for word in new)
+
     def covers_all(self, metadata_duration: float | None) -> bool:
         """Tell whether the provider's count of seconds is all that was sent."""
         return (
@@ -306,10 +323,10 @@ class Timeline:
         # Also where a provider says 1e300: nothing beyond what was sent can be meant.
         return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
 
-    def _provider_end(self, results: Results, channel: int, *, claims_unsent: bool) -> int:
+    def _provider_end(self, results: Results, channel: int, *, believed: bool) -> int:
         self._has_times |= results.end is not None
         self._lacked_times |= results.end is None
-        if results.end is not None and not claims_unsent:
+        if results.end is not None and believed:
             return self._sample(results.end)
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]

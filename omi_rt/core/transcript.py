@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from omi_rt.core.lead_in import VoiceClips
-from omi_rt.core.news import AttributedWord, Final
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Merged, Speakers
+from omi_rt.core.updates import AttributedWord, Final
 from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
-    from omi_rt.core.news import News
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.timeline import Heard, LeadInWord
+    from omi_rt.core.updates import Update
     from omi_rt.core.voices import Voice
     from omi_rt.core.votes import Vote
 
@@ -49,7 +49,7 @@ class Transcript:
         session_id: str,
         audio_format: AudioFormat,
         *,
-        tell: Callable[[News], None],
+        tell: Callable[[Update], None],
         new_id: Callable[[], str],
         keeps_voices: bool,
     ) -> None:

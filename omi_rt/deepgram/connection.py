@@ -7,6 +7,7 @@ own, and turns its exceptions into ours. Sending is for one task only, receiving
 from __future__ import annotations
 
 import functools
+import os
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -29,8 +30,8 @@ from omi_rt.core.errors import (
     ProviderRefused,
     ProviderUnreachable,
 )
+from omi_rt.core.groups import first_error
 from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
-from omi_rt.local.wire import MODEL_NAME
 from omi_rt.net.protocol import client_binary_frame
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.tls import TLSStream
@@ -56,10 +57,7 @@ class Connection:
     __slots__ = (
         "_socket",
         "_stream",
-        "last_sent",
         "request_id",
-        "sending_since",
-        "tells_speakers_apart",
     )
 
     def __init__(self, socket: trio_websocket.WebSocketConnection, stream: WatchedStream) -> None:
@@ -67,27 +65,19 @@ class Connection:
         self._socket = socket
         self._stream = stream
         self.request_id = headers.get(b"dg-request-id", b"").decode("ascii", "replace")
-        # The embedded recogniser names itself; it has one speaker.
-        self.tells_speakers_apart = headers.get(b"dg-model-name") != MODEL_NAME.encode()
-        self.sending_since: float | None = None
-        """When the send that is under way began (`trio.current_time`), if one is."""
-        self.last_sent = trio.current_time()
 
     @property
     def has_failed_to_send(self) -> bool:
         """Whether a send met a broken connection. What had arrived can still be received."""
         return self._stream.send_failed
 
-    def send_audio_nowait(self, payload: bytes, now: float) -> bool:
+    def send_audio_nowait(self, payload: bytes) -> bool:
         """Send audio if that needs no waiting; returns whether it is done.
 
         If not, `send_audio` must follow at once: a part of it may be on the wire. Only while nobody
         else sends.
         """
-        if not self._stream.send_nowait(client_binary_frame(payload)):
-            return False
-        self.last_sent = now
-        return True
+        return self._stream.send_nowait(client_binary_frame(payload))
 
     async def send_audio(self, payload: bytes) -> None:
         """Send audio, or finish what `send_audio_nowait` could not. As `send` in all else.
@@ -97,26 +87,19 @@ class Connection:
         """
         # An empty binary frame is Deepgram's old way to end a stream.
         assert payload, "never send an empty frame"
-        self.sending_since = trio.current_time()
         await self._stream.send_rest(client_binary_frame, payload)
-        self.last_sent = trio.current_time()
-        self.sending_since = None
 
     async def send(self, message: str) -> None:
         """Send a control message.
 
         A broken connection does not raise here: it shows in ``has_failed_to_send``, so that what
         the provider said before is still read. Cancelling this may leave half a frame on the wire:
-        the connection must then be left. There is no deadline here: whoever supervises the
-        connection looks at ``sending_since``.
+        the connection must then be left. There is no deadline here: that is the exchange's.
         """
-        self.sending_since = trio.current_time()
         try:
             await self._socket.send_message(message)
         except trio_websocket.ConnectionClosed:
             self._stream.send_failed = True
-        self.last_sent = trio.current_time()
-        self.sending_since = None
 
     async def receive(self) -> Message:
         """Wait for the provider's next message. Cancelling is safe: none is lost.
@@ -172,7 +155,7 @@ async def open_connection(
                     await socket.aclose()
             nursery.cancel_scope.cancel()
     except* Exception as group:  # noqa: BLE001 - the seam: the library's background task ends here
-        library_error = _first(group)
+        library_error = first_error(group)
     finally:
         if stream is not None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
@@ -218,8 +201,18 @@ async def _dialled(dial: Dial, url: str) -> trio.abc.Stream:
     try:
         return await dial(url)
     except (OSError, *NETWORK_ERRORS) as error:
-        cause = error.__cause__ if isinstance(error, trio.BrokenResourceError) else error
-        raise ProviderUnreachable(f"can not connect to {host}: {cause or error}") from None
+        raise ProviderUnreachable(f"cannot connect to {host}: {_dial_reason(error)}") from None
+
+
+def _dial_reason(error: BaseException) -> str:
+    """Return what the system said; Trio hides it behind a sentence on all addresses together."""
+    if isinstance(error, BaseExceptionGroup):
+        return _dial_reason(error.exceptions[0])
+    if isinstance(error, OSError) and error.errno and not isinstance(error, ssl.SSLError):
+        # Trio words an errno in its own way; the resolver's numbers are negative, its words good.
+        said = os.strerror(error.errno) if error.errno > 0 else error.strerror
+        return (said or "no connection").lower()
+    return str(error) if error.__cause__ is None else _dial_reason(error.__cause__)
 
 
 async def _handshake(
@@ -252,14 +245,6 @@ async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
     # A refusal and the end of the stream come together: the refusal is to be seen first.
     await trio.lowlevel.checkpoint()
     scope.cancel()
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> Exception:
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    assert isinstance(error, Exception)
-    return error
 
 
 def _as_provider_error(error: Exception) -> ProviderError:

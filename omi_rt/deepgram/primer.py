@@ -6,9 +6,10 @@ The session meanwhile goes on over its plain epoch, so no word waits.
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 import trio
+from trio_util import wait_any
 
 from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import OmiRtError
@@ -27,8 +28,9 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.lead_in import Anchor, VoiceClips
-    from omi_rt.deepgram.attempt import Attempt
+    from omi_rt.deepgram.epoch import Epoch
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.deepgram.report import HealthReport
 
 DIGEST_SECONDS = 5.0
 """From Finalize to a final that covers the lead-in; later it is not waited for."""
@@ -44,43 +46,42 @@ NOT_RECOGNISED = "the voices of the lead-in were not recognised"
 """Tried again after the next reconnect only: each try costs a whole lead-in."""
 NO_ROOM = "Deepgram has no room for a second connection"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
-
-
-class Stage(Protocol):
-    """What the primer needs of the transcriber."""
-
-    async def wait_for_turn(self, *, is_redial: bool) -> None:
-        """Wait until the process may dial."""
-
-    def start(self, lead_in: LeadIn | None, cause: DialCause) -> Attempt:
-        """Open a second epoch beside the current one."""
-
-    def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
-        """Make a primed epoch the current one, at the watermark."""
-
-    async def utterance_end(self) -> None:
-        """Wait for the end of an utterance in the current epoch."""
-
-    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
-        """Tell the device, the log and the metrics."""
+_NOT_RETRIED = frozenset({NOT_RECOGNISED, ONE_SPEAKER})
+"""Another try before the next reconnect would find the same."""
 
 
 class Primer:
-    """Decides when an epoch is primed, with what, and when it takes over."""
+    """Decides when an epoch is primed, with what, and when it takes over.
+
+    Args:
+        audio_format: of the session.
+        voices: what is kept of the session's speakers.
+        load_anchors: loads the stored voices.
+        provider: where the second connection is dialled.
+        report: tells the device why nobody is known.
+        dial: dials an epoch with a lead-in beside the current one.
+        switch: makes a primed epoch the current one.
+    """
 
     def __init__(
         self,
-        stage: Stage,
         audio_format: AudioFormat,
         voices: VoiceClips,
         load_anchors: Callable[[], Awaitable[list[Anchor]]],
         provider: Provider,
+        report: HealthReport,
+        *,
+        dial: Callable[[LeadIn, DialCause], Epoch],
+        switch: Callable[[Epoch, list[Vote]], None],
     ) -> None:
-        self._stage = stage
         self._format = audio_format
         self._voices = voices
         self._load_anchors = load_anchors
         self._provider = provider
+        self._report = report
+        self._dial = dial
+        self._switch = switch
+        self._utterance_end = trio.Event()
         self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
         self._wanted = trio.Event()
         self._relabel = False
@@ -102,7 +103,7 @@ class Primer:
         """Prime and hand over, again after every reconnect. Cancelling drops what is being primed."""
         failure: str | None = None
         while True:
-            is_worth_a_retry = failure is not None and failure != NOT_RECOGNISED
+            is_worth_a_retry = failure is not None and failure not in _NOT_RETRIED
             pause = RETRY_SECONDS * self._provider.random.uniform(1.0, 1.2)
             with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
@@ -116,6 +117,8 @@ class Primer:
 
         Bounded by the store's own time limit. Returns also why there are no stored voices in it.
         """
+        if not self._provider.tells_speakers_apart:
+            return None, ONE_SPEAKER
         known: list[Anchor] = []
         failure: str | None = NO_PROFILE
         try:
@@ -139,26 +142,26 @@ class Primer:
             self.tell(failure)
         return lead_in
 
-    async def hear_first(self, attempt: Attempt) -> None:
+    async def hear_first(self, epoch: Epoch) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        votes = await self.digest(attempt)
-        if not attempt.ended.is_set():
-            self._stage.switch(attempt, votes or [])
+        votes = await self._digest(epoch)
+        if not epoch.ended.is_set():
+            self._switch(epoch, votes or [])
 
-    async def digest(
-        self, attempt: Attempt, give_way: trio.Event | None = None
-    ) -> list[Vote] | None:
+    def note_utterance_end(self) -> None:
+        """Note that an utterance has ended in the current epoch: a good moment to switch."""
+        self._utterance_end.set()
+        self._utterance_end = trio.Event()
+
+    async def _digest(self, epoch: Epoch, give_way: trio.Event | None = None) -> list[Vote] | None:
         """Wait until an open epoch has heard its lead-in; None if it does not in time, or gives way."""
-        link = attempt.link
-        assert link is not None
-        ends = [attempt.ended] if give_way is None else [attempt.ended, give_way]
-        await first_of(link.pump.lead_in_sent, *ends)
-        link.check_digested()
+        ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
+        await wait_any(epoch.sent_lead_in.wait, *ends)
         with trio.move_on_after(DIGEST_SECONDS):
-            await first_of(link.digested, *ends)
-        if not link.digested.is_set() or attempt.ended.is_set():
+            await wait_any(epoch.digested.wait, *ends)
+        if not epoch.digested.is_set() or epoch.ended.is_set():
             return None
-        return count_votes(link.epoch.lead_in_words, self._format.sample_rate)
+        return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
@@ -167,7 +170,7 @@ class Primer:
         if not self._has_told:
             self._has_told = True
             is_failure = reason not in {NO_PROFILE, NO_ROOM, ONE_SPEAKER}
-            self._stage.identities_unavailable(reason, is_failure=is_failure)
+            self._report.tell_identities_unavailable(reason, is_failure=is_failure)
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; returns what went wrong, if anything did."""
@@ -176,40 +179,39 @@ class Primer:
         lead_in, failure = await self.gather()
         if lead_in is None:
             return failure
-        await self._stage.wait_for_turn(is_redial=self._relabel or self._has_failed)
+        await self._provider.wait_for_turn(is_redial=self._relabel or self._has_failed)
         await self._provider.wait_for_room()
-        attempt = self._stage.start(lead_in, self._cause())
+        epoch = self._dial(lead_in, self._cause())
         give_way = self._provider.give_way
         has_switched = False
         self._provider.priming.primed += 1
         try:
-            await first_of(attempt.opened, attempt.ended, give_way)
+            await wait_any(epoch.opened.wait, epoch.ended.wait, give_way.wait)
             votes: list[Vote] | None = None
-            if attempt.link is not None and not give_way.is_set():
-                votes = await self.digest(attempt, give_way)
+            if epoch.opened.is_set() and not give_way.is_set():
+                votes = await self._digest(epoch, give_way)
             has_voices = _has_voices(votes, lead_in)
             if has_voices:
                 with trio.move_on_after(UTTERANCE_SECONDS):
-                    await self._stage.utterance_end()
+                    await self._utterance_end.wait()
             if give_way.is_set():
                 return NO_ROOM
-            self._has_failed = attempt.ended.is_set()
+            self._has_failed = epoch.ended.is_set()
             if self._has_failed:
-                return f"no primed connection: {attempt.error}"
+                return f"no primed connection: {epoch.error}"
             if not has_voices or votes is None:
                 return NOT_RECOGNISED
             self._relabel = False
-            self._stage.switch(attempt, votes)
+            self._switch(epoch, votes)
             has_switched = True
             # A reconnect while this was being primed is answered by it.
             self._wanted = trio.Event()
             self._follow_up(lead_in)
         finally:
             self._provider.priming.primed -= 1
-            if attempt.link is not None:
-                self._allowance.take(self._format.seconds(attempt.link.pump.anchors_end))
+            self._allowance.take(self._format.seconds(epoch.exchange.lead_in_end))
             if not has_switched:
-                attempt.stop()
+                epoch.retire()
         return failure
 
     def _cause(self) -> DialCause:
@@ -233,15 +235,3 @@ def _has_voices(votes: list[Vote] | None, lead_in: LeadIn) -> bool:
     return any(
         vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes or ()
     )
-
-
-async def first_of(*awaited: trio.Event) -> None:
-    """Wait until one of the events is set. Cancelling is safe."""
-    async with trio.open_nursery() as nursery:
-
-        async def wait(event: trio.Event) -> None:
-            await event.wait()
-            nursery.cancel_scope.cancel()
-
-        for event in awaited:
-            nursery.start_soon(wait, event)

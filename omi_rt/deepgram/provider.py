@@ -48,6 +48,8 @@ class Provider:
     metrics: Metrics
     languages: frozenset[str] | None = None
     """Primary subtags of the languages that it knows; None where only it can say."""
+    tells_speakers_apart: bool = True
+    """Whether its labels mean anything: lead-ins are worth their cost only then."""
     find_carried: Callable[[], int | None] = lambda: None
     """Finds how many sessions it can carry at this time; None where it has not said, as Deepgram never does."""
     failures: int = 0
@@ -75,16 +77,16 @@ class Provider:
             return
         if language.lower().partition("-")[0] not in self.languages:
             known = ", ".join(sorted(self.languages))
-            raise BadRequest(f"language: the speech provider here knows {known} only")
+            raise BadRequest(f"language: this server only transcribes {known}")
 
-    def opened(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
+    def note_open(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
         """Note an open connection, and how long its dial took."""
         self.gate.failing = False
         self.breaker.succeeded()
         self.metrics.provider_dials.labels(cause.value, "open").inc()
         self.metrics.setup_seconds.observe(seconds)
 
-    def failed(
+    def note_failure(
         self,
         error: ProviderError,
         *,
@@ -107,7 +109,7 @@ class Provider:
             if status is not None:
                 self.metrics.provider_refusals.labels(status_label(status)).inc()
 
-    def ignored(self, message: Message) -> None:
+    def note_unused(self, message: Message) -> None:
         """Count a message that brought nothing."""
         kind = "malformed" if isinstance(message, Malformed) else "ignored"
         self.metrics.provider_messages.labels(kind).inc()
@@ -155,6 +157,7 @@ def make_provider(
     dial: Dial = dial_tcp,
     random: Random | None = None,
     languages: frozenset[str] | None = None,
+    tells_speakers_apart: bool = True,
     find_carried: Callable[[], int | None] = lambda: None,
 ) -> Provider:
     """Build a provider from the settings. Must run inside Trio, for the clock.
@@ -184,5 +187,6 @@ def make_provider(
         random=random,
         metrics=metrics,
         languages=languages,
+        tells_speakers_apart=tells_speakers_apart,
         find_carried=find_carried,
     )

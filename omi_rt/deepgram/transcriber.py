@@ -8,36 +8,39 @@ import trio
 
 from omi_rt.core.absence import Absence, away_seconds
 from omi_rt.core.dials import DialCause
+from omi_rt.core.errors import ProviderError, ProviderRefused
+from omi_rt.core.exchange import Exchange
 from omi_rt.core.ledger import Cost
+from omi_rt.core.news import FinalHeard, Progressed, SilencePassed, Unused, Worked
 from omi_rt.core.patience import Patience
+from omi_rt.core.phase import Phase
+from omi_rt.core.recovery import EpochEnd, Finish, Recovery, Redial
 from omi_rt.core.token_bucket import UPSTREAM_RATE
-from omi_rt.deepgram.attempt import Attempt
-from omi_rt.deepgram.health import HealthReport
+from omi_rt.deepgram.epoch import Epoch, Opened
 from omi_rt.deepgram.lateness import LatenessReport
-from omi_rt.deepgram.primer import ONE_SPEAKER, Primer
-from omi_rt.deepgram.succession import Succession
+from omi_rt.deepgram.primer import Primer
+from omi_rt.deepgram.report import HealthReport
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from omi_rt.core.coverage import Coverage
-    from omi_rt.core.deepgram import Results
-    from omi_rt.core.errors import ProviderError
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
-    from omi_rt.core.timeline import Heard
+    from omi_rt.core.recovery import Decision
     from omi_rt.core.transcript import Transcript
     from omi_rt.core.votes import Vote
-    from omi_rt.deepgram.link import Link
+    from omi_rt.deepgram.epoch import EpochNews
     from omi_rt.deepgram.provider import Provider
 
 FINISHING_SECONDS = 30.0
-"""What ending a session may take, besides sending what is left."""
+"""Ending a session may take this long, besides sending what is left of its audio."""
 _ROOM_CHECK_SECONDS = 1.0
+"""A device that is held back is looked at this often, since a provider that is away makes no room."""
 
 
 class Transcriber:
-    """Keeps one epoch current, and replaces it at the watermark when it ends.
+    """Keeps one epoch serving the session, and replaces it at the watermark when it ends.
 
     Args:
         request: what the device asked for.
@@ -69,33 +72,34 @@ class Transcriber:
         self._coverage = coverage
         self._transcript = transcript
         self._log = log
+        self._profile_first = profile_first
+        session_id, metrics = transcript.session_id, provider.metrics
+        self._report = HealthReport(session_id, coverage.audio_format, metrics, tell, log)
+        self._lateness = LatenessReport(session_id, metrics, tell, log)
+        backlog_seconds = coverage.audio_format.seconds(coverage.backlog.capacity)
+        self._absence = Absence(away_seconds(backlog_seconds))
+        self._recovery = Recovery(Patience(backlog_seconds), self._absence, provider.random)
         self._primer: Primer | None = None
         if load_anchors is not None:
             self._primer = Primer(
-                self, coverage.audio_format, transcript.voices, load_anchors, provider
+                coverage.audio_format,
+                transcript.voices,
+                load_anchors,
+                provider,
+                self._report,
+                dial=self._dial,
+                switch=self._switch,
             )
-        self._profile_first = profile_first
-        self._health = HealthReport(
-            transcript.session_id,
-            coverage.audio_format,
-            provider.metrics,
-            tell,
-            log,
-        )
-        self._lateness = LatenessReport(transcript.session_id, provider.metrics, tell, log)
-        backlog_seconds = coverage.audio_format.seconds(coverage.backlog.capacity)
-        self._patience = Patience(backlog_seconds)
-        self._absence = Absence(away_seconds(backlog_seconds))
-        self._sent_until = 0
-        self._succession = Succession(coverage, provider, self._health, log)
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
         self._priming = trio.CancelScope()
         self._room = trio.Event()
-        self._utterance_end = trio.Event()
         self._nursery: trio.Nursery | None = None
-        self._current: Attempt | None = None
+        self._serving: Epoch | None = None
+        """The session's own epoch, from its dial to its end. Only its finals count."""
+        self._sent_until = 0
         self._has_dialled = False
+        self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
         """Whether ending the session may take longer where the provider is busy."""
@@ -107,13 +111,12 @@ class Transcriber:
         samples = self._coverage.receive(payload)
         if samples:
             if samples == self._coverage.backlog.end:
-                self._health.audio_began()
-            if self._coverage.backlog.end >= self._health.receipts.next_mark:
-                self._health.receipts.received(self._coverage.backlog.end, now)
-            self._absence.received(now)
-            current = self._current
-            if current is not None and current.link is not None:
-                current.link.pump.offer(now)
+                self._report.note_first_audio()
+            if self._coverage.backlog.end >= self._report.receipts.next_mark:
+                self._report.receipts.received(self._coverage.backlog.end, now)
+            self._absence.note_audio(now)
+            if self._serving is not None:
+                self._serving.offer(now)
 
     async def make_room(self) -> None:
         """Return when the backlog can take more. Cancelling is safe.
@@ -123,15 +126,15 @@ class Transcriber:
         """
         while self._coverage.is_full:
             if self._absence.is_away(trio.current_time()):
-                self._health.lost(self._coverage.drop_excess())
+                self._report.note_loss(self._coverage.drop_excess())
                 break
             self._room = trio.Event()
             with trio.move_on_after(_ROOM_CHECK_SECONDS):
                 await self._room.wait()
-        self._absence.held_back(trio.current_time())
+        self._absence.note_held_back(trio.current_time())
 
     def end_audio(self, within: float | None = None) -> None:
-        """No more audio comes: finish what there is.
+        """Finish what there is, because no more audio comes.
 
         Args:
             within: seconds that it may take; by default what sending the rest needs, and 30 s, which
@@ -144,9 +147,8 @@ class Transcriber:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
         self._priming.cancel()
-        link = self._current.link if self._current is not None else None
-        if link is not None:
-            link.pump.finish()
+        if self._serving is not None and self._serving.opened.is_set():
+            self._finish(self._serving)
         elif self._is_done():
             self._scope.cancel()
 
@@ -160,222 +162,245 @@ class Transcriber:
         Raises:
             ProviderError: a refusal that no retry can mend.
         """
-        self._health.started()
-        failure: ProviderError | None = None
+        self._report.tell_initiating()
+        refusal: ProviderError | None = None
         try:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
                     if self._primer is not None and not self._profile_first:
                         self._nursery.start_soon(self._run_primer, self._primer)
-                    failure = await self._keep_current()
+                    refusal = await self._keep_serving()
                     self._nursery.cancel_scope.cancel()
         finally:
-            self._note_sent(self._current)
-            self._health.lost(self._coverage.lose_pending(self._sent_until))
-            self._health.ended()
+            self._note_sent(self._serving)
+            self._report.note_loss(self._coverage.lose_pending(self._sent_until))
+            self._report.close()
             self._lateness.connection_ended(trio.current_time())
-        if failure is not None:
-            raise failure
+        if refusal is not None:
+            raise refusal
 
     async def _run_primer(self, primer: Primer) -> None:
         with self._priming:
             await primer.run()
 
-    async def _keep_current(self) -> ProviderError | None:
+    async def _keep_serving(self) -> ProviderError | None:
         """Run one epoch after another; returns the refusal that ends it all, if there is one."""
-        delay = 0.0
+        wait_seconds = 0.0
         while not self._is_done():
-            if self._current is None:
+            if self._serving is None:
                 with trio.CancelScope() as self._between:
-                    await trio.sleep(delay)
-                    await self.wait_for_turn(is_redial=self._succession.backoff.failures > 0)
-                    self._current = await self._start_current()
-                # A switch may have come first: then a primed epoch is current already.
+                    await trio.sleep(wait_seconds)
+                    await self._provider.wait_for_turn(is_redial=self._recovery.is_failing)
+                    self._serving = await self._dial_own()
+                # A switch may have come first: then a primed epoch serves already.
                 continue
-            attempt = self._current
-            await attempt.ended.wait()
-            if attempt is not self._current:
+            epoch = self._serving
+            await epoch.ended.wait()
+            if epoch is not self._serving:
                 continue
-            self._current = None
-            wait = self._conclude(attempt)
-            if wait is None:
-                return attempt.error
-            delay = wait
+            self._serving = None
+            decision = self._conclude(epoch)
+            if isinstance(decision, Finish):
+                return decision.refusal
+            wait_seconds = decision.wait_seconds
         return None
 
-    async def _start_current(self) -> Attempt:
+    async def _dial_own(self) -> Epoch:
         lead_in: LeadIn | None = None
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
-        return self.start(lead_in, cause)
+        return self._start(lead_in, cause, gives_way=False)
 
-    async def wait_for_turn(self, *, is_redial: bool) -> None:
-        """Wait until the process may dial again. Cancelling is safe."""
-        await self._provider.wait_for_turn(is_redial=is_redial)
+    def _dial(self, lead_in: LeadIn, cause: DialCause) -> Epoch:
+        """Dial an epoch beside the session's own."""
+        return self._start(lead_in, cause, gives_way=True)
 
-    def start(self, lead_in: LeadIn | None, cause: DialCause) -> Attempt:
-        """Open an epoch; one with a lead-in waits for `switch`."""
+    def _start(self, lead_in: LeadIn | None, cause: DialCause, *, gives_way: bool) -> Epoch:
         assert self._nursery is not None
-        gives_way = lead_in is not None and not self._profile_first
-        attempt = Attempt(lead_in, cause=cause, gives_way=gives_way)
-        self._nursery.start_soon(
-            attempt.run,
-            self._request,
-            self._provider,
+        exchange = Exchange(
             self._coverage,
-            self._patience,
+            self._recovery.patience,
             self.cost,
-            self._opened,
-            self._heard,
-            self._progressed,
-            self._passed,
-            self._worked,
+            self._provider.send_timeout,
+            trio.current_time(),
+            lead_in,
         )
-        return attempt
+        epoch = Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
+        self._nursery.start_soon(epoch.run, self._request, self._provider)
+        return epoch
 
-    def switch(self, attempt: Attempt, votes: list[Vote]) -> None:
-        """Make a primed epoch the current one, at the watermark."""
-        assert attempt.link is not None
-        assert attempt.lead_in is not None
-        former, self._current = self._current, attempt
-        if former is not None and former is not attempt:
-            former.stop()
-            if former.link is not None:
-                self._health.replaced(former.link, "switch")
+    # Who serves.
+
+    def _switch(self, epoch: Epoch, votes: list[Vote]) -> None:
+        """Let a primed epoch serve the session from the watermark on, in place of its own."""
+        assert epoch.lead_in is not None
+        former, self._serving = self._serving, epoch
+        replaces = former is not None and former is not epoch
+        is_planned = replaces and former is not None and not former.ended.is_set()
+        if replaces and former is not None:
+            was_open = former.opened.is_set()
+            former.retire()
+            if was_open:
+                self._report.log_replaced(former, "switch")
                 self._lateness.connection_ended(trio.current_time())
         self._between.cancel()
         # They are counted in the votes; what comes later is the tail's.
-        attempt.link.epoch.lead_in_words.clear()
+        epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(
-            attempt.link.labels, votes, attempt.lead_in.whose, self._coverage.high_watermark
+            epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
         )
-        is_planned = former is not None and former is not attempt and not former.ended.is_set()
-        self._go_live(attempt.link, is_planned=is_planned)
+        self._go_live(epoch, is_planned=is_planned)
         self._log.info(
             "connection_switched",
-            request_id=attempt.link.connection.request_id,
+            request_id=epoch.request_id,
             at=self._coverage.audio_format.seconds(self._coverage.watermark),
             votes=len(votes),
         )
 
-    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
-        """Tell why nobody is known in this session."""
-        self._health.identities_unavailable(reason, is_failure=is_failure)
-
-    async def utterance_end(self) -> None:
-        """Wait for the end of an utterance in the current epoch. Cancelling is safe."""
-        await self._utterance_end.wait()
-
-    def _opened(self, attempt: Attempt, link: Link) -> None:
-        self._succession.opened()
-        self._health.connected(link, attempt.cause)
-        if attempt.lead_in is None:
-            is_first = self._go_live(link, is_planned=False)
-            self._want_primed(link, relabel=not is_first)
-        elif self._profile_first and self._primer is not None and self._nursery is not None:
-            self._health.opened(link.connection.request_id)
-            self._nursery.start_soon(self._primer.hear_first, attempt)
-
-    def _go_live(self, link: Link, *, is_planned: bool) -> bool:
-        """Let an open epoch serve the session; returns whether it is the first."""
-        self._absence.opened()
-        is_first = self._health.opened(link.connection.request_id)
-        link.pump.go_live(self._coverage.watermark, is_planned=is_planned)
+    def _go_live(self, epoch: Epoch, *, is_planned: bool) -> None:
+        self._absence.note_open()
+        self._has_served = True
+        self._report.tell_serving(epoch.request_id)
+        epoch.exchange.go_live(is_planned=is_planned)
         if self._audio_ended:
-            link.pump.finish()
-        return is_first
+            self._finish(epoch)
+        epoch.wake()
 
-    def _want_primed(self, link: Link, *, relabel: bool) -> None:
-        if self._primer is None:
-            return
-        if link.connection.tells_speakers_apart:
-            self._primer.want(relabel=relabel)
-        else:
-            self._primer.tell(ONE_SPEAKER)
+    def _finish(self, epoch: Epoch) -> None:
+        # While it is primed it has the session's audio still to come; it is finished when it is live.
+        if epoch.exchange.phase is Phase.LIVE:
+            epoch.exchange.finish()
+            epoch.wake()
 
-    def _heard(self, link: Link, results: Results, heard: Heard) -> None:
+    # What epochs tell.
+
+    def _take_news(self, epoch: Epoch, news: EpochNews) -> None:
+        match news:
+            case FinalHeard():
+                self._take_final(epoch, news)
+            case Progressed():
+                self._absence.note_progress(trio.current_time(), pending=self._is_pending)
+                self._note_room()
+            case SilencePassed():
+                self._absence.note_silence_passed(trio.current_time(), pending=self._is_pending)
+                self._note_room()
+            case Worked(seconds_behind):
+                self._take_work(epoch, seconds_behind)
+            case Unused(message):
+                self._provider.note_unused(message)
+            case Opened():
+                self._take_open(epoch)
+
+    def _take_open(self, epoch: Epoch) -> None:
+        self._recovery.note_open()
+        self._report.log_open(epoch)
+        if epoch.lead_in is None:
+            lost_labels = self._has_served
+            self._go_live(epoch, is_planned=False)
+            if self._primer is not None:
+                self._primer.want(relabel=lost_labels)
+        elif self._profile_first and self._primer is not None and self._nursery is not None:
+            self._report.tell_serving(epoch.request_id)
+            self._nursery.start_soon(self._primer.hear_first, epoch)
+
+    def _take_final(self, epoch: Epoch, final: FinalHeard) -> None:
+        heard = final.heard
         if heard.discarded:
-            self._health.discarded(heard.discarded)
+            self._report.count_discarded(heard.discarded)
         if heard.claims_unsent:
-            self._health.clock_ahead(link, results)
-        if self._current is None or link is not self._current.link:
+            self._report.tell_clock_ahead(epoch, final.results)
+        if epoch is not self._serving:
             # It is being primed: what it hears is for the votes alone.
             return
-        self._succession.backoff.reset()
-        if link.epoch.lead_in_words:
-            self._recall(self._current, link, heard)
+        self._recovery.note_results()
+        if epoch.exchange.timeline.lead_in_words:
+            self._recall(epoch, final)
         self._transcript.narrate(
-            link.labels, heard, self._coverage.backlog, speech_final=results.speech_final
+            epoch.labels,
+            heard,
+            self._coverage.backlog,
+            speech_final=final.results.speech_final,
         )
-        if results.speech_final:
-            self._utterance_end.set()
-            self._utterance_end = trio.Event()
+        if final.results.speech_final and self._primer is not None:
+            self._primer.note_utterance_end()
 
-    def _recall(self, attempt: Attempt, link: Link, heard: Heard) -> None:
-        words = link.epoch.take_lead_in_words(heard)
-        if words and attempt.lead_in is not None:
-            self._transcript.recall(link.labels, words, attempt.lead_in.whose)
+    def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
+        words = epoch.exchange.timeline.take_lead_in_words(final.heard)
+        if words and epoch.lead_in is not None:
+            self._transcript.recall(epoch.labels, words, epoch.lead_in.whose)
 
-    def _progressed(self) -> None:
-        pending = self._coverage.backlog.end > self._coverage.backlog.start
-        self._health.progressed(self._coverage.watermark, trio.current_time())
-        self._absence.progressed(trio.current_time(), pending=pending)
-        self._room.set()
-
-    def _passed(self) -> None:
-        pending = self._coverage.backlog.end > self._coverage.backlog.start
-        self._health.progressed(self._coverage.watermark, trio.current_time())
-        self._absence.passed(trio.current_time(), pending=pending)
-        self._room.set()
-
-    def _worked(self, link: Link, seconds_behind: float) -> None:
+    def _take_work(self, epoch: Epoch, seconds_behind: float) -> None:
         """Wait for a provider that is busy, as long as it gets on, and tell where it is behind."""
-        if self._current is None or link is not self._current.link:
+        if epoch is not self._serving:
             return
         now = trio.current_time()
-        self._absence.worked(now)
+        self._absence.note_work(now)
         self._lateness.worked(seconds_behind, now)
         if self._audio_ended and self._may_wait_for_work:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
 
+    def _note_room(self) -> None:
+        """Note that the watermark has moved, so that the backlog may have room."""
+        self._report.note_progress(self._coverage.watermark, trio.current_time())
+        self._room.set()
+
     # After an epoch.
 
-    def _conclude(self, attempt: Attempt) -> float | None:
-        """Account for an epoch that ended; returns the wait before the next, or None for the end."""
-        if attempt.link is not None:
+    def _conclude(self, epoch: Epoch) -> Decision:
+        """Account for the session's own epoch, which has ended, and carry out what follows from it."""
+        if epoch.opened.is_set():
             self._lateness.connection_ended(trio.current_time())
-            self._health.closed(attempt.link)
-            self._absence.ended(progressed=attempt.link.progressed)
-            self._note_sent(attempt)
-            self._pass_by_unanswered(attempt.link)
-        else:
-            self._absence.dial_failed()
-        if self._is_done():
-            attempt.error = None
-            return None
-        wait = self._succession.after(attempt)
-        if wait is not None and attempt.link is not None:
-            error = attempt.error
-            cause = "unfinished" if error is None else "lost"
-            self._health.replaced(attempt.link, cause, str(error or ""))
-        return wait
+            self._report.compare_accounts(epoch)
+            self._note_sent(epoch)
+            self._pass_by_unanswered(epoch)
+        decision = self._recovery.after(self._end_of(epoch))
+        match decision:
+            case Redial(failure=failure):
+                if failure is not None:
+                    self._report.tell_degraded(failure)
+                if epoch.opened.is_set():
+                    cause = "unfinished" if failure is None else "lost"
+                    self._report.log_replaced(epoch, cause, str(failure or ""))
+            case Finish(refusal=ProviderRefused(status=status)):
+                if self._provider.breaker.refused(status, trio.current_time()):
+                    self._log.error("breaker_opened", status=status)
+            case Finish(takes_metadata=True):
+                for news in epoch.exchange.apply_metadata():
+                    self._take_news(epoch, news)
+        return decision
 
-    def _pass_by_unanswered(self, link: Link) -> None:
+    def _end_of(self, epoch: Epoch) -> EpochEnd:
+        backlog, exchange = self._coverage.backlog, epoch.exchange
+        return EpochEnd(
+            was_open=epoch.opened.is_set(),
+            is_done=self._is_done(),
+            error=epoch.error,
+            can_renew=self._provider.credentials.is_renewable,
+            rest_seconds=self._coverage.audio_format.seconds(backlog.end - backlog.start),
+            has_progressed=exchange.has_progressed,
+            misses_speech=exchange.misses_speech,
+            has_metadata=exchange.metadata is not None,
+            ignored_close=exchange.ignored_close,
+        )
+
+    def _pass_by_unanswered(self, epoch: Epoch) -> None:
         """Leave a stretch behind for which two connections in a row gave no answer."""
-        overdue_until = link.watch.overdue_until(trio.current_time())
-        if overdue_until is None:
-            return
-        passed = self._patience.record_unanswered(overdue_until)
+        overdue_until = epoch.exchange.watch.overdue_until(trio.current_time())
+        passed = self._recovery.stretch_to_pass_by(overdue_until)
         if passed is not None:
-            self._health.lost(self._coverage.pass_by(passed))
+            self._report.note_loss(self._coverage.pass_by(passed))
             self._room.set()
 
-    def _note_sent(self, attempt: Attempt | None) -> None:
-        if attempt is not None and attempt.link is not None:
-            self._sent_until = max(self._sent_until, attempt.link.epoch.sent_position or 0)
+    def _note_sent(self, epoch: Epoch | None) -> None:
+        if epoch is not None:
+            self._sent_until = max(self._sent_until, epoch.exchange.timeline.sent_position or 0)
+
+    @property
+    def _is_pending(self) -> bool:
+        backlog = self._coverage.backlog
+        return backlog.end > backlog.start
 
     def _is_done(self) -> bool:
-        backlog = self._coverage.backlog
-        return self._audio_ended and backlog.start == backlog.end
+        return self._audio_ended and not self._is_pending

@@ -118,7 +118,7 @@ class WatchedStream(trio.abc.Stream):
             if data:
                 self._for_library += frames.feed(data)
             if not data or len(self._for_library) > MAX_LIBRARY_BYTES:
-                # At the end the library will meet the same, and say what it means. Where it can not
+                # At the end the library will meet the same, and say what it means. Where it cannot
                 # get rid of its pongs, it knows to read no further.
                 self.hand_over()
             if self._for_library:

@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING, Any
 from omi_rt.core.asks import Ask, End, Pass
 from omi_rt.core.json import JSONError, loads
 from omi_rt.core.listen import parse_raw_listen
-from omi_rt.core.news import Final
+from omi_rt.core.updates import Final
 from omi_rt.faces.face import Face, Opening
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.news import News
     from omi_rt.core.segments import Segment
+    from omi_rt.core.updates import Update
     from omi_rt.faces.face import Call
 
 USER_NUMBER = 0
@@ -39,10 +39,10 @@ class CustomSTTFace(Face):
         is_end = isinstance(message, dict) and message.get("type") == "CloseStream"
         return End() if is_end else Pass()
 
-    def write(self, news: News) -> list[Any]:
+    def write(self, update: Update) -> list[Any]:
         """Write segments. Corrections have no form here: the app cannot take text back."""
-        if isinstance(news, Final) and news.segments:
-            return [{"segments": [self._written(segment) for segment in news.segments]}]
+        if isinstance(update, Final) and update.segments:
+            return [{"segments": [self._written(segment) for segment in update.segments]}]
         return []
 
     def _written(self, segment: Segment) -> dict[str, Any]:

@@ -23,13 +23,13 @@ from omi_rt.core.listen import (
     ListenRequest,
 )
 from omi_rt.core.live_api import ControlKind, Refused, bad_parameter, check_value
-from omi_rt.core.news import Configured, Final, Interim, SpeechBegan, SpeechPaused
+from omi_rt.core.updates import Configured, Final, Interim, SpeechBegan, SpeechPaused
 from omi_rt.faces.face import Face, Opening
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from omi_rt.core.news import AttributedWord, News
+    from omi_rt.core.updates import AttributedWord, Update
     from omi_rt.faces.face import Call
 
 ENCODINGS = ("linear16", "opus", "mulaw", "alaw")
@@ -110,14 +110,14 @@ class DeepgramFace(Face):
         self._digest.update(payload)
         self._heard_bytes += len(payload)
 
-    def write(self, news: News) -> list[Any]:
+    def write(self, update: Update) -> list[Any]:
         """Write Results, UtteranceEnd, SpeechStarted, Metadata, and the answers to control messages."""
         seconds = self._format.seconds
-        match news:
+        match update:
             case Final():
-                return self._results(news)
+                return self._results(update)
             case Interim():
-                return self._interim(news)
+                return self._interim(update)
             case SpeechBegan(channels=channels, position=position):
                 index = self._index(channels)
                 return [live_api.speech_started(index, seconds(position))]

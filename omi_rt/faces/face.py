@@ -12,7 +12,7 @@ from omi_rt.core.listen import ListenRequest
 
 if TYPE_CHECKING:
     from omi_rt.core.asks import Ask
-    from omi_rt.core.news import News
+    from omi_rt.core.updates import Update
 
 SHORT_BYTES = 2
 """A binary message of at most so many bytes may be something else than audio: `Face.read_short`."""
@@ -78,9 +78,9 @@ class Face:
     def hear(self, payload: bytes) -> None:
         """Note decoded audio, for whatever the face tells of it later."""
 
-    def write(self, news: News) -> list[Any]:
+    def write(self, update: Update) -> list[Any]:
         """Write what the session has to tell as messages: values that JSON can hold.
 
-        News for which the client has no form makes no message.
+        Update for which the client has no form makes no message.
         """
         raise NotImplementedError

@@ -17,9 +17,9 @@ from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import ID_RULE, is_valid_id
 from omi_rt.core.json import JSONError, loads
 from omi_rt.core.listen import parse_listen
-from omi_rt.core.news import Final, Interim
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Identified, Merged
+from omi_rt.core.updates import Final, Interim
 from omi_rt.faces.face import MAX_SHOWN_CHARACTERS, Face, Opening
 from omi_rt.faces.growth import GrowingSegments
 
@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.news import AttributedWord, News
     from omi_rt.core.segments import Segment
+    from omi_rt.core.updates import AttributedWord, Update
     from omi_rt.faces.face import Call
 
 AUTH_SECONDS = 5.0
@@ -99,19 +99,19 @@ class OmiFace(Face):
         """
         return Pass() if message == _FAKE_PONG else None
 
-    def write(self, news: News) -> list[Any]:
+    def write(self, update: Update) -> list[Any]:
         """Write segments as an array, and everything else as an object with a ``type``."""
-        if isinstance(news, dict):
-            return [news]
-        if isinstance(news, Final):
-            return self._arrays(news.segments if self._growing is None else self._grow(news))
-        if isinstance(news, Interim):
-            return [events.interim(self._written(_interim_segments(news.words)))]
-        if isinstance(news, Merged | Identified):
-            return self._correct(news)
-        if isinstance(news, NotUnderstood) and not self._has_told_unknown:
+        if isinstance(update, dict):
+            return [update]
+        if isinstance(update, Final):
+            return self._arrays(update.segments if self._growing is None else self._grow(update))
+        if isinstance(update, Interim):
+            return [events.interim(self._written(_interim_segments(update.words)))]
+        if isinstance(update, Merged | Identified):
+            return self._correct(update)
+        if isinstance(update, NotUnderstood) and not self._has_told_unknown:
             self._has_told_unknown = True
-            return [events.unknown_message(news.kind)]
+            return [events.unknown_message(update.kind)]
         return []
 
     def _grow(self, final: Final) -> list[Segment]:

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any
 
 from omi_rt.core.asks import Ask, End, NotUnderstood
 from omi_rt.core.listen import parse_raw_listen
-from omi_rt.core.news import Final
+from omi_rt.core.updates import Final
 from omi_rt.faces.face import Face, Opening
 
 if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
-    from omi_rt.core.news import News
+    from omi_rt.core.updates import Update
     from omi_rt.faces.face import Call
 
 _END = "finalize"
@@ -34,11 +34,11 @@ class StreamFace(Face):
         """Read a text message: the bare word ``finalize`` ends the audio."""
         return End() if text.strip() == _END else NotUnderstood(kind=None)
 
-    def write(self, news: News) -> list[Any]:
+    def write(self, update: Update) -> list[Any]:
         """Write transcripts."""
-        if not isinstance(news, Final) or not news.segments:
+        if not isinstance(update, Final) or not update.segments:
             return []
-        segments = [segment.as_json(self._format) for segment in news.segments]
+        segments = [segment.as_json(self._format) for segment in update.segments]
         text = " ".join(segment["text"] for segment in segments)
         return [{"type": "transcript", "text": text, "segments": segments}]
 

@@ -169,7 +169,7 @@ class ListenConnection:
             self._reads_from = max(self._reads_from, now + READING_SECONDS)
 
     def _pause(self, until: float) -> None:
-        """Stop reading for a while; what was not looked for can not be missed."""
+        """Stop reading for a while; what was not looked for cannot be missed."""
         self._reads_from = max(self._reads_from, until)
         self._idle_at = max(self._idle_at, until + self._options.idle_timeout)
 

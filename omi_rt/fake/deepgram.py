@@ -83,7 +83,7 @@ class FakeDeepgram:
         """Listen until cancelled; ``started`` gives the port, which the system picks for 0.
 
         Raises:
-            BindFailed: the address can not be had.
+            BindFailed: the address cannot be had.
         """
         listeners = await open_listeners(host, port)
         task_status.started(listeners[0].socket.getsockname()[1])
@@ -95,7 +95,7 @@ class FakeDeepgram:
         """Make a function that connects to this fake over a bounded stream in memory.
 
         The server's side of each connection runs in ``nursery``. The function raises ``OSError``
-        where the script says that the provider can not be reached.
+        where the script says that the provider cannot be reached.
         """
 
         async def dial() -> trio.abc.HalfCloseableStream:
@@ -103,7 +103,7 @@ class FakeDeepgram:
             record = self._new_record()
             if isinstance(self.faults.plan(record.index).of_handshake, Unreachable):
                 record.closed_at = trio.current_time()
-                raise OSError("the fake can not be reached")
+                raise OSError("the fake cannot be reached")
             client, server = bounded_stream_pair(capacity_bytes)
             nursery.start_soon(self._serve_recorded, server, record)
             return client

@@ -65,7 +65,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 STALL_LIMIT_SECONDS = 120.0
-"""How long "for ever" is to a fake that does not read, and so can not see that nobody is there."""
+"""How long "for ever" is to a fake that does not read, and so cannot see that nobody is there."""
 
 MALFORMED: Mapping[str, str] = {
     "invalid_json": "extra",
@@ -219,7 +219,7 @@ class Malformed(Timed):
     def __attrs_post_init__(self) -> None:
         super().__attrs_post_init__()
         if self.instead and not MALFORMED[self.what].startswith("extra or instead"):
-            raise ValueError(f"{self.what} can not come instead of a result")
+            raise ValueError(f"{self.what} cannot come instead of a result")
 
 
 @frozen(kw_only=True)

@@ -166,7 +166,7 @@ class MessageMaker:
 
 
 def schema_error(text: str) -> str:
-    """The answer to a text message that can not be understood; the stream goes on."""
+    """The answer to a text message that cannot be understood; the stream goes on."""
     return dumps(
         {
             "type": "Error",

@@ -54,7 +54,7 @@ _CONNECTION_ENDING = frozenset({"huge", "invalid_utf8", "binary"})
 
 _LATENESS = ((0.0, 0.0), (0.0, 0.0), (0.0, 2.0), (3.0, 3.0), (1.0, 6.0), (8.0, 8.0), (12.0, 12.0))
 _CLAIMS_AHEAD = (0.0, 0.0, 0.0, 10.0, 30.0)
-"""Seconds. A claim of less could be of audio that is under way, and then it can not be told from
+"""Seconds. A claim of less could be of audio that is under way, and then it cannot be told from
 the truth."""
 
 

@@ -39,7 +39,7 @@ def read_script(path: Path) -> Scenario:
     """Read a script from a ``.toml`` file, or else from JSON.
 
     Raises:
-        ScriptError: it can not be read, or is wrong.
+        ScriptError: it cannot be read, or is wrong.
     """
     try:
         text = path.read_text(encoding="utf-8")

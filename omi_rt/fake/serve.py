@@ -41,8 +41,8 @@ async def serve_fake(
     The second has a key that passes: one of ``keys``, which whoever started this has just typed.
 
     Raises:
-        ScriptError: the script can not be read.
-        BindFailed: the address can not be bound.
+        ScriptError: the script cannot be read.
+        BindFailed: the address cannot be bound.
     """
     options, faults = Options(), FaultScript()
     if script is not None:

@@ -1,7 +1,7 @@
 """``python -m omi_rt.local``: the embedded recogniser's server.
 
 When it is ready it prints one line, its port on 127.0.0.1. Then it prints how many connections it can
-carry, a line each time that this changes. It ends when its standard input does, so that it can not
+carry, a line each time that this changes. It ends when its standard input does, so that it cannot
 outlive whoever started it, and on SIGTERM.
 """
 

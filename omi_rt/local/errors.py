@@ -6,7 +6,7 @@ from omi_rt.core.errors import OmiRtError
 
 
 class RecogniserError(OmiRtError):
-    """The embedded recogniser can not be started, or did not stay up."""
+    """The embedded recogniser cannot be started, or did not stay up."""
 
 
 class RecogniserNotInstalled(RecogniserError):
@@ -21,4 +21,4 @@ class DecodingFailed(RecogniserError):
 
 
 class UnusableParameters(OmiRtError):
-    """A query that the embedded recogniser can not serve; the message names the parameter."""
+    """A query that the embedded recogniser cannot serve; the message names the parameter."""

@@ -60,7 +60,7 @@ class Decoder:
             self._decoder = pocketsphinx.Decoder(loglevel="FATAL", maxhmmpf=_MAX_STATES)
             self._detector = pocketsphinx.Vad(pocketsphinx.Vad.LOOSE, MODEL_RATE)
         except (RuntimeError, ValueError) as error:
-            raise DecodingFailed("the English model can not be loaded") from error
+            raise DecodingFailed("the English model cannot be loaded") from error
         self._unmeasured: bytes | None = b""
 
     def is_speech(self, frame: bytes) -> bool:

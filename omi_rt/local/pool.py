@@ -116,7 +116,7 @@ class WorkerPool:
         """Keep one worker ready, until cancelled.
 
         Raises:
-            RecogniserError: the first worker can not be started. One that fails later is tried
+            RecogniserError: the first worker cannot be started. One that fails later is tried
                 again, for the sake of the connections that have theirs.
         """
         while True:
@@ -136,7 +136,7 @@ class WorkerPool:
                 raise
 
     async def wait_ready(self) -> None:
-        """Wait until `run` has started the first worker; `run` ends with an error if it can not."""
+        """Wait until `run` has started the first worker; `run` ends with an error if it cannot."""
         await self._ready.wait()
 
     async def take(self) -> Worker:

@@ -13,7 +13,7 @@ _EVERY_ADDRESS = {"0.0.0.0": "127.0.0.1", "::": "::1", "": "127.0.0.1"}  # noqa:
 
 
 class BindFailed(OmiRtError):
-    """The address can not be listened on; the message names it, the cause, and what to change."""
+    """The address cannot be listened on; the message names it, the cause, and what to change."""
 
 
 async def open_listeners(
@@ -22,7 +22,7 @@ async def open_listeners(
     """Listen on every address of ``host``; port 0 picks a free one.
 
     Raises:
-        BindFailed: one of them can not be had.
+        BindFailed: one of them cannot be had.
     """
     try:
         return await trio.open_tcp_listeners(port, host=host, backlog=backlog)

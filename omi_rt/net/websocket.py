@@ -1,7 +1,7 @@
 """WebSockets over any Trio stream, either side: the shell around `omi_rt.net.protocol`.
 
 One task receives, one task runs the writer, anyone may queue. The three never wait for each other:
-a peer that does not read can not keep pongs or a close frame from being seen.
+a peer that does not read cannot keep pongs or a close frame from being seen.
 """
 
 from __future__ import annotations

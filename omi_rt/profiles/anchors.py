@@ -82,7 +82,7 @@ def decode_stretch(wav: bytes, seconds: float, audio_format: AudioFormat) -> Wav
     """Read a WAV file and return its best stretch in the session's format.
 
     Raises:
-        WavError: it can not be read, or holds less than `MIN_ANCHOR_SECONDS` of speech.
+        WavError: it cannot be read, or holds less than `MIN_ANCHOR_SECONDS` of speech.
     """
     stretch = best_stretch(read_wav(wav), seconds)
     if stretch.seconds < MIN_ANCHOR_SECONDS:

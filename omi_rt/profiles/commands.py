@@ -57,7 +57,7 @@ class ProfileRow:
     name: str
     """The path inside the store."""
     seconds: float | None
-    """None if the file can not be read as WAV."""
+    """None if the file cannot be read as WAV."""
     size: int
     """In bytes."""
     version: str
@@ -92,7 +92,7 @@ async def put_profile(
     Raises:
         ProfileRefused: the file is no WAV file, or not fit to be a profile, or it would replace
             another.
-        BadRequest: the uid or person id can not be one.
+        BadRequest: the uid or person id cannot be one.
         StoreUnavailable: the store failed.
     """
     if len(wav) > MAX_SAMPLE_BYTES:
@@ -107,7 +107,7 @@ async def put_profile(
         whose = uid if person_id is None else f"person {person_id} of {uid}"
         raise ProfileRefused(
             f"another recording is stored for {whose}, of {earlier.updated:%Y-%m-%d %H:%M:%S}Z; "
-            "nothing here can tell whether it is the same voice: --force replaces it"
+            "nothing here can tell whether it is of the same voice: --force replaces it"
         )
     return StoredProfile(await store.put(uid, person_id, wav), Outcome.REPLACED)
 
@@ -117,7 +117,7 @@ async def get_profile(store: ProfileStore, uid: str, person_id: str | None = Non
 
     Raises:
         ProfileNotFound: there is none.
-        BadRequest: the uid or person id can not be one.
+        BadRequest: the uid or person id cannot be one.
         StoreUnavailable: the store failed.
     """
     newest = max(await _samples_of(store, uid, person_id), key=lambda sample: sample.updated)
@@ -133,7 +133,7 @@ async def list_profiles(store: ProfileStore, uid: str) -> list[ProfileRow]:
     Each file is read, one after the other, to tell its length. Empty if there is nothing.
 
     Raises:
-        BadRequest: the uid can not be one.
+        BadRequest: the uid cannot be one.
         StoreUnavailable: the store failed.
     """
     samples = sorted(await store.list_samples(uid), key=lambda sample: sample.updated, reverse=True)
@@ -160,7 +160,7 @@ async def delete_profiles(
 
     Raises:
         ProfileNotFound: there was nothing to delete.
-        BadRequest: the uid or person id can not be one.
+        BadRequest: the uid or person id cannot be one.
         StoreUnavailable: the store failed.
     """
     if everything:

@@ -170,7 +170,7 @@ class GCSProfileStore:
             raise self._unavailable(error) from error
         except (OSError, ValueError) as error:
             # OSError is the root of what ``requests`` raises; ValueError is a bucket name or an
-            # address that can not be one.
+            # address that cannot be one.
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:

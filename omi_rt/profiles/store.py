@@ -31,7 +31,7 @@ _PEOPLE_FOLDER: Final = "people_profiles"
 
 
 class StoreUnavailable(OmiRtError):
-    """The store can not be reached, refuses, or takes too long; the message holds no secret."""
+    """The store cannot be reached, refuses, or takes too long; the message holds no secret."""
 
 
 @frozen

@@ -125,13 +125,14 @@ class Server:
         self._connections += 1
         try:
             # What the handshake needed is let go of before the session, which may last for days.
-            session = await self._admit(ServerHandshake(stream), is_loopback=is_loopback)
+            session = await self._admit(
+                ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
+            )
             if session is not None:
                 await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
-            peer = stream.peer if isinstance(stream, TCPStream) else ""
-            self._log.exception("connection_fault", peer=peer, exc_info=group)
+            self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
         finally:
             self.ended_connections += 1
             self._connections -= 1
@@ -145,7 +146,9 @@ class Server:
             is_loopback = is_loopback_address(stream.socket.getsockname()[0])
         await self.handle(TCPStream(stream.socket), is_loopback=is_loopback)
 
-    async def _admit(self, handshake: ServerHandshake, *, is_loopback: bool) -> Session | None:
+    async def _admit(
+        self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
+    ) -> Session | None:
         """Answer a request; returns the session that it opens, if it does."""
         try:
             request = await handshake.receive_request()
@@ -168,7 +171,7 @@ class Server:
             return None
         session_id = uuid.uuid4().hex
         call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
-        refused = self._refuse_origin(request, is_loopback=is_loopback) or self._refuse()
+        refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
         if refused is not None:
             await _respond(handshake, refused)
             return None
@@ -231,13 +234,15 @@ class Server:
             handshake, deepgram_refusal(refused.status, refused.code, str(refused), request_id)
         )
 
-    def _refuse_origin(self, request: HTTPRequest, *, is_loopback: bool) -> HTTPAnswer | None:
+    def _refuse_origin(
+        self, request: HTTPRequest, peer: str, *, is_loopback: bool
+    ) -> HTTPAnswer | None:
         """Decide whether a web page may come in, before anything else is told to it."""
         origin, host = request.headers.get("origin"), request.headers.get("host")
         if is_allowed(origin, host, self._settings.origins, is_loopback=is_loopback):
             return None
         self._metrics.upgrades_refused.labels("origin").inc()
-        self._log.info("origin_refused", origin=(origin or "")[:_SHOWN_CHARACTERS])
+        self._log.info("origin_refused", peer=peer, origin=(origin or "")[:_SHOWN_CHARACTERS])
         return HTTPAnswer(403, "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n")
 
     def _refuse(self) -> HTTPAnswer | None:
@@ -287,7 +292,7 @@ class Server:
                         await self._wait_until_empty()
             await self._wait_until_empty()
         if any(not session.has_said_all for session in self.sessions):
-            self.note_cut(f"{total:g} s to drain are over")
+            self.note_cut(f"OMI_RT_DRAIN_SECONDS ({total:g} s) ran out")
 
     async def _finish_answers(self) -> None:
         """Let those have their answers who came before the end. Sessions that are left do not count."""
@@ -299,6 +304,10 @@ class Server:
         """Wait until no session is left. Cancelling is safe."""
         while self.sessions:
             await self.session_left.wait()
+
+
+def _peer(stream: trio.abc.Stream) -> str:
+    return stream.peer if isinstance(stream, TCPStream) else ""
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:

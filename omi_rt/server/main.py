@@ -83,7 +83,7 @@ async def serve(
         task_status: told the address when connections are accepted.
 
     Raises:
-        BindFailed: the address can not be bound.
+        BindFailed: the address cannot be bound.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
@@ -144,6 +144,7 @@ async def _provider(
             metrics=metrics,
             client=client,
             languages=upstream.languages,
+            tells_speakers_apart=upstream.tells_speakers_apart,
             find_carried=upstream.find_carried,
         )
         if settings.deepgram_api_key:
@@ -193,6 +194,7 @@ class _Upstream:
     base_url: str
     languages: frozenset[str] | None = None
     """Those that it knows."""
+    tells_speakers_apart: bool = True
     find_carried: Callable[[], int | None] = lambda: None
     """Finds how many sessions it can carry."""
 
@@ -209,5 +211,7 @@ async def _upstream(settings: Settings, announce: Announce) -> AsyncIterator[_Up
     room = Room()
     async with trio.open_nursery() as nursery:
         url = await nursery.start(partial(run_local_recogniser, room=room))
-        yield _Upstream(url, LANGUAGES, lambda: room.carried)
+        yield _Upstream(
+            url, LANGUAGES, tells_speakers_apart=False, find_carried=lambda: room.carried
+        )
         nursery.cancel_scope.cancel()

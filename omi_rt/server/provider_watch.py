@@ -59,9 +59,9 @@ async def _probe(provider: Provider) -> bool:
     try:
         async with provider.connect(_REQUEST):
             is_open = True
-            provider.opened(trio.current_time() - dialled_at)
+            provider.note_open(trio.current_time() - dialled_at)
     except ProviderError as error:
         if isinstance(error, ProviderRefused):
             provider.breaker.refused(error.status, trio.current_time())
-        provider.failed(error, was_open=is_open, gives_way=True)
+        provider.note_failure(error, was_open=is_open, gives_way=True)
     return is_open

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
-    from omi_rt.core.news import News
+    from omi_rt.core.updates import Update
     from omi_rt.faces.face import Opening
     from omi_rt.net.websocket import WebSocket
     from omi_rt.server.shared import Shared
@@ -405,9 +405,9 @@ class Session:
 
     # What goes to the device.
 
-    def _tell(self, news: News) -> None:
+    def _tell(self, update: Update) -> None:
         if self._device_is_there:
-            self._send(self._face.write(news))
+            self._send(self._face.write(update))
 
     def _send(self, messages: list[Any]) -> None:
         if not self._device_is_there:

@@ -15,10 +15,9 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.deepgram import Results
-    from omi_rt.core.dials import DialCause
     from omi_rt.core.errors import ProviderError
     from omi_rt.core.timeline import Discard
-    from omi_rt.deepgram.link import Link
+    from omi_rt.deepgram.epoch import Epoch
     from omi_rt.metrics import Metrics
 
 _REPORT_GAP_SECONDS = 1.0
@@ -69,47 +68,44 @@ class HealthReport:
         """Lost in one go, and not logged yet: it may still grow."""
         self._has_logged_loss = False
 
-    def started(self) -> None:
+    def tell_initiating(self) -> None:
         """The session begins to dial."""
         self._tell(events.service_status("initiating"))
 
-    def audio_began(self) -> None:
+    def note_first_audio(self) -> None:
         """The first audio has come: the session clock's zero."""
         self._started_at = datetime.now(UTC)
 
-    def connected(self, link: Link, cause: DialCause) -> None:
+    def log_open(self, epoch: Epoch) -> None:
         """A connection has opened, to serve the session now or later."""
-        self._log.info(
-            "connection_opened", request_id=link.connection.request_id, cause=cause.value
-        )
+        self._log.info("connection_opened", request_id=epoch.request_id, cause=epoch.cause.value)
 
-    def replaced(self, link: Link, cause: str, reason: str = "") -> None:
+    def log_replaced(self, epoch: Epoch, cause: str, reason: str = "") -> None:
         """Another connection takes the place of one that was open; ``cause`` is one word."""
         self._log.info(
             "connection_replaced",
-            request_id=link.connection.request_id,
+            request_id=epoch.request_id,
             cause=cause,
             reason=reason,
-            sent_seconds=link.epoch.sent_seconds,
+            sent_seconds=epoch.exchange.timeline.sent_seconds,
         )
 
-    def progressed(self, position: int, now: float) -> None:
+    def note_progress(self, position: int, now: float) -> None:
         """The audio before ``position`` is final, at ``now`` (`trio.current_time`)."""
         for lag in self.receipts.finalised(position, now):
             self._metrics.finalisation_lag.observe(lag)
         if self._loss is not None:
             self.flush()
 
-    def ended(self) -> None:
+    def close(self) -> None:
         """The session has ended."""
         self.flush()
         if self._is_degraded:
             self._metrics.sessions_degraded.dec()
 
-    def opened(self, request_id: str) -> bool:
-        """An epoch is open that serves the session; returns whether it is the first."""
-        is_first = not self._is_ready
-        if is_first:
+    def tell_serving(self, request_id: str) -> None:
+        """Tell that a connection serves the session: ready, or recovered."""
+        if not self._is_ready:
             self._is_ready = True
             self._tell(events.ready(self._session_id, self._started_at or datetime.now(UTC)))
         if self._gap is not None:
@@ -119,9 +115,8 @@ class HealthReport:
             self._metrics.sessions_degraded.dec()
             self._log.info("provider_recovered", request_id=request_id)
             self._tell(events.service_status("stt_recovered"))
-        return is_first
 
-    def degraded(self, error: ProviderError) -> None:
+    def tell_degraded(self, error: ProviderError) -> None:
         """The provider failed, and is tried again."""
         if self._is_degraded:
             self._log.debug("provider_still_degraded", reason=str(error))
@@ -131,44 +126,46 @@ class HealthReport:
         self._log.warning("provider_degraded", reason=str(error))
         self._tell(events.service_status("stt_degraded", str(error)))
 
-    def identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
+    def tell_identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
         """Nobody is known in this session; ``is_failure`` is not just that no voice is stored."""
         if is_failure:
             self._metrics.profile_failures.inc()
             self._log.warning("identities_unavailable", reason=reason)
         self._tell(events.service_status("identities_unavailable", reason))
 
-    def closed(self, link: Link) -> None:
+    def compare_accounts(self, epoch: Epoch) -> None:
         """A connection has ended: compare what it took with what was sent, if it tells."""
-        if link.metadata is None or link.epoch.covers_all(link.metadata.duration):
+        if epoch.exchange.metadata is None or epoch.exchange.timeline.covers_all(
+            epoch.exchange.metadata.duration
+        ):
             return
         self._metrics.provider_disagreements.inc()
         self._log.warning(
             "provider_disagrees",
-            request_id=link.connection.request_id,
-            sent_seconds=link.epoch.sent_seconds,
-            accepted_seconds=link.metadata.duration,
+            request_id=epoch.request_id,
+            sent_seconds=epoch.exchange.timeline.sent_seconds,
+            accepted_seconds=epoch.exchange.metadata.duration,
         )
 
-    def discarded(self, reasons: Counter[Discard]) -> None:
+    def count_discarded(self, reasons: Counter[Discard]) -> None:
         """Words that a final brought did not reach the transcript."""
         for reason, count in reasons.items():
             self._metrics.words_discarded.labels(reason.value).inc(count)
         self._log.info("words_discarded", **{r.value: n for r, n in reasons.items()})
 
-    def clock_ahead(self, link: Link, results: Results) -> None:
+    def tell_clock_ahead(self, epoch: Epoch, results: Results) -> None:
         """A final claims to cover more than was sent: tell so once a session."""
         if not self._is_clock_ahead:
             self._is_clock_ahead = True
             self._metrics.provider_disagreements.inc()
             self._log.warning(
                 "provider_clock_ahead",
-                request_id=link.connection.request_id,
-                sent_seconds=link.epoch.sent_seconds,
+                request_id=epoch.request_id,
+                sent_seconds=epoch.exchange.timeline.sent_seconds,
                 claimed_seconds=results.end,
             )
 
-    def lost(self, gap: Gap | None) -> None:
+    def note_loss(self, gap: Gap | None) -> None:
         """Audio was given up."""
         if gap is None:
             return
