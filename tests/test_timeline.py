@@ -237,31 +237,31 @@ def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_re
 
 def test_a_claim_that_a_later_word_contradicts_is_the_last_one_that_is_believed() -> None:
     """Answers are 25 s late: what the finals claim to cover, 15 s too much, had gone up long before."""
-    coverage, epoch = received(60), Epoch(MONO)
-    epoch.sent(0, 40_000)
-    heard = hear(epoch, final(0, 17, word("a", 1, 2)), coverage)
+    coverage, timeline = received(60), Timeline(MONO)
+    timeline.record_sent(0, 40_000)
+    heard = hear(timeline, final(0, 17, word("a", 1, 2)), coverage)
     heard.finalise(coverage)
     assert (heard.claims_unsent, coverage.watermark) == (False, 17_000)
     for end, told in ((4, True), (7, False), (19, False)):
-        heard = hear(epoch, final(end - 2, end + 15, word("b", end - 1, end)), coverage)
+        heard = hear(timeline, final(end - 2, end + 15, word("b", end - 1, end)), coverage)
         heard.finalise(coverage)
         assert (heard.claims_unsent, len(heard.words)) == (told, 1)
         assert coverage.watermark == max(17_000, end * 1000)
-    later = Epoch(MONO)
-    later.sent(19_000, 30_000)
+    later = Timeline(MONO)
+    later.record_sent(19_000, 30_000)
     hear(later, final(0, 17, word("c", 1, 2)), coverage).finalise(coverage)
     assert coverage.watermark == 21_000, "the session has learned it"
 
 
 def test_a_word_that_comes_again_or_overlaps_a_little_contradicts_nothing() -> None:
-    coverage, epoch = received(60), Epoch(MONO)
-    epoch.sent(0, 40_000)
+    coverage, timeline = received(60), Timeline(MONO)
+    timeline.record_sent(0, 40_000)
     for results in (
         final(0, 5, word("a", 1, 2), word("b", 3, 4.4)),
         final(0, 5, word("a", 1, 2), word("b", 3, 4.4)),
         final(4, 8, word("c", 4.5, 4.9), word("d", 6, 7)),
     ):
-        assert not hear(epoch, results, coverage).claims_unsent
+        assert not hear(timeline, results, coverage).claims_unsent
     assert coverage.trusts_ends
 
 
