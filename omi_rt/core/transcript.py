@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Merged, Speakers
-from omi_rt.core.updates import AttributedWord, Final
+from omi_rt.core.updates import AttributedWord, Final, Interim
 from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
@@ -109,6 +109,20 @@ class Transcript:
         )
         for segment in segments:
             self._speakers.remember(segment)
+
+    def preview(self, labels: EpochLabels, heard: Heard) -> None:
+        """Tell what one interim result brought; nothing of it is remembered."""
+        numbers = self._speakers.expect(labels, ((w.channel, w.label) for w in heard.words))
+        words = []
+        for word in heard.words:
+            number = numbers[word.channel, word.label]
+            words.append(AttributedWord(word, number, self._speakers.identity_of(number)))
+        if words:
+            self._tell_client(Interim(heard.channels, heard.covered, words))
+
+    def tell(self, update: Update) -> None:
+        """Tell the client what comes from its provider and is no transcript."""
+        self._tell_client(update)
 
     def learn(
         self,

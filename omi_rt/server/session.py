@@ -11,10 +11,7 @@ import trio
 
 from omi_rt.codecs import open_decoder
 from omi_rt.core import endings, events
-from omi_rt.core.asks import (
-    End,
-    NotUnderstood,
-)
+from omi_rt.core.asks import Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
@@ -307,6 +304,12 @@ class Session:
                     # Without what it says: it may be anything.
                     self._log.info("unknown_message")
                 self._tell(ask)
+            case Finalize(channel=channel):
+                if self._takes_audio:
+                    self._transcriber.finalize(channel)
+            case Configure(keyterms=keyterms, numerals=numerals):
+                if self._takes_audio:
+                    self._transcriber.configure(keyterms, numerals=numerals)
             case _:
                 pass
 
