@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin")
+UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin", "request")
 CLOSE_CODES = ("1008", "1011")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
@@ -235,7 +235,7 @@ class Metrics:
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",
-            "Upgrades answered 503, or 403 for a foreign origin.",
+            "Upgrades answered 503, 403 for a foreign origin, or 400 for a bad request of a Deepgram client.",
             reason=UPGRADE_REFUSALS,
         )
         self.requests_closed = self._counter(

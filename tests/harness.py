@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import asynccontextmanager
+from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -26,7 +27,7 @@ from omi_rt.server.shared import Shared
 from omi_rt.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable
+    from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from omi_rt.deepgram.connection import Dial
     from omi_rt.profiles.service import Profiles
@@ -59,10 +60,12 @@ class World:
     metrics: Metrics
     streams: list[BoundedStream] = field(factory=list)
 
-    def open_stream(self, capacity_bytes: int = 65_536) -> BoundedStream:
+    def open_stream(
+        self, capacity_bytes: int = 65_536, *, is_loopback: bool = False
+    ) -> BoundedStream:
         """Connect to the server."""
         here, there = bounded_stream_pair(capacity_bytes)
-        self.nursery.start_soon(self.server.handle, there)
+        self.nursery.start_soon(partial(self.server.handle, there, is_loopback=is_loopback))
         self.streams.append(here)
         return here
 
@@ -75,11 +78,30 @@ class World:
     @asynccontextmanager
     async def device(self, **parameters: Any) -> AsyncIterator[Device]:
         """Connect a device to /listen."""
+        size = parameters.pop("capacity_bytes", 65_536)
+        query = {"uid": "u1"} | parameters
+        async with self.client("/listen", query, capacity_bytes=size) as device:
+            yield device
+
+    @asynccontextmanager
+    async def client(
+        self,
+        path: str,
+        query: Mapping[str, Any] | Sequence[tuple[str, Any]] = (),
+        *,
+        headers: Mapping[str, str] | None = None,
+        is_loopback: bool = False,
+        first: Sequence[str | bytes] = (),
+        capacity_bytes: int = 65_536,
+    ) -> AsyncIterator[Device]:
+        """Connect a client to any path of the server's; ``first`` is what it sends at once."""
         before = set(self.server.sessions)
-        stream = self.open_stream(parameters.pop("capacity_bytes", 65_536))
-        target = "/listen?" + urlencode({"uid": "u1"} | parameters)
-        websocket = await open_websocket(stream, f"ws://server{target}")
+        stream = self.open_stream(capacity_bytes, is_loopback=is_loopback)
+        target = f"{path}?{urlencode(query, doseq=True)}"
+        websocket = await open_websocket(stream, f"ws://server{target}", headers=headers)
         device = Device(websocket, stream)
+        for message in first:
+            device.send(message)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(websocket.run_writer, 1e6)
             nursery.start_soon(device.read)
@@ -171,7 +193,7 @@ class Device:
 
     def events(self, kind: str) -> list[dict[str, Any]]:
         """The events of one type, in order."""
-        return [m for m in self.messages if isinstance(m, dict) and m["type"] == kind]
+        return [m for m in self.messages if isinstance(m, dict) and m.get("type") == kind]
 
     def event(self, kind: str) -> dict[str, Any]:
         """The only event of one type."""

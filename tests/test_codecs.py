@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from omi_rt.codecs import AudioDecoder, is_fake_pong, open_decoder, opus
+from omi_rt.codecs import AudioDecoder, open_decoder, opus
 from omi_rt.codecs.opus import OpusDecoder, OpusEncoder, OpusUnavailable
 from omi_rt.codecs.pcm import PCMDecoder
 from omi_rt.core.listen import OPUS_SAMPLE_RATES
@@ -280,11 +280,6 @@ def test_every_pcm_name_is_s16le(codec: str) -> None:
 def test_an_unknown_codec_is_refused() -> None:
     with pytest.raises(ValueError, match="'aac'"):
         open_decoder("aac", 16_000, 1)
-
-
-def test_only_the_two_bytes_of_an_empty_pong_are_a_fake_pong() -> None:
-    assert is_fake_pong(b"\x8a\x00")
-    assert not any(map(is_fake_pong, [b"", b"\x8a", b"\x00\x8a", b"\x08\x00", b"\x8a\x00\x00"]))
 
 
 def test_a_fake_pong_would_be_10_ms_of_audio_to_the_decoder() -> None:

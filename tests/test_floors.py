@@ -14,6 +14,7 @@ PACKAGE = Path(__file__).parent.parent / "omi_rt"
 FLOORS = [
     {"omi_rt"},
     {"omi_rt.core"},
+    {"omi_rt.faces"},
     {
         "omi_rt.lines",
         "omi_rt.log",
@@ -45,7 +46,7 @@ ONE_IMPORTER = {
     "trio_websocket",
     "websockets",
 }
-PURE = ("omi_rt.core",)
+PURE = ("omi_rt.core", "omi_rt.faces")
 IMPURE_LIBRARIES = {"trio", "socket", "ssl", "threading", "subprocess", "time", "asyncio"}
 
 

@@ -64,12 +64,12 @@ def test_a_bad_parameter_is_named(parameters: dict[str, str], name: str) -> None
 
 
 def test_bytes_that_are_no_utf_8_make_no_two_uids_one() -> None:
-    uids = [split_target(f"/listen?uid=a{byte}b")[1]["uid"] for byte in ("%FF", "%FE", "%C3")]
+    uids = [split_target(f"/listen?uid=a{byte}b")[1][0][1] for byte in ("%FF", "%FE", "%C3")]
     assert len(set(uids)) == 3
     for uid in uids:
         with pytest.raises(BadRequest, match=r"^uid: not UTF-8$"):
             parse_listen({"uid": uid})
-    assert parse_listen(split_target("/listen?uid=Zo%C3%AB")[1]).uid == "Zoë"
+    assert parse_listen(dict(split_target("/listen?uid=Zo%C3%AB")[1])).uid == "Zoë"
 
 
 def test_booleans_come_as_text() -> None:
@@ -77,4 +77,7 @@ def test_booleans_come_as_text() -> None:
 
 
 def test_a_target_is_split_into_path_and_parameters() -> None:
-    assert split_target("/listen?uid=a%20b&uid=c&flag") == ("/listen", {"uid": "c", "flag": ""})
+    assert split_target("/listen?uid=a%20b&uid=c&flag") == (
+        "/listen",
+        (("uid", "a b"), ("uid", "c"), ("flag", "")),
+    )

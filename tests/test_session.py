@@ -268,7 +268,7 @@ async def test_text_that_is_not_known_is_answered_once_a_session(
         assert device.event("unknown_message") == {
             "type": "unknown_message",
             "received": received,
-            "known": ["CloseStream"],
+            "known": ["CloseStream", "speaker_assigned"],
         }
         assert (await device.finish())["reason"] == "client_closed_stream"
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from typing import Protocol
 
+from omi_rt.codecs.g711 import NAMES as G711_CODECS
+from omi_rt.codecs.g711 import G711Decoder
 from omi_rt.codecs.opus import OpusDecoder
 from omi_rt.codecs.pcm import PCMDecoder
 from omi_rt.core.listen import OPUS_CODECS, PCM_CODECS
-
-_FAKE_PONG = b"\x8a\x00"
 
 
 class AudioDecoder(Protocol):
@@ -30,7 +30,7 @@ def open_decoder(codec: str, sample_rate: int, channels: int) -> AudioDecoder:
     """Return a decoder for one device's stream.
 
     Args:
-        codec: of `OPUS_CODECS` or `PCM_CODECS`.
+        codec: of `OPUS_CODECS`, `PCM_CODECS` or `G711_CODECS`.
         sample_rate: in Hz; for Opus one of `omi_rt.core.listen.OPUS_SAMPLE_RATES`.
         channels: at least 1; for Opus at most 2.
 
@@ -42,14 +42,6 @@ def open_decoder(codec: str, sample_rate: int, channels: int) -> AudioDecoder:
         return OpusDecoder(sample_rate, channels)
     if codec in PCM_CODECS:
         return PCMDecoder(channels)
+    if codec in G711_CODECS:
+        return G711Decoder(codec, channels)
     raise ValueError(f"unknown codec {codec!r}")
-
-
-def is_fake_pong(message: bytes) -> bool:
-    """Whether a binary message is the Omi app's answer to a text ping, not audio.
-
-    Builds since February 2025 send the two bytes of an empty pong frame as a message of their own
-    (``pure_socket.dart``). libopus takes them for 10 ms of audio; in PCM they are a click. Longer or
-    other short messages are left alone: Opus has legal packets of one and two bytes.
-    """
-    return message == _FAKE_PONG

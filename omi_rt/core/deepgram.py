@@ -39,7 +39,7 @@ import cattrs
 from attrs import field, frozen
 from cattrs.errors import BaseValidationError
 
-from omi_rt.core.json import JSONError, loads
+from omi_rt.core.json import JSONError, dumps, loads
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -51,6 +51,16 @@ FINALIZE = '{"type":"Finalize"}'
 CLOSE_STREAM = '{"type":"CloseStream"}'
 PROGRESS_TYPE = "OmiRtProgress"
 """Of a message that Deepgram does not have: the embedded recogniser sends it while it is behind."""
+
+
+def configure(keyterms: Sequence[str] | None, *, numerals: bool | None) -> str:
+    """Make the message that changes options from now on; what is None stays as it is."""
+    message: dict[str, Any] = {"type": "Configure"}
+    if keyterms is not None:
+        message["keyterms"] = list(keyterms)
+    if numerals is not None:
+        message["features"] = {"numerals": numerals}
+    return dumps(message)
 
 
 def finalize_channel(channel: int) -> str:
@@ -85,20 +95,29 @@ def listen_url(
 
     Args:
         base: ws(s) or http(s), with or without a path; ``/v1/listen`` is appended.
-        request: the device's; its language, rate and channels go up.
+        request: the client's. Its rate and channels go up, and its language; where it has options of
+            its own, they go up as they came, and the defaults do not.
         options: parameters that replace or join the defaults; a value is a list, repeated in the
-            query; an empty list leaves the parameter out.
+            query; an empty list leaves the parameter out. The client's own go before them.
     """
-    multichannel = request.channels > 1
-    query: dict[str, Sequence[str]] = {
-        "language": ("multi" if request.language == "auto" else request.language,),
+    multichannel = request.channels > 1 and not request.is_mixed_down
+    sound: dict[str, Sequence[str]] = {
         "sample_rate": (str(request.sample_rate),),
         "encoding": ("linear16",),
         "channels": (str(request.channels),),
         "multichannel": ("true" if multichannel else "false",),
-        **DEFAULT_OPTIONS,
-        **(options or {}),
     }
+    query: dict[str, Sequence[str]]
+    if request.options is None:
+        language = "multi" if request.language == "auto" else request.language
+        query = {"language": (language,), **sound, **DEFAULT_OPTIONS, **(options or {})}
+        if request.wants_interims:
+            query["interim_results"] = ("true",)
+    else:
+        query = {**sound, **(options or {}), **request.options}
+        if request.include_speech_profile and "diarize_model" not in query:
+            # Whose a voice is, is learned from its label.
+            query["diarize"] = ("true",)
     parts = urlsplit(base)
     scheme = {"http": "ws", "https": "wss"}.get(parts.scheme, parts.scheme)
     path = parts.path.rstrip("/").removesuffix("/v1/listen").removesuffix("/v1") + "/v1/listen"
@@ -175,6 +194,7 @@ class Word:
     punctuated_word: str = field(default="", repr=False, converter=_text)
     speaker: int | None = field(default=None, converter=_label)
     confidence: float | None = field(default=None, converter=_number)
+    language: str = field(default="", converter=_text)
 
     @property
     def text(self) -> str:
@@ -271,7 +291,42 @@ class Progress:
         return self.seconds_worked is not None and self.seconds_behind is not None
 
 
-Message = Results | Metadata | Progress | Malformed | Ignored
+@frozen
+class SpeechStarted:
+    """The provider has noticed speech."""
+
+    channel_index: tuple[int, int] | None
+    timestamp: float | None
+    """In seconds of this connection's audio."""
+
+
+@frozen
+class UtteranceEnd:
+    """The provider has heard no word for as long as it was asked to tell."""
+
+    channel_index: tuple[int, int] | None
+    last_word_end: float | None
+    """In seconds of this connection's audio."""
+
+
+@frozen
+class ConfigureAnswer:
+    """What became of a Configure that went up."""
+
+    failure: str | None = None
+    """The provider's code for the reason where it was not taken; None where it was."""
+
+
+Message = (
+    Results
+    | Metadata
+    | Progress
+    | SpeechStarted
+    | UtteranceEnd
+    | ConfigureAnswer
+    | Malformed
+    | Ignored
+)
 
 # The field converters above do the lenient part, so the hooks hand every value to them as it is.
 _converter = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=True)
@@ -296,4 +351,24 @@ def parse_message(text: str | bytes) -> Message:
             return progress if progress.is_usable else Malformed()
     except (BaseValidationError, KeyError, TypeError, ValueError, AttributeError):
         return Malformed()
-    return Ignored(kind) if isinstance(kind, str) else Malformed()
+    if not isinstance(kind, str):
+        return Malformed()
+    return _event(kind, data) or Ignored(kind)
+
+
+def _event(kind: str, data: Mapping[str, Any]) -> Message | None:
+    """Read a message that is no transcript; None where it is of no use."""
+    channel = _channel_index(data.get("channel"))
+    if kind == "SpeechStarted" and (timestamp := _number(data.get("timestamp"))) is not None:
+        return SpeechStarted(channel, timestamp)
+    if kind == "UtteranceEnd" and (end := _number(data.get("last_word_end"))) is not None:
+        return UtteranceEnd(channel, end)
+    if kind == "ConfigureSuccess" and isinstance(data.get("request_id"), str):
+        return ConfigureAnswer()
+    if kind == "ConfigureFailure":
+        code = data.get("code")
+        return ConfigureAnswer(
+            code if isinstance(code, str) and code else "CONFIGURE_INTERNAL_ERROR"
+        )
+    is_about_configure = kind == "Error" and "Configure" in str(data.get("variant"))
+    return ConfigureAnswer("CONFIGURE_KEYTERMS_NOT_SUPPORTED") if is_about_configure else None

@@ -14,6 +14,7 @@ class EndingClass(Enum):
     """The kinds of ending that metrics tell apart. A reason may hold free text, a class never does."""
 
     CLIENT_CLOSED_STREAM = "client_closed_stream"
+    CLIENT_IDLE = "client_idle"
     DEVICE_GONE = "device_gone"
     SERVER_GOING_AWAY = "server_going_away"
     STT_FAILED = "stt_failed"
@@ -41,6 +42,11 @@ SERVER_GOING_AWAY = Ending("server_going_away", 1001, EndingClass.SERVER_GOING_A
 STT_FAILED = Ending("stt_failed", 1011, EndingClass.STT_FAILED)
 INTERNAL_ERROR = Ending("internal_error", 1011, EndingClass.INTERNAL_ERROR)
 CANCELLED = Ending("cancelled", 1001, EndingClass.CANCELLED)
+CLIENT_IDLE = Ending(
+    "NET-0001: neither audio nor a text message came within the timeout window",
+    1011,
+    EndingClass.CLIENT_IDLE,
+)
 DEVICE_VANISHED = Ending("device_vanished", 1001, EndingClass.DEVICE_GONE)
 
 

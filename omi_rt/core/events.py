@@ -7,14 +7,18 @@ from typing import TYPE_CHECKING, Any
 from omi_rt.core.segments import speaker_name
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from datetime import datetime
 
+    from omi_rt.core.asks import AssignSpeaker
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.ledger import Balance, Cost
     from omi_rt.core.speakers import Identified, Merged
 
 PING: dict[str, Any] = {"type": "ping"}
+KNOWN_MESSAGES = ["CloseStream", "speaker_assigned"]
+"""The types of the text messages that an Omi client may send with effect."""
 
 
 def service_status(status: str, reason: str | None = None, **more: Any) -> dict[str, Any]:
@@ -51,20 +55,54 @@ def undecodable_audio(codec: str, in_a_row: int) -> dict[str, Any]:
 
 def unknown_message(received: str | None) -> dict[str, Any]:
     """A text message is none that the server takes; ``received`` is its type, if it has one."""
-    return {"type": "unknown_message", "received": received, "known": ["CloseStream"]}
+    return {"type": "unknown_message", "received": received, "known": KNOWN_MESSAGES}
 
 
-def speakers_merged(merged: Merged) -> dict[str, Any]:
+def auth_response(*, success: bool) -> dict[str, Any]:
+    """Whether the token of the client's first message was taken."""
+    return {"type": "auth_response", "success": success}
+
+
+def interim(segments: list[dict[str, Any]]) -> dict[str, Any]:
+    """What is being said, as far as it is understood; the next one replaces it.
+
+    The segments have no ``id``: nothing can refer to them.
+    """
+    for segment in segments:
+        del segment["id"]
+    return {"type": "interim", "segments": segments}
+
+
+def speaker_assigned(
+    asked: AssignSpeaker, *, is_stored: bool, reason: str | None = None
+) -> dict[str, Any]:
+    """A speaker is called what the client said. ``reason`` is why the voice was not stored."""
+    event: dict[str, Any] = {
+        "type": "speaker_assigned",
+        "speaker_id": asked.speaker,
+        "is_user": asked.person_id is None,
+        "person_id": asked.person_id,
+        "stored": is_stored,
+    }
+    return event if reason is None else event | {"reason": reason}
+
+
+def assignment_failed(asked: AssignSpeaker, reason: str) -> dict[str, Any]:
+    """A ``speaker_assigned`` of the client's cannot be followed."""
+    return {"type": "assignment_failed", "speaker_id": asked.speaker, "reason": reason}
+
+
+def speakers_merged(merged: Merged, segment_ids: Sequence[str]) -> dict[str, Any]:
     """Two speaker numbers turned out to be one voice."""
     return {
         "type": "speakers_merged",
         "from": merged.source,
         "into": merged.into,
-        "segment_ids": list(merged.segment_ids),
+        "segment_ids": list(segment_ids),
     }
 
 
-def speaker_identified(identified: Identified) -> dict[str, Any]:
+def speaker_identified(identified: Identified, segment_ids: Sequence[str]) -> dict[str, Any]:
     """A speaker turned out to be the user or a known person, or after all not to be."""
     identity = identified.identity
     return {
@@ -73,7 +111,7 @@ def speaker_identified(identified: Identified) -> dict[str, Any]:
         "speaker_id": identified.speaker,
         "is_user": identity is not None and identity.is_user,
         "person_id": None if identity is None else identity.person_id,
-        "segment_ids": list(identified.segment_ids),
+        "segment_ids": list(segment_ids),
     }
 
 

@@ -27,14 +27,27 @@ from omi_rt.core.deepgram import (
     CLOSE_STREAM,
     FINALIZE,
     KEEP_ALIVE,
+    ConfigureAnswer,
     Metadata,
     Progress,
     Results,
+    SpeechStarted,
+    UtteranceEnd,
     finalize_channel,
 )
 from omi_rt.core.errors import ProviderClosed, ProviderUnreachable
 from omi_rt.core.load import MAX_MESSAGE_SECONDS
-from omi_rt.core.news import PROGRESSED, SILENCE_PASSED, FinalHeard, News, Unused, Worked
+from omi_rt.core.news import (
+    PROGRESSED,
+    SILENCE_PASSED,
+    ConfigureAnswered,
+    FinalHeard,
+    InterimHeard,
+    News,
+    SpeechNoticed,
+    Unused,
+    Worked,
+)
 from omi_rt.core.phase import Phase, Step, after
 from omi_rt.core.timeline import Timeline, superseded
 from omi_rt.core.token_bucket import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
@@ -94,6 +107,7 @@ class Exchange:
         "_cost",
         "_coverage",
         "_cursor",
+        "_finalize_behind",
         "_format",
         "_is_planned",
         "_lead_in",
@@ -173,6 +187,7 @@ class Exchange:
         self._is_planned = False
         self._controls: deque[str] = deque()
         self._needs_filler = False
+        self._finalize_behind: int | None = None
         self._bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, now)
 
     # The phase.
@@ -234,6 +249,9 @@ class Exchange:
             return self._take_filler()
         if not self.sends_session_audio:
             return None
+        if self._is_finalize_due:
+            self._finalize_behind = None
+            return FINALIZE
         chunk = self._next_chunk()
         if chunk is not None:
             seconds = chunk.samples / self._rate
@@ -250,6 +268,8 @@ class Exchange:
     def take_audio(self, now: float) -> bytes | None:
         """Take the next message of session audio if it may go up now and nothing else comes first."""
         if self._controls or self._voices is not None or not self.sends_session_audio:
+            return None
+        if self._finalize_behind is not None:
             return None
         chunk = self._next_chunk()
         if chunk is None or not self._bucket.try_take(chunk.samples / self._rate, now):
@@ -277,6 +297,14 @@ class Exchange:
         """Note that a send has met a broken connection; what had arrived before is still read."""
         self._send_failed_at = now
 
+    def send_control(self, text: str) -> None:
+        """Send a control message of the client's before anything else."""
+        self._controls.append(text)
+
+    def finalize_behind(self, position: int) -> None:
+        """Ask for the finals of all channels as soon as all audio before ``position`` has gone up."""
+        self._finalize_behind = position
+
     def finalize(self, channel: int | None = None) -> None:
         """Ask the provider for its finals, on one channel (counted from 0) or on all."""
         self._controls.append(FINALIZE if channel is None else finalize_channel(channel))
@@ -293,12 +321,20 @@ class Exchange:
         if isinstance(message, Results):
             if message.is_final:
                 yield from self._apply(message, now)
+            elif self.sends_session_audio or self.phase is Phase.CLOSING:
+                yield InterimHeard(message)
         elif isinstance(message, Metadata):
             if self.phase is Phase.CLOSING:
                 self.metadata = message
         elif isinstance(message, Progress):
             if self.watch.record_work(message.seconds_worked or 0.0, now):
                 yield Worked(message.seconds_behind or 0.0)
+        elif isinstance(message, SpeechStarted | UtteranceEnd):
+            position = self._position_of(message)
+            if position is not None:
+                yield SpeechNoticed(message, position)
+        elif isinstance(message, ConfigureAnswer):
+            yield ConfigureAnswered(message.failure)
         else:
             yield Unused(message)
 
@@ -389,7 +425,21 @@ class Exchange:
     @property
     def has_something_to_send(self) -> bool:
         """Whether `next_to_send` has anything but session audio to return."""
-        return bool(self._controls) or self._needs_filler
+        return bool(self._controls) or self._needs_filler or self._is_finalize_due
+
+    @property
+    def _is_finalize_due(self) -> bool:
+        position = self._finalize_behind
+        return position is not None and not self._overlap and self._cursor >= position
+
+    def _position_of(self, message: SpeechStarted | UtteranceEnd) -> int | None:
+        """Where in the session it was noticed; None where this epoch does not serve it."""
+        if not self.sends_session_audio:
+            return None
+        match message:
+            case SpeechStarted(timestamp=seconds) | UtteranceEnd(last_word_end=seconds):
+                pass
+        return None if seconds is None else self.timeline.position_of(seconds)
 
     def _keep_up(self, now: float) -> Iterable[News]:
         if self.timeline.sent_samples == 0 and now - self._opened_at >= FIRST_AUDIO_SECONDS:

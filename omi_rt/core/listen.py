@@ -1,24 +1,21 @@
-"""The ``/listen`` request: its parameters, checked.
+"""What a client asks of a session, and how Omi's apps write it in a query.
 
-The names, defaults and meanings are those of the Omi app (2024-08 and later). Booleans come as
-text, unknown parameters are ignored. ``pcm8`` is signed 16 bit: the "8" is the kHz of the first
-device that sent it, not a depth.
+The names, defaults and meanings of the parameters are those of the Omi app (2024-08 and later).
+Booleans come as text, unknown parameters are ignored. ``pcm8`` is signed 16 bit: the "8" is the kHz
+of the first device that sent it, not a depth.
 """
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 from urllib.parse import parse_qsl, urlsplit
 
-from attrs import frozen
+from attrs import evolve, field, frozen
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import ID_RULE, is_valid_id
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 OPUS_CODECS = frozenset({"opus", "opus_fs320"})
 """Bare Opus packets. A packet says itself how long it is, so the two names mean the same here."""
@@ -33,20 +30,31 @@ MAX_OPUS_CHANNELS = 2
 """A bare packet carries at most two (RFC 6716); more needs a container."""
 
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
-_LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
+LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
+"""A BCP 47 tag, as far as any provider knows them; ``multi`` and ``auto`` have its form."""
+_RAW_RATE = "16000"
+"""Hz of the raw audio of clients that do not say what they send."""
 
 
 @frozen
 class ListenRequest:
-    """What a device asks for."""
+    """What a client asks for."""
 
     uid: str
+    """Whose voices are known; empty where nobody's are to be."""
     language: str = "en"
     """A BCP 47 tag, ``multi`` or ``auto``."""
     sample_rate: int = 8000
     codec: str = "pcm8"
     channels: int = 1
     include_speech_profile: bool = True
+    options: Mapping[str, tuple[str, ...]] | None = field(default=None, repr=False)
+    """Deepgram's parameters in the client's own words, which then take the place of the defaults;
+    None where the client has none."""
+    is_mixed_down: bool = False
+    """Whether several channels are transcribed as one."""
+    wants_interims: bool = False
+    """Whether the client is told what is not final yet."""
 
     @property
     def audio_format(self) -> AudioFormat:
@@ -54,8 +62,8 @@ class ListenRequest:
         return AudioFormat(self.sample_rate, self.channels)
 
 
-def split_target(target: str) -> tuple[str, dict[str, str]]:
-    """Split a request line's target into its path and its parameters; of a repeated one the last.
+def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
+    """Split a request line's target into its path and its parameters, in order.
 
     Bytes that are no UTF-8 become lone surrogates, one for each: what differs stays different, and
     no check lets them pass.
@@ -68,7 +76,7 @@ def split_target(target: str) -> tuple[str, dict[str, str]]:
     except ValueError:
         raise BadRequest("not a request target") from None
     pairs = parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape")
-    return parts.path, dict(pairs)
+    return parts.path, tuple(pairs)
 
 
 def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
@@ -86,7 +94,7 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
         raise BadRequest(f"uid: {ID_RULE}")
     # Some apps send the parameter empty where the user has chosen none.
     language = parameters.get("language") or "en"
-    if not _LANGUAGE.fullmatch(language):
+    if not LANGUAGE.fullmatch(language):
         raise BadRequest("language: must be a tag such as en, pt-BR, multi or auto")
     codec = parameters.get("codec", "pcm8")
     if codec not in OPUS_CODECS | PCM_CODECS:
@@ -102,10 +110,34 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
         raise BadRequest("sample_rate: must be from 8000 to 48000")
     if not 1 <= channels <= MAX_CHANNELS:
         raise BadRequest(f"channels: must be from 1 to {MAX_CHANNELS}")
-    include = _BOOLEANS.get(parameters.get("include_speech_profile", "true").lower())
-    if include is None:
-        raise BadRequest("include_speech_profile: must be true or false")
-    return ListenRequest(uid, language, sample_rate, codec, channels, include)
+    return ListenRequest(
+        uid,
+        language,
+        sample_rate,
+        codec,
+        channels,
+        _boolean(parameters, "include_speech_profile", default="true"),
+        wants_interims=_boolean(parameters, "interim", default="false"),
+    )
+
+
+def parse_raw_listen(parameters: Mapping[str, str]) -> ListenRequest:
+    """Check the parameters of a client that sends raw audio: s16le at 16 kHz, one channel.
+
+    ``sample_rate`` may say another rate. Without a ``uid`` no voice is kept or sent.
+
+    Raises:
+        BadRequest: one is out of range; the message names it.
+    """
+    uid = parameters.get("uid", "")
+    named = {
+        "uid": uid or "anonymous",
+        "codec": "pcm16",
+        "sample_rate": parameters.get("sample_rate", _RAW_RATE),
+        "language": parameters.get("language", ""),
+    }
+    request = parse_listen(named)
+    return request if uid else evolve(request, uid="", include_speech_profile=False)
 
 
 def _is_text(value: str) -> bool:
@@ -114,6 +146,13 @@ def _is_text(value: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def _boolean(parameters: Mapping[str, str], name: str, *, default: str) -> bool:
+    value = _BOOLEANS.get(parameters.get(name, default).lower())
+    if value is None:
+        raise BadRequest(f"{name}: must be true or false")
+    return value
 
 
 def _integer(parameters: Mapping[str, str], name: str, default: int) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
-from omi_rt.core.deepgram import Message, Results
+from omi_rt.core.deepgram import Message, Results, SpeechStarted, UtteranceEnd
 from omi_rt.core.timeline import Heard
 
 
@@ -14,6 +14,29 @@ class FinalHeard:
 
     results: Results
     heard: Heard
+
+
+@frozen
+class InterimHeard:
+    """What a stretch sounds like that is not final yet."""
+
+    results: Results
+
+
+@frozen
+class SpeechNoticed:
+    """Speech has begun or paused, as the client had asked to be told."""
+
+    message: SpeechStarted | UtteranceEnd
+    position: int
+    """Session position, in samples: where speech began, or where the last word ended."""
+
+
+@frozen
+class ConfigureAnswered:
+    """The provider has taken the client's options, or has not."""
+
+    failure: str | None
 
 
 @frozen
@@ -41,7 +64,16 @@ class Unused:
     message: Message
 
 
-News = FinalHeard | Progressed | SilencePassed | Worked | Unused
+News = (
+    FinalHeard
+    | InterimHeard
+    | SpeechNoticed
+    | ConfigureAnswered
+    | Progressed
+    | SilencePassed
+    | Worked
+    | Unused
+)
 """What an exchange tells its owner."""
 
 PROGRESSED = Progressed()

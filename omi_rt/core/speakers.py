@@ -112,6 +112,22 @@ class Speakers:
             self._assign(labels, (channel, label), number)
         return self.current(number)
 
+    def expect(self, labels: EpochLabels, word_labels: Iterable[Label]) -> dict[Label, int]:
+        """The numbers that labels have, or would get if they came in this order. Nothing changes."""
+        expected: dict[Label, int] = {}
+        upcoming = self._next
+        for label in word_labels:
+            if label in expected:
+                continue
+            number = labels.numbers.get(label)
+            identity = labels.identities.get(label)
+            if number is None and identity is not None:
+                number = self._number_with(identity)
+            if number is None:
+                number, upcoming = upcoming, upcoming + 1
+            expected[label] = self.current(number)
+        return expected
+
     def current(self, number: int) -> int:
         """The number that a speaker has now, after merges."""
         return self._merged.get(number, number)

@@ -219,12 +219,7 @@ class Timeline:
         The words are remembered as said, so each is returned once. A message for a channel that the
         session does not have brings nothing. Where session audio has gone up `begin` comes first.
         """
-        several = self._format.channels > 1
-        channel, count = results.channel_index or (
-            (self._format.channels, 0) if several else (0, 1)
-        )
-        # One result for all channels: the provider mixed them down.
-        channels = range(self._format.channels) if count == 1 else range(channel, channel + 1)
+        channel, channels = self._channels(results)
         if channel >= self._format.channels:
             discarded = _counted(Discard.NO_CHANNEL, len(results.words))
             return Heard([], range(0), None, discarded=discarded)
@@ -265,6 +260,48 @@ class Timeline:
         )
         self._forget_runs()
         return Heard(words, channels, covered, discarded or None, claims_unsent)
+
+    def preview(self, results: Results, coverage: Coverage) -> Heard:
+        """Locate an interim result: the words that a final may bring later, and how far they reach.
+
+        Nothing of it is remembered. Words that have been delivered are left out.
+        """
+        channel, channels = self._channels(results)
+        if channel >= self._format.channels or not self._origins:
+            return Heard([], range(0), None)
+        labels = dict(self._labels)
+        located, _ = self._located(results, channel, self._sample(results.start or 0.0))
+        self._labels = labels
+        watermark, said = coverage.watermark_of(channel), coverage.said[channel]
+        words = [
+            self._moved_to_origin(word)
+            for word in located
+            if isinstance(word, HeardWord)
+            and word.start + word.end >= 2 * max(watermark, self._origins[channel])
+            and not said.covers(word)
+        ]
+        end = results.end
+        covered = None if end is None else self._position_of_end(self._sample(end))
+        return Heard(words, channels, covered)
+
+    def position_of(self, seconds: float) -> int | None:
+        """Session position of a time of this connection; None in audio that is not the session's."""
+        sample = self._sample(seconds)
+        run = self._run_at(sample)
+        if run is None or run.position is None:
+            return None
+        return run.position + min(sample - run.provider, run.samples)
+
+    def _channels(self, results: Results) -> tuple[int, range]:
+        """The channel of a result, and those that it speaks for."""
+        several = self._format.channels > 1
+        channel, count = results.channel_index or (
+            (self._format.channels, 0) if several else (0, 1)
+        )
+        # One result for all channels: the provider mixed them down.
+        return channel, (
+            range(self._format.channels) if count == 1 else range(channel, channel + 1)
+        )
 
     def _moved_to_origin(self, word: HeardWord) -> HeardWord:
         start = max(word.start, self._origins[word.channel])
@@ -386,7 +423,16 @@ class Timeline:
         )
         finish = self._position_of_end(end)
         confidence = 1.0 if word.confidence is None else word.confidence
-        return HeardWord(word.text, begin, max(begin, finish or begin), channel, label, confidence)
+        return HeardWord(
+            word.text,
+            begin,
+            max(begin, finish or begin),
+            channel,
+            label,
+            confidence,
+            word.word,
+            word.language,
+        )
 
     def _run_at(self, sample: int) -> Run | None:
         """The run that holds a provider sample; the last one for what lies behind all."""

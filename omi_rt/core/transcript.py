@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from omi_rt.core import events
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Merged, Speakers
+from omi_rt.core.updates import AttributedWord, Final, Interim
 from omi_rt.core.votes import heard_again
 
 if TYPE_CHECKING:
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.speakers import EpochLabels, Identified
-    from omi_rt.core.timeline import LeadInWord
+    from omi_rt.core.timeline import Heard, LeadInWord
+    from omi_rt.core.updates import Update
     from omi_rt.core.voices import Voice
     from omi_rt.core.votes import Vote
-    from omi_rt.core.words import HeardWord
 
 
 class Transcript:
@@ -28,7 +28,7 @@ class Transcript:
     Args:
         session_id: told to the device.
         audio_format: of the session.
-        send: takes a message for the device: a list of segments, or an event.
+        tell: takes what there is to tell the client.
         new_id: makes a segment's id.
         keeps_voices: whether clips of the speakers are kept, for later lead-ins.
     """
@@ -37,8 +37,8 @@ class Transcript:
         "_format",
         "_keeps_voices",
         "_new_id",
-        "_send",
         "_speakers",
+        "_tell_client",
         "identities_known_from",
         "session_id",
         "voices",
@@ -49,7 +49,7 @@ class Transcript:
         session_id: str,
         audio_format: AudioFormat,
         *,
-        send: Callable[[Any], None],
+        tell: Callable[[Update], None],
         new_id: Callable[[], str],
         keeps_voices: bool,
     ) -> None:
@@ -59,27 +59,70 @@ class Transcript:
         """Session position, or None: they never were."""
         self._speakers = Speakers()
         self._format = audio_format
-        self._send = send
+        self._tell_client = tell
         self._new_id = new_id
         self._keeps_voices = keeps_voices
 
-    def narrate(self, labels: EpochLabels, words: list[HeardWord], backlog: Backlog) -> None:
-        """Send the words of one final, while their audio is still in the backlog."""
+    def narrate(
+        self,
+        labels: EpochLabels,
+        heard: Heard,
+        backlog: Backlog,
+        *,
+        speech_final: bool = False,
+        from_finalize: bool = False,
+    ) -> None:
+        """Tell what one final brought, while the audio of its words is still in the backlog.
+
+        Args:
+            labels: of its epoch.
+            heard: what it brought that is new, which may be nothing.
+            backlog: of the session.
+            speech_final: whether a pause ended it.
+            from_finalize: whether it answers the client's own Finalize.
+        """
+        words = heard.words
         if words and labels.pending:
             self._tell(self._speakers.confirm(labels, words, self._format.sample_rate))
             self._note_known(labels, words[0].start)
         numbered = [
             (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
         ]
-        if self._keeps_voices:
+        if self._keeps_voices and words:
             self.voices.identified = self._speakers.identified
             contested = labels.contested
             pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
             self.voices.hear(pure if contested else numbered, backlog)
-        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
-        self._send([segment.as_json(self._format) for segment in segments])
+        identity_of = self._speakers.identity_of
+        segments = make_segments(numbered, identity_of, self._new_id)
+        self._tell_client(
+            Final(
+                channels=heard.channels,
+                covered=heard.covered,
+                words=[
+                    AttributedWord(word, number, identity_of(number)) for number, word in numbered
+                ],
+                segments=segments,
+                speech_final=speech_final,
+                from_finalize=from_finalize,
+            )
+        )
         for segment in segments:
             self._speakers.remember(segment)
+
+    def preview(self, labels: EpochLabels, heard: Heard) -> None:
+        """Tell what one interim result brought; nothing of it is remembered."""
+        numbers = self._speakers.expect(labels, ((w.channel, w.label) for w in heard.words))
+        words = []
+        for word in heard.words:
+            number = numbers[word.channel, word.label]
+            words.append(AttributedWord(word, number, self._speakers.identity_of(number)))
+        if words:
+            self._tell_client(Interim(heard.channels, heard.covered, words))
+
+    def tell(self, update: Update) -> None:
+        """Tell the client what comes from its provider and is no transcript."""
+        self._tell_client(update)
 
     def learn(
         self,
@@ -108,9 +151,7 @@ class Transcript:
         for told in news:
             if isinstance(told, Merged):
                 self.voices.merge(told.source, told.into)
-                self._send(events.speakers_merged(told))
-            else:
-                self._send(events.speaker_identified(told))
+            self._tell_client(told)
 
     def _note_known(self, labels: EpochLabels, position: int) -> None:
         if self.identities_known_from is None and self._speakers.recognises(labels):

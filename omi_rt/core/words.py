@@ -22,6 +22,10 @@ class HeardWord:
     label: int
     """The provider's speaker label; it means something in this epoch and channel only."""
     confidence: float = 1.0
+    plain: str = field(default="", repr=False)
+    """The word as it is said, without capitals and punctuation; empty where that is the text."""
+    language: str = ""
+    """Its language where the provider tells several apart."""
 
 
 @define

@@ -5,17 +5,30 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
+from attrs import evolve
 
 from omi_rt.core.absence import Absence, away_seconds
+from omi_rt.core.deepgram import SpeechStarted, configure
 from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.exchange import Exchange
 from omi_rt.core.ledger import Cost
-from omi_rt.core.news import FinalHeard, Progressed, SilencePassed, Unused, Worked
+from omi_rt.core.news import (
+    ConfigureAnswered,
+    FinalHeard,
+    InterimHeard,
+    Progressed,
+    SilencePassed,
+    SpeechNoticed,
+    Unused,
+    Worked,
+)
 from omi_rt.core.patience import Patience
 from omi_rt.core.phase import Phase
 from omi_rt.core.recovery import EpochEnd, Finish, Recovery, Redial
+from omi_rt.core.requests import ConfigureRequest, FinalizeRequests
 from omi_rt.core.token_bucket import UPSTREAM_RATE
+from omi_rt.core.updates import Configured, Final, SpeechBegan, SpeechPaused
 from omi_rt.deepgram.epoch import Epoch, Opened
 from omi_rt.deepgram.lateness import LatenessReport
 from omi_rt.deepgram.primer import Primer
@@ -25,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
     from omi_rt.core.coverage import Coverage
+    from omi_rt.core.deepgram import Results, UtteranceEnd
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.recovery import Decision
@@ -90,6 +104,8 @@ class Transcriber:
                 dial=self._dial,
                 switch=self._switch,
             )
+        self._finalizing = FinalizeRequests(coverage)
+        self._configuring = ConfigureRequest()
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
         self._priming = trio.CancelScope()
@@ -117,6 +133,36 @@ class Transcriber:
             self._absence.note_audio(now)
             if self._serving is not None:
                 self._serving.offer(now)
+
+    def finalize(self, channel: int | None = None) -> None:
+        """Finalise what has come so far, on one channel (counted from 0) or on all.
+
+        The answer is a `Final` that says so. Any number of requests costs the provider one at a time.
+        """
+        answered = self._finalizing.ask(channel, trio.current_time())
+        for each in answered or ():
+            self._answer_finalize(each)
+        position, epoch = self._finalizing.position, self._serving
+        if position is not None and epoch is not None and epoch.exchange.phase is Phase.LIVE:
+            epoch.exchange.finalize_behind(position)
+            epoch.wake()
+
+    def configure(self, keyterms: tuple[str, ...] | None, *, numerals: bool | None) -> None:
+        """Pass the client's options on to the provider; what is None stays as it is.
+
+        The answer is a `Configured`, once the provider has said what became of it.
+        """
+        now, epoch = trio.current_time(), self._serving
+        model = ((self._request.options or {}).get("model") or ("",))[0]
+        obstacle = self._configuring.find_obstacle(keyterms, model, now)
+        if obstacle is None and (epoch is None or epoch.exchange.phase is not Phase.LIVE):
+            obstacle = "CONFIGURE_INTERNAL_ERROR"
+        if obstacle is not None:
+            self._transcript.tell(Configured(keyterms, obstacle))
+        elif epoch is not None:
+            self._configuring.begin(keyterms, now)
+            epoch.exchange.send_control(configure(keyterms, numerals=numerals))
+            epoch.wake()
 
     async def make_room(self) -> None:
         """Return when the backlog can take more. Cancelling is safe.
@@ -264,6 +310,8 @@ class Transcriber:
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
         epoch.exchange.go_live(is_planned=is_planned)
+        if self._finalizing.position is not None:
+            epoch.exchange.finalize_behind(self._finalizing.position)
         if self._audio_ended:
             self._finish(epoch)
         epoch.wake()
@@ -290,6 +338,12 @@ class Transcriber:
                 self._take_work(epoch, seconds_behind)
             case Unused(message):
                 self._provider.note_unused(message)
+            case InterimHeard(results):
+                self._take_interim(epoch, results)
+            case SpeechNoticed(message, position):
+                self._take_speech(epoch, message, position)
+            case ConfigureAnswered(failure):
+                self._take_configured(failure)
             case Opened():
                 self._take_open(epoch)
 
@@ -317,8 +371,15 @@ class Transcriber:
         self._recovery.note_results()
         if epoch.exchange.timeline.lead_in_words:
             self._recall(epoch, final)
-        if heard.words:
-            self._transcript.narrate(epoch.labels, heard.words, self._coverage.backlog)
+        self._transcript.narrate(
+            epoch.labels,
+            heard,
+            self._coverage.backlog,
+            speech_final=final.results.speech_final,
+            from_finalize=self._finalizing.take_final(
+                heard, from_finalize=final.results.from_finalize, now=trio.current_time()
+            ),
+        )
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
 
@@ -337,9 +398,48 @@ class Transcriber:
         if self._audio_ended and self._may_wait_for_work:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
 
+    def _take_interim(self, epoch: Epoch, results: Results) -> None:
+        if self._request.wants_interims and epoch is self._serving:
+            heard = epoch.exchange.timeline.preview(results, self._coverage)
+            self._transcript.preview(epoch.labels, heard)
+
+    def _take_speech(
+        self, epoch: Epoch, message: SpeechStarted | UtteranceEnd, position: int
+    ) -> None:
+        if epoch is not self._serving:
+            return
+        index = message.channel_index
+        count = self._coverage.audio_format.channels
+        channel = 0 if index is None else min(index[0], count - 1)
+        channels = range(channel, channel + 1)
+        began = isinstance(message, SpeechStarted)
+        self._transcript.tell(
+            SpeechBegan(channels, position) if began else SpeechPaused(channels, position)
+        )
+
+    def _take_configured(self, failure: str | None) -> None:
+        if not self._configuring.end():
+            return
+        keyterms = self._configuring.keyterms
+        if failure is None and keyterms is not None:
+            # The next connection begins with them.
+            options = {**(self._request.options or {}), "keyterm": keyterms}
+            self._request = evolve(self._request, options=options)
+        self._transcript.tell(Configured(keyterms, failure))
+
+    def _answer_finalize(self, channel: int) -> None:
+        """Tell the client that its Finalize is done, where no final of the provider's says so."""
+        if channel == 0 or not self._request.is_mixed_down:
+            covered = self._coverage.watermark_of(channel)
+            channels = range(channel, channel + 1)
+            self._transcript.tell(Final(channels, covered, (), (), from_finalize=True))
+
     def _note_room(self) -> None:
         """Note that the watermark has moved, so that the backlog may have room."""
-        self._report.note_progress(self._coverage.watermark, trio.current_time())
+        now = trio.current_time()
+        self._report.note_progress(self._coverage.watermark, now)
+        for channel in self._finalizing.take_progress(now):
+            self._answer_finalize(channel)
         self._room.set()
 
     # After an epoch.

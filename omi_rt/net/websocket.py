@@ -214,6 +214,24 @@ class WebSocket:
             self._writer_done.set()
             self._sent.set()
 
+    async def flush(self, send_timeout: float) -> None:
+        """Send what is queued before ``run_writer`` runs, such as the answer to the upgrade.
+
+        A cancelled or late send leaves the connection good for nothing but `abort`. A peer that is
+        gone is told by the next `receive`.
+
+        Raises:
+            PeerTooSlow: the send took over ``send_timeout`` seconds.
+        """
+        data, self._outgoing = self._outgoing, bytearray()
+        self.is_sending = True
+        with trio.move_on_after(send_timeout) as limit, contextlib.suppress(*_STREAM_ERRORS):
+            await self._stream.send_all(data)
+        if limit.cancelled_caught:
+            raise PeerTooSlow(f"took no data for {send_timeout:g} s")
+        self.is_sending = False
+        self._queued_bytes -= len(data)
+
     async def aclose(self, code: int = 1000, reason: str = "") -> None:
         """Close with ``code`` and wait for the peer's answer, `CLOSE_SECONDS` at most.
 

@@ -5,26 +5,37 @@ from __future__ import annotations
 import contextlib
 import ipaddress
 import resource
+import uuid
+from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
+from attrs import evolve
 
 from omi_rt.codecs.opus import OpusUnavailable
+from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
-from omi_rt.core.errors import BadRequest, HandshakeFailed
-from omi_rt.core.listen import parse_listen, split_target
+from omi_rt.core.errors import BadRequest, HandshakeFailed, PeerClosed
+from omi_rt.core.json import dumps
+from omi_rt.core.listen import split_target
+from omi_rt.core.live_api import Refused, bad_parameter
 from omi_rt.core.origin import is_allowed
+from omi_rt.faces.face import Call
+from omi_rt.faces.omi import AUTH_SECONDS, read_auth
+from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
-from omi_rt.server.http import HTTPAnswer, answer, unavailable
+from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.session import Session
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from omi_rt.faces.face import Opening
+    from omi_rt.faces.table import Row
     from omi_rt.net.protocol import HTTPRequest
     from omi_rt.server.shared import Shared
 
@@ -148,39 +159,83 @@ class Server:
                 await _respond(handshake, HTTPAnswer(failure.status, f"{failure}\n"))
             return None
         try:
-            path, parameters = split_target(request.target)
+            path, pairs = split_target(request.target)
         except BadRequest as error:
             await _respond(handshake, HTTPAnswer(HTTPStatus.BAD_REQUEST, f"{error}\n"))
             return None
-        if path != "/listen" or not request.is_upgrade:
+        row = FACES.get(path)
+        if row is None or not request.is_upgrade:
             await _respond(
                 handshake,
                 answer(request.method, path, refusal=self.refusal, metrics=self._metrics),
             )
             return None
+        session_id = uuid.uuid4().hex
+        call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
         refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
         if refused is not None:
             await _respond(handshake, refused)
             return None
+        return await self._open(handshake, row, call)
+
+    async def _open(self, handshake: ServerHandshake, row: Row, call: Call) -> Session | None:
+        """Accept an upgrade, or refuse it as its clients can read it."""
+        opening: Opening | None = None
+        if row.refuses_upgrade:
+            try:
+                opening = self._read(row, call)
+            except Refused as error:
+                await self._refuse_request(handshake, call, error)
+                return None
         try:
-            websocket = handshake.accept()
+            websocket = handshake.accept(row.headers(call))
         except HandshakeFailed as failure:
             await _respond(
                 handshake, HTTPAnswer(failure.status or HTTPStatus.BAD_REQUEST, f"{failure}\n")
             )
             return None
+        early: list[bytes | str] = []
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
-            listen = parse_listen(parameters)
-            self._provider.check_language(listen.language)
+            if row.waits_for_proof:
+                call, early = await _receive_proof(websocket, call)
+            if opening is None:
+                opening = self._read(row, call)
         except BadRequest as error:
+            if row.waits_for_proof:
+                websocket.send_nowait(dumps(events.auth_response(success=False)))
             await self._close(websocket, error.close_code, str(error))
             return None
+        except PeerClosed as closed:
+            await self._close(websocket, BadRequest.close_code, f"auth: {closed}")
+            return None
         try:
-            return Session(websocket, listen, self._shared)
+            return Session(call.session_id, websocket, opening, self._shared, early)
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
+
+    def _read(self, row: Row, call: Call) -> Opening:
+        opening = row.open(call)
+        try:
+            self._provider.check_language(opening.request.language)
+        except BadRequest as error:
+            if row.refuses_upgrade:
+                raise bad_parameter(str(error)) from error
+            raise
+        return opening
+
+    async def _refuse_request(
+        self, handshake: ServerHandshake, call: Call, refused: Refused
+    ) -> None:
+        self._metrics.upgrades_refused.labels("request").inc()
+        self._log.info(
+            "request_refused", path=call.path, status=refused.status, reason=str(refused)
+        )
+        request_id = str(uuid.UUID(call.session_id))
+        await _respond(
+            handshake, deepgram_refusal(refused.status, refused.code, str(refused), request_id)
+        )
 
     def _refuse_origin(
         self, request: HTTPRequest, peer: str, *, is_loopback: bool
@@ -265,6 +320,22 @@ async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
     await handshake.respond(
         reply.status, reply.body, content_type=reply.content_type, headers=reply.headers
     )
+
+
+async def _receive_proof(websocket: WebSocket, call: Call) -> tuple[Call, list[bytes | str]]:
+    """Wait for the first message, which says who the client is; returns what came behind it.
+
+    Raises:
+        BadRequest: it did not come within `AUTH_SECONDS`, or was something else.
+        PeerClosed: the client has gone.
+    """
+    messages: list[bytes | str] = []
+    with trio.move_on_after(AUTH_SECONDS):
+        await websocket.flush(AUTH_SECONDS)
+        messages = await websocket.receive()
+    if not messages:
+        raise BadRequest(f"auth: nothing came within {AUTH_SECONDS:g} s")
+    return evolve(call, token=read_auth(messages[0])), messages[1:]
 
 
 def is_loopback_address(host: str) -> bool:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING
 
 from attrs import field, frozen
 
+from omi_rt.core import live_api
+from omi_rt.faces.table import FACES
 from omi_rt.metrics import CONTENT_TYPE
 
 if TYPE_CHECKING:
@@ -28,20 +30,22 @@ class HTTPAnswer:
 
 
 def answer(method: str, path: str, *, refusal: Refusal | None, metrics: Metrics) -> HTTPAnswer:
-    """Decide what a request that is no upgrade to ``/listen`` gets.
+    """Decide what a request that opens no session gets.
 
     ``refusal`` is why new sessions are sent away, if they are.
     """
-    if path == "/listen":
+    if path in FACES:
         return HTTPAnswer(
             HTTPStatus.UPGRADE_REQUIRED,
-            "/listen is a WebSocket endpoint\n",
+            f"{path} is a WebSocket endpoint\n",
             headers={"Upgrade": "websocket"},
         )
     if path not in {"/healthz", "/readyz", "/metrics"}:
         return HTTPAnswer(HTTPStatus.NOT_FOUND, "not found\n")
     if method not in {"GET", "HEAD"}:
-        return HTTPAnswer(405, "only GET\n", headers={"Allow": "GET, HEAD"})
+        return HTTPAnswer(
+            HTTPStatus.METHOD_NOT_ALLOWED, "only GET\n", headers={"Allow": "GET, HEAD"}
+        )
     if path == "/metrics":
         return HTTPAnswer(HTTPStatus.OK, metrics.exposition(), CONTENT_TYPE)
     if path == "/readyz" and refusal is not None:
@@ -54,3 +58,16 @@ def unavailable(reason: str, retry_after: int) -> HTTPAnswer:
     return HTTPAnswer(
         HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n", headers={"Retry-After": str(retry_after)}
     )
+
+
+def deepgram_refusal(
+    status: int,
+    code: str,
+    message: str,
+    request_id: str,
+    headers: Mapping[str, str] | None = None,
+) -> HTTPAnswer:
+    """A refusal as clients of Deepgram's read it; ``message`` is one line."""
+    told = {"dg-error": message, "dg-request-id": request_id, **(headers or {})}
+    body = live_api.refusal_body(code, message, request_id)
+    return HTTPAnswer(status, body, "application/json", told)

@@ -1,36 +1,43 @@
-"""One ``/listen`` connection: a nursery around the device's side and the transcription."""
+"""One client's connection: a nursery around the device's side and the transcription."""
 
 from __future__ import annotations
 
 import math
-import uuid
 from functools import partial
 from random import Random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import trio
 
-from omi_rt.codecs import is_fake_pong, open_decoder
+from omi_rt.codecs import open_decoder
 from omi_rt.core import endings, events
+from omi_rt.core.asks import Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
-from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.core.json import dumps
 from omi_rt.core.transcript import Transcript
 from omi_rt.deepgram.transcriber import Transcriber
+from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
-    from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.updates import Update
+    from omi_rt.faces.face import Opening
     from omi_rt.net.websocket import WebSocket
     from omi_rt.server.shared import Shared
 
 UNDECODABLE_IN_A_ROW = 50
 """Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
-MAX_SHOWN_CHARACTERS = 64
-"""Of the type of a message that is not known, in the answer to it."""
+KEPT_OPEN_SECONDS = 60.0
+"""So long may a client that has an idle limit say that it is there without ever sending audio."""
+IDLE_CHECK_SECONDS = 0.25
+"""At least between two looks whether a client is idle."""
 ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
 """Without a final that covers anything: more than lie between two in speech."""
@@ -49,12 +56,30 @@ class Session:
     """A device's connection from its upgrade to its last word.
 
     The device's side and the transcription end apart: a device that goes leaves audio that is still
-    to be finalised, and a provider that goes leaves a device that is told so and stays.
+    to be finalised, and a provider that goes leaves a device that is told so and stays. What the
+    device says and is told goes through its face, which alone knows the client's form.
+
+    Args:
+        session_id: 32 hexadecimal digits.
+        websocket: open.
+        opening: what the client asked for, and its face.
+        shared: what all sessions share.
+        early: messages that have been taken from the WebSocket already.
     """
 
-    def __init__(self, websocket: WebSocket, request: ListenRequest, shared: Shared) -> None:
+    def __init__(
+        self,
+        session_id: str,
+        websocket: WebSocket,
+        opening: Opening,
+        shared: Shared,
+        early: Sequence[bytes | str] = (),
+    ) -> None:
         settings, profiles = shared.settings, shared.profiles
-        self.id = uuid.uuid4().hex
+        request = opening.request
+        self.id = session_id
+        self._face = opening.face
+        self._early = list(early)
         self.coverage = Coverage(request.audio_format, settings.backlog_seconds, shared.budget)
         self._budget = shared.budget
         self._drained_to, self._drained_at = 0, trio.current_time()
@@ -66,6 +91,8 @@ class Session:
         self._log = get_logger(
             session=self.id, uid_hash=pseudonym(request.uid), peer=websocket.peer
         )
+        self._heard_at = trio.current_time()
+        """When the last message came, which is more than a pong."""
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
@@ -73,7 +100,7 @@ class Session:
         self._transcript = Transcript(
             self.id,
             request.audio_format,
-            send=self._send,
+            tell=self._tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
         )
@@ -82,7 +109,7 @@ class Session:
             shared.provider,
             self.coverage,
             self._transcript,
-            tell=self._send,
+            tell=self._tell,
             log=self._log,
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
@@ -95,7 +122,7 @@ class Session:
         self._is_reading = True
         self._messages_at_once = _FIRST_MESSAGES_AT_ONCE
         self._has_told_undecodable = False
-        self._has_told_unknown = False
+        self._has_logged_unknown = False
         self._has_taken_leave = False
         self._ending = endings.CANCELLED
 
@@ -113,11 +140,14 @@ class Session:
         )
         self._metrics.sessions.inc()
         self._metrics.audio.open(self._account)
+        self._send(self._face.greet())
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._deliver)
                 nursery.start_soon(self._serve_device)
                 nursery.start_soon(self._send_heartbeat)
+                if self._face.idle_seconds is not None:
+                    nursery.start_soon(self._end_when_idle, self._face.idle_seconds)
                 await self._transcribe()
                 await self._take_leave()
                 nursery.cancel_scope.cancel()
@@ -164,10 +194,13 @@ class Session:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
         websocket, pace, backlog = self._websocket, self._pace, self.coverage.backlog
         rate = self.coverage.audio_format.sample_rate
+        early, self._early = self._early, []
+        self._take(early, websocket.received_at)
         while True:
             messages = await websocket.receive()
             # Asked once and passed on: every frame comes this way.
             now, before = websocket.received_at, backlog.end
+            self._heard_at = now
             if len(messages) <= self._messages_at_once:
                 self._take(messages, now)
             else:
@@ -235,42 +268,57 @@ class Session:
         return self._budget.has_room_for(backlog.held_bytes, is_drained=is_drained)
 
     def _take(self, messages: list[bytes | str], now: float) -> None:
-        decode = self._decoder.decode
+        decode, face = self._decoder.decode, self._face
         parts: list[bytes] = []
         for message in messages:
+            ask: Ask | None = None
             if isinstance(message, str):
-                if parts:
-                    self._transcriber.receive(b"".join(parts), now)
-                    parts = []
-                self._take_text(message)
-            elif self._takes_audio and not is_fake_pong(message):
+                ask = face.read(message)
+            elif len(message) <= SHORT_BYTES:
+                ask = face.read_short(message)
+            if ask is not None:
+                # What it asks is about the audio before it.
+                self._receive(parts, now)
+                parts = []
+                self._follow(ask)
+            elif self._takes_audio and isinstance(message, bytes):
                 parts.append(decode(message))
                 if self._decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
                     self._tell_undecodable()
-        if parts:
-            self._transcriber.receive(parts[0] if len(parts) == 1 else b"".join(parts), now)
+        self._receive(parts, now)
 
-    def _take_text(self, text: str) -> None:
-        try:
-            message = loads(text)
-        except JSONError:
-            message = None
-        kind = message.get("type") if isinstance(message, dict) else None
-        if kind == "CloseStream":
-            self._end(endings.CLIENT_CLOSED_STREAM)
-        elif not self._has_told_unknown:
-            self._has_told_unknown = True
-            # Without what it says: it may be anything.
-            self._log.info("unknown_message")
-            received = kind[:MAX_SHOWN_CHARACTERS] if isinstance(kind, str) else None
-            self._send(events.unknown_message(received))
+    def _receive(self, parts: list[bytes], now: float) -> None:
+        if parts:
+            payload = parts[0] if len(parts) == 1 else b"".join(parts)
+            self._face.hear(payload)
+            self._transcriber.receive(payload, now)
+
+    def _follow(self, ask: Ask) -> None:
+        """Do what the client asks."""
+        match ask:
+            case End():
+                self._end(endings.CLIENT_CLOSED_STREAM)
+            case NotUnderstood():
+                if not self._has_logged_unknown:
+                    self._has_logged_unknown = True
+                    # Without what it says: it may be anything.
+                    self._log.info("unknown_message")
+                self._tell(ask)
+            case Finalize(channel=channel):
+                if self._takes_audio:
+                    self._transcriber.finalize(channel)
+            case Configure(keyterms=keyterms, numerals=numerals):
+                if self._takes_audio:
+                    self._transcriber.configure(keyterms, numerals=numerals)
+            case _:
+                pass
 
     def _tell_undecodable(self) -> None:
         if self._has_told_undecodable:
             return
         self._has_told_undecodable = True
         self._log.warning("undecodable_audio", codec=self._request.codec)
-        self._send(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
+        self._tell(events.undecodable_audio(self._request.codec, UNDECODABLE_IN_A_ROW))
 
     async def _send_heartbeat(self) -> None:
         interval = self._settings.heartbeat_seconds
@@ -282,8 +330,26 @@ class Session:
             if self._is_reading and silent > MISSED_HEARTBEATS * interval:
                 self._lose_device(endings.DEVICE_VANISHED)
                 return
-            self._send(events.PING)
+            if self._face.has_text_heartbeat:
+                self._send([events.PING])
             self._websocket.ping_nowait()
+
+    async def _end_when_idle(self, limit: float) -> None:
+        """End the session when no message comes for ``limit`` seconds, as the face has it.
+
+        Before any audio a client that only says that it is there is waited for
+        `KEPT_OPEN_SECONDS` at most.
+        """
+        opened_at = trio.current_time()
+        while self._takes_audio:
+            now = trio.current_time()
+            due = self._heard_at + limit
+            if not self.coverage.backlog.end:
+                due = min(due, opened_at + max(limit, KEPT_OPEN_SECONDS))
+            if now >= due and self._is_reading and not self._websocket.has_more:
+                self._end(endings.CLIENT_IDLE)
+                return
+            await trio.sleep(max(due - now, IDLE_CHECK_SECONDS))
 
     async def _deliver(self) -> None:
         """Send segments, events and heartbeats to the device, in order."""
@@ -307,14 +373,14 @@ class Session:
             await self._transcriber.run()
         except ProviderError as error:
             self._log.error("provider_failed", reason=str(error))
-            self._send(events.service_status("stt_failed", str(error)))
+            self._tell(events.service_status("stt_failed", str(error)))
             self._ending = endings.STT_FAILED
 
     async def _take_leave(self) -> None:
         self._incoming.cancel()
         await self._incoming_ended.wait()
         if self._device_is_there:
-            self._send(
+            self._tell(
                 events.session_ended(
                     self.coverage.balance(),
                     self._transcriber.cost,
@@ -342,11 +408,16 @@ class Session:
 
     # What goes to the device.
 
-    def _send(self, message: object) -> None:
+    def _tell(self, update: Update) -> None:
+        if self._device_is_there:
+            self._send(self._face.write(update))
+
+    def _send(self, messages: list[Any]) -> None:
         if not self._device_is_there:
             return
         try:
-            self._websocket.send_nowait(dumps(message))
+            for message in messages:
+                self._websocket.send_nowait(dumps(message))
         except DeviceError as error:
             self._lose_device(endings.device_lost(str(error), error.close_code))
 
