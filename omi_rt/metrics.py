@@ -29,6 +29,7 @@ import omi_rt
 from omi_rt.core.dials import DialCause
 from omi_rt.core.endings import EndingClass
 from omi_rt.core.ledger import Cost
+from omi_rt.core.resume import Outcome
 from omi_rt.core.timeline import Discard
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin", "request")
-CLOSE_CODES = ("1008", "1011")
+CLOSE_CODES = ("1008", "1011", "1013")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
@@ -206,6 +207,9 @@ class Metrics:
 
     def _build_server_metrics(self) -> None:
         self.sessions = self._gauge("sessions", "Sessions that run.")
+        self.sessions_away = self._gauge(
+            "sessions_away", "Sessions that run and wait for their device to come back."
+        )
         self.max_sessions = self._gauge("max_sessions", "Sessions that may run at once.")
         self.sessions_degraded = self._gauge(
             "sessions_degraded", "Sessions that run and have no connection to Deepgram."
@@ -237,6 +241,11 @@ class Metrics:
             "upgrades_refused",
             "Upgrades answered 503, 403 for a foreign origin, or 400 for a bad request of a Deepgram client.",
             reason=UPGRADE_REFUSALS,
+        )
+        self.resumes = self._counter(
+            "resumes",
+            "Connections that wanted to take a session up, by what came of it.",
+            outcome=[outcome.value for outcome in Outcome],
         )
         self.requests_closed = self._counter(
             "requests_closed",

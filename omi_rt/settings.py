@@ -201,6 +201,12 @@ class Settings:
         30.0,
         "seconds between heartbeats",
     )
+    resume_seconds: float = _env(
+        "OMI_RT_RESUME_SECONDS",
+        _seconds(0, 600),
+        30.0,
+        "seconds for which a session whose device's connection was lost can be taken up again; 0: not",
+    )
     max_sessions: int = _env(
         "OMI_RT_MAX_SESSIONS",
         _integer(1, 1_000_000),

@@ -112,6 +112,8 @@ class World:
             yield device
             nursery.cancel_scope.cancel()
         self.server.assert_balanced()
+        if "resume" not in dict(query):
+            assert device.numbers == list(range(1, len(device.numbers) + 1))
 
     async def sessions_ended(self, within: float = 200.0) -> None:
         """Wait until no session is left."""
@@ -127,6 +129,11 @@ class Device:
     websocket: WebSocket
     stream: BoundedStream
     messages: list[Any] = field(factory=list)
+    """What has come, without its numbers."""
+    raw: list[Any] = field(factory=list)
+    """The same as it came."""
+    numbers: list[int] = field(factory=list)
+    """All ``seq`` that have come, in order."""
     closed: PeerClosed | None = None
     _session: Session | None = None
     _ended: trio.Event = field(factory=trio.Event)
@@ -136,8 +143,10 @@ class Device:
         """Collect what the server says until it closes."""
         try:
             while True:
-                for message in await self.websocket.receive():
-                    self.messages.append(json.loads(message))
+                for text in await self.websocket.receive():
+                    message = json.loads(text)
+                    self.raw.append(message)
+                    self.messages.append(without_numbers(message, self.numbers))
                 self._tell()
         except PeerClosed as closed:
             self.closed = closed
@@ -267,6 +276,15 @@ async def listening_server(
             yield world, fake
         nursery.cancel_scope.cancel()
     assert fake.violations == []
+
+
+def without_numbers(message: Any, numbers: list[int]) -> Any:
+    """Take the ``seq`` of a message, or of each of its segments, and put it into ``numbers``."""
+    parts = message if isinstance(message, list) else [message]
+    found = [part["seq"] for part in parts if "seq" in part]
+    numbers += found
+    bare = [{name: part[name] for name in part if name != "seq"} for part in parts]
+    return bare if isinstance(message, list) else bare[0]
 
 
 def words_of(segments: list[dict[str, Any]], channel: int | None = None) -> list[str]:

@@ -211,7 +211,7 @@ async def test_pings_whose_answers_nobody_reads_wait_in_a_bounded_queue(
             while sent < 4 * MAX_QUEUED_BYTES:
                 await stream.send_all(frame(0x89, bytes(125)) * 100)
                 sent += 100 * 125
-                most = max(most, session._websocket._queued_bytes)
+                most = max(most, session._line.websocket._queued_bytes)
         assert 0.9 * MAX_QUEUED_BYTES < most < MAX_QUEUED_BYTES + 130 * FRAMES_PER_STEP
         assert sent < 2 * MAX_QUEUED_BYTES
         await stream.aclose()

@@ -21,6 +21,8 @@ from tests.test_log_lines import lines, named
 if TYPE_CHECKING:
     import pytest
 
+    from omi_rt.server.line import Line
+
 HEARTBEAT_SECONDS = 20.0
 DECODE_SECONDS = 0.05
 SAMPLES = 64
@@ -60,7 +62,10 @@ async def test_what_a_lost_connection_left_in_the_kernel_is_read_for_five_second
 ) -> None:
     configure_logging("info", "json")
     monkeypatch.setattr(session_module, "open_decoder", lambda *_: SlowDecoder(autojump_clock))
-    async with listening_server(heartbeat_seconds=HEARTBEAT_SECONDS) as (world, _fake):
+    async with listening_server(heartbeat_seconds=HEARTBEAT_SECONDS, resume_seconds=0.0) as (
+        world,
+        _fake,
+    ):
         stream = world.open_stream(capacity_bytes=1_000_000)
         await stream.send_all(UPGRADE.encode())
         await trio.testing.wait_all_tasks_blocked()
@@ -96,8 +101,8 @@ async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_
         session = device.session
         take = session._take
 
-        def note_step(messages: list[bytes | str], now: float) -> None:
-            take(messages, now)
+        def note_step(line: Line, messages: list[bytes | str], now: float) -> None:
+            take(line, messages, now)
             steps.append(len(messages))
 
         async def note_turn() -> None:

@@ -73,6 +73,24 @@ async def play(device: Device, seconds: float = 20.0, rate: int = RATE, channels
     await device.finish()
 
 
+async def messages_of_a_comeback() -> list[Any]:
+    """What a device gets that loses its connection, when it comes back and when it comes too late."""
+    async with listening_server() as (world, _), world.device(resume="old") as first:
+        await first.until(lambda: "ready" in first.statuses())
+        await first.stream_audio(synthesise(random_script(Random(3), 60.0), RATE), RATE * 2)
+        await first.websocket.drained()
+        await trio.testing.wait_all_tasks_blocked()
+        await trio.aclose_forcefully(first.stream)
+        # As if it had told more than it keeps.
+        first.session._outbox._kept.popleft()
+        secret = next(m["resume"] for m in first.messages if "resume" in m)
+        async with world.device(resume=secret, after=0, acknowledge="true") as second:
+            second.send(bytes(RATE))
+            await trio.sleep(3)
+            await second.finish()
+    return [*first.raw, *second.raw]
+
+
 async def all_messages() -> list[Any]:
     """What devices get in sessions in which everything happens."""
     messages: list[Any] = []
@@ -84,30 +102,31 @@ async def all_messages() -> list[Any]:
     ):
         await device.stream_audio(synthesise(script, RATE), RATE * 2)
         await device.finish()
-        messages += device.messages
+        messages += device.raw
     async with listening_server(profiles=stored(user=False)) as (world, _):
         async with world.device(channels=2) as device:
             device.send('{"type":"KeepAlive"}')
             await play(device, channels=2)
-            messages += device.messages
+            messages += device.raw
         async with world.device(codec="opus", sample_rate=16000) as device:
             for _ in range(UNDECODABLE_IN_A_ROW):
                 device.send(b"\xff\xff\xff")
             await device.finish()
-            messages += device.messages
+            messages += device.raw
     async with running_server(unreachable) as world, world.device() as device:
         await play(device)
-        messages += device.messages
+        messages += device.raw
     late = [Say(text=progress_message(seconds_worked=1.0, seconds_behind=5.4), after_audio=5.0)]
     late += [Say(text=progress_message(seconds_worked=9.0, seconds_behind=0.5), after_audio=9.0)]
     async with listening_server(faults=FaultScript.of(late)) as (world, _):
         async with world.device() as device:
             await play(device)
-            messages += device.messages
+            messages += device.raw
+    messages += await messages_of_a_comeback()
     refused = FaultScript.of([Refuse(status=401)])
     async with listening_server(faults=refused) as (world, _), world.device() as device:
         await device.ended()
-        messages += device.messages
+        messages += device.raw
     return messages
 
 

@@ -178,7 +178,7 @@ async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None
         await device.websocket.drained()
         await device.stream.send_all(b"\x02\x80\0\0\0\0" + b"\x00\x80\0\0\0\0" * 5000)
         await trio.testing.wait_all_tasks_blocked()
-        fragments = device.session._websocket._protocol._fragments
+        fragments = device.session._line.websocket._protocol._fragments
         assert fragments is not None
         assert len(fragments) == 0
 

@@ -22,6 +22,9 @@ class AudioDecoder(Protocol):
     def decode(self, message: bytes) -> bytes:
         """Return the interleaved s16le that ``message`` completes, perhaps none."""
 
+    def cut(self) -> None:
+        """Go on with what another connection sends, from a whole sample or packet on."""
+
     def close(self) -> None:
         """Free what the decoder holds. A second close does nothing."""
 

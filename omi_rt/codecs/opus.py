@@ -18,6 +18,9 @@ from omi_rt.core.errors import OmiRtError
 from omi_rt.core.listen import OPUS_SAMPLE_RATES
 
 MAX_PACKET_MILLISECONDS: Final = 120
+_FIRST_HYBRID: Final = 12
+_FIRST_CELT: Final = 16
+"""Of the configurations in a packet's first byte (RFC 6716, table 2)."""
 """The longest legal packet (RFC 6716, 3.2.5)."""
 
 _MAX_CHANNELS: Final = 2
@@ -153,6 +156,9 @@ class OpusDecoder:
             return ctypes.string_at(_decoded_address, samples * self._bytes_per_frame)
         return self._conceal()
 
+    def cut(self) -> None:
+        """Go on with the next connection's packets as with those of one: a packet is never in parts."""
+
     def close(self) -> None:
         """Free the state. A second close does nothing."""
         self._state = None
@@ -211,6 +217,24 @@ class OpusEncoder:
         if rest or size < 0:
             raise ValueError(f"Opus has no packets of {samples} samples at this rate")
         return ctypes.string_at(_encoded, size)
+
+
+def packet_samples(packet: bytes, sample_rate: int) -> int:
+    """Return how long a packet is, in samples at ``sample_rate``; 0 where it says no length.
+
+    The packet is not decoded: its first bytes say it (RFC 6716, 3.1 and 3.2).
+    """
+    if not packet:
+        return 0
+    configuration, code = packet[0] >> 3, packet[0] & 3
+    if configuration < _FIRST_HYBRID:
+        microseconds = (10_000, 20_000, 40_000, 60_000)[configuration & 3]
+    elif configuration < _FIRST_CELT:
+        microseconds = (10_000, 20_000)[configuration & 1]
+    else:
+        microseconds = (2_500, 5_000, 10_000, 20_000)[configuration & 3]
+    frames = (1, 2, 2, packet[1] & 0x3F if len(packet) > 1 else 0)[code]
+    return frames * microseconds * sample_rate // 1_000_000
 
 
 def _check(sample_rate: int, channels: int) -> None:

@@ -31,6 +31,10 @@ class PCMDecoder:
         self._carry = data[whole:]
         return data[:whole]
 
+    def cut(self) -> None:
+        """Forget the part of a sample that a lost connection ended with: what comes begins a new one."""
+        self._carry = b""
+
     def close(self) -> None:
         """Drop what is carried. A second close does nothing."""
         self._carry = b""

@@ -49,6 +49,9 @@ CLIENT_IDLE = Ending(
 )
 DEVICE_VANISHED = Ending("device_vanished", 1001, EndingClass.DEVICE_GONE)
 
+TAKEN_OVER = (1008, "resumed: another connection has taken the session up")
+"""Close code and reason for a connection whose session goes on with a newer one."""
+
 
 def device_lost(reason: str, close_code: int) -> Ending:
     """Make the ending of a session whose device closed with ``close_code``, or is to be closed so."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.ledger import Balance, Cost
+    from omi_rt.core.outbox import MissingNumbers
     from omi_rt.core.speakers import Identified, Merged
 
 PING: dict[str, Any] = {"type": "ping"}
@@ -37,6 +38,30 @@ def ready(session_id: str, started_at: datetime) -> dict[str, Any]:
     it is now: a device that waits for this event begins with it.
     """
     return service_status("ready", session_id=session_id, started_at=started_at.isoformat())
+
+
+def resumed(session_id: str, received: int, audio_format: AudioFormat) -> dict[str, Any]:
+    """A connection has taken the session up; ``received`` is the position at which audio goes on."""
+    seconds = audio_format.seconds(received)
+    return service_status("resumed", session_id=session_id, received=seconds)
+
+
+RESUME_UNKNOWN = service_status("resume_unknown")
+"""There is no session with that secret, or no longer: this is a new one."""
+
+
+def audio_received(received: int, finalised: int, audio_format: AudioFormat) -> dict[str, Any]:
+    """How far the audio has come: taken by the server, and final with its words sent."""
+    return {
+        "type": "audio_received",
+        "received": audio_format.seconds(received),
+        "finalised": audio_format.seconds(finalised),
+    }
+
+
+def messages_missing(missing: MissingNumbers) -> dict[str, Any]:
+    """What was told with these numbers is not kept any more."""
+    return {"type": "messages_missing", "first": missing.first, "last": missing.last}
 
 
 def audio_lost(gap: Gap, audio_format: AudioFormat) -> dict[str, Any]:

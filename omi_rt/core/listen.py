@@ -61,6 +61,13 @@ class ListenRequest:
         """The format of the decoded audio."""
         return AudioFormat(self.sample_rate, self.channels)
 
+    @property
+    def encoding(self) -> str:
+        """The codec, by one name where several mean the same."""
+        if self.codec in OPUS_CODECS:
+            return "opus"
+        return "linear16" if self.codec in PCM_CODECS else self.codec
+
 
 def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
     """Split a request line's target into its path and its parameters, in order.

@@ -63,6 +63,10 @@ class Face:
     idle_seconds: ClassVar[float | None] = None
     """Without any message for so long the session ends; None where protocol pings are enough."""
 
+    tells_status: ClassVar[bool] = False
+    """Whether each client gets the session's events, with numbers and how to resume; elsewhere only
+    those clients do that ask for it."""
+
     def greet(self) -> list[Any]:
         """Write what comes first, before anything is heard."""
         return []

@@ -64,6 +64,7 @@ class OmiFace(Face):
     """Talks to an Omi app, or to whatever speaks as one."""
 
     has_text_heartbeat = True
+    tells_status = True
 
     def __init__(self, version: Version, audio_format: AudioFormat) -> None:
         self._version = version

@@ -22,6 +22,7 @@ from omi_rt.core.json import dumps
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
 from omi_rt.core.origin import is_allowed
+from omi_rt.core.resume import Outcome, Wish, parse_wish, split_wish
 from omi_rt.faces.face import Call
 from omi_rt.faces.omi import AUTH_SECONDS, read_auth
 from omi_rt.faces.table import FACES
@@ -29,10 +30,11 @@ from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
+from omi_rt.server.line import Line
 from omi_rt.server.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from omi_rt.faces.face import Opening
     from omi_rt.faces.table import Row
@@ -72,6 +74,7 @@ class Server:
         self._connection_left = trio.Event()
         metrics.max_sessions.set(shared.settings.max_sessions)
         metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
+        metrics.sessions_away.set_function(lambda: shared.resumable.waiting)
         metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
@@ -126,11 +129,14 @@ class Server:
         self._connections += 1
         try:
             # What the handshake needed is let go of before the session, which may last for days.
-            session = await self._admit(
+            opened = await self._admit(
                 ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
             )
-            if session is not None:
-                await self._run_session(session)
+            if isinstance(opened, Session):
+                await self._run_session(opened)
+            elif opened is not None:
+                # Another connection's task is the session's home.
+                await opened.over.wait()
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
@@ -149,8 +155,8 @@ class Server:
 
     async def _admit(
         self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
-    ) -> Session | None:
-        """Answer a request; returns the session that it opens, if it does."""
+    ) -> Session | Line | None:
+        """Answer a request; returns the session that it opens, or the line that takes one up."""
         try:
             request = await handshake.receive_request()
         except HandshakeFailed as failure:
@@ -171,19 +177,30 @@ class Server:
             )
             return None
         session_id = uuid.uuid4().hex
+        wishes, pairs = split_wish(pairs)
         call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
-        refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
+        refused = self._refuse_origin(request, peer, is_loopback=is_loopback)
+        if refused is None and not self._is_to_be_resumed(wishes):
+            refused = self._refuse()
         if refused is not None:
             await _respond(handshake, refused)
             return None
-        return await self._open(handshake, row, call)
+        return await self._open(handshake, row, call, wishes)
 
-    async def _open(self, handshake: ServerHandshake, row: Row, call: Call) -> Session | None:
+    def _is_to_be_resumed(self, wishes: Mapping[str, str]) -> bool:
+        """Whether a session is asked for that has its place here already."""
+        session = self._shared.resumable.find(wishes.get("resume", ""))
+        return session is not None and not self._draining.is_set()
+
+    async def _open(
+        self, handshake: ServerHandshake, row: Row, call: Call, wishes: Mapping[str, str]
+    ) -> Session | Line | None:
         """Accept an upgrade, or refuse it as its clients can read it."""
         opening: Opening | None = None
         if row.refuses_upgrade:
             try:
                 opening = self._read(row, call)
+                _parse_wish(row, wishes)
             except Refused as error:
                 await self._refuse_request(handshake, call, error)
                 return None
@@ -201,6 +218,7 @@ class Server:
                 call, early = await _receive_proof(websocket, call)
             if opening is None:
                 opening = self._read(row, call)
+            wish = _parse_wish(row, wishes)
         except BadRequest as error:
             if row.waits_for_proof:
                 websocket.send_nowait(dumps(events.auth_response(success=False)))
@@ -209,11 +227,27 @@ class Server:
         except PeerClosed as closed:
             await self._close(websocket, BadRequest.close_code, f"auth: {closed}")
             return None
+        line = Line(websocket, early, acknowledges=wish.acknowledges)
+        if wish.secret is not None and await self._resume(line, opening, wish):
+            return None if line.is_lost else line
         try:
-            return Session(call.session_id, websocket, opening, self._shared, early)
+            return Session(call.session_id, line, opening, self._shared, wish)
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
+
+    async def _resume(self, line: Line, opening: Opening, wish: Wish) -> bool:
+        """Take a session up, or refuse to; returns False where a new one is to begin."""
+        outcome = Outcome.UNKNOWN
+        session = self._shared.resumable.find(wish.secret or "")
+        if session is not None:
+            decision = session.resume(line, opening, wish)
+            outcome = decision.outcome
+        self._metrics.resumes.labels(outcome.value).inc()
+        if session is not None and decision.close_code is not None:
+            line.lose(decision.close_code, decision.reason)
+            await self._close(line.websocket, *line.farewell)
+        return outcome is not Outcome.UNKNOWN
 
     def _read(self, row: Row, call: Call) -> Opening:
         opening = row.open(call)
@@ -320,6 +354,20 @@ async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
     await handshake.respond(
         reply.status, reply.body, content_type=reply.content_type, headers=reply.headers
     )
+
+
+def _parse_wish(row: Row, wishes: Mapping[str, str]) -> Wish:
+    """Read what a client says of its session, if it does.
+
+    Raises:
+        BadRequest: the message names what is wrong; `Refused` where the path answers over HTTP.
+    """
+    try:
+        return parse_wish(wishes)
+    except BadRequest as error:
+        if row.refuses_upgrade:
+            raise bad_parameter(str(error)) from error
+        raise
 
 
 async def _receive_proof(websocket: WebSocket, call: Call) -> tuple[Call, list[bytes | str]]:

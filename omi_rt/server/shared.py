@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from attrs import frozen
+from attrs import Factory, field, frozen
 
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.deepgram.provider import Provider
 from omi_rt.metrics import Metrics
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.pace import Pace
+from omi_rt.server.resumable import WAITING_SHARE, ResumableSessions
 from omi_rt.settings import Settings
 
 
@@ -24,3 +25,11 @@ class Shared:
     """Bounds the bytes of audio that all sessions keep together."""
     profiles: Profiles | None = None
     """Stored voices; None where speech profiles are switched off."""
+    resumable: ResumableSessions = field(
+        default=Factory(lambda self: _resumable(self.settings), takes_self=True)
+    )
+    """Those sessions that another connection may take up."""
+
+
+def _resumable(settings: Settings) -> ResumableSessions:
+    return ResumableSessions(max(1, int(settings.max_sessions * WAITING_SHARE)))

@@ -1,0 +1,164 @@
+"""What is decided without waiting when a connection is lost and another one comes."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.codecs.opus import OpusEncoder, packet_samples
+from omi_rt.codecs.resent import ResentPackets, resent
+from omi_rt.core.json import dumps, loads
+from omi_rt.core.listen import OPUS_SAMPLE_RATES, ListenRequest
+from omi_rt.core.outbox import MAX_OUTBOX_BYTES, MissingNumbers, Outbox
+from omi_rt.core.presence import MOVES, IllegalMove, Move, Presence, after_move
+from omi_rt.core.resume import Decision, Outcome, Wish, decide, parse_wish, split_wish
+
+BEGUN = ListenRequest("u1", sample_rate=16_000, codec="pcm16")
+
+
+@pytest.mark.parametrize(("presence", "move"), list(itertools.product(Presence, Move)), ids=str)
+def test_a_device_s_presence_changes_as_the_table_says_and_no_other_way(
+    presence: Presence, move: Move
+) -> None:
+    if move in MOVES[presence]:
+        assert after_move(presence, move) is MOVES[presence][move]
+    else:
+        with pytest.raises(IllegalMove):
+            after_move(presence, move)
+
+
+def test_who_has_ended_or_is_gone_is_never_here_again() -> None:
+    for last in (Presence.LEAVING, Presence.GONE):
+        assert not {Presence.HERE, Presence.AWAY} & set(MOVES[last].values())
+
+
+@pytest.mark.parametrize(
+    ("presence", "request_", "after", "is_too_often", "outcome", "code"),
+    [
+        (Presence.AWAY, BEGUN, None, False, Outcome.RESUMED, None),
+        (Presence.HERE, BEGUN, None, False, Outcome.RESUMED, None),
+        (Presence.HERE, BEGUN, 7, False, Outcome.RESUMED, None),
+        (Presence.HERE, BEGUN, 8, False, Outcome.REFUSED, 1008),
+        (Presence.LEAVING, BEGUN, None, False, Outcome.UNKNOWN, None),
+        (Presence.GONE, BEGUN, None, False, Outcome.UNKNOWN, None),
+        (Presence.AWAY, BEGUN, None, True, Outcome.TOO_OFTEN, 1013),
+        (Presence.AWAY, ListenRequest("u2", "en", 16_000, "pcm16"), 0, False, Outcome.REFUSED, 1008),
+        (Presence.AWAY, ListenRequest("u1", "en", 8_000, "pcm16"), 0, True, Outcome.REFUSED, 1008),
+        (Presence.AWAY, ListenRequest("u1", "en", 16_000, "opus"), 0, False, Outcome.REFUSED, 1008),
+        (Presence.AWAY, ListenRequest("u1", "en", 16_000, "linear16", 2), 0, False, Outcome.REFUSED, 1008),
+        (Presence.AWAY, ListenRequest("u1", "fr", 16_000, "linear16"), 0, False, Outcome.RESUMED, None),
+    ],
+)  # fmt: skip
+def test_the_table_of_what_becomes_of_a_resume(
+    presence: Presence,
+    request_: ListenRequest,
+    after: int | None,
+    is_too_often: bool,
+    outcome: Outcome,
+    code: int | None,
+) -> None:
+    decision: Decision = decide(
+        Wish("secret", after),
+        request_,
+        presence=presence,
+        begun=BEGUN,
+        told=7,
+        is_too_often=is_too_often,
+    )
+    assert (decision.outcome, decision.close_code) == (outcome, code)
+    assert bool(decision.reason) == (code is not None)
+
+
+def test_what_belongs_to_the_path_is_left_to_it() -> None:
+    pairs = (("uid", "u"), ("after", "3"), ("from", "x"))
+    assert split_wish(pairs) == ({}, pairs)
+    wishes, rest = split_wish((*pairs, ("resume", "s"), ("acknowledge", "true")))
+    assert rest == (("uid", "u"),)
+    assert wishes == {"after": "3", "from": "x", "resume": "s", "acknowledge": "true"}
+    assert parse_wish({}) == Wish()
+    assert parse_wish({"resume": "", "from": "1.5"}) == Wish("", start=1.5)
+    assert "s3cret" not in repr(parse_wish({"resume": "s3cret"}))
+
+
+@given(st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), max_size=30), st.data())
+def test_everything_after_a_number_is_told_again_once_and_in_order(
+    messages: list[list[str]], data: st.DataObject
+) -> None:
+    outbox = Outbox()
+    for texts in messages:
+        array = [{"text": text} for text in texts]
+        before = outbox.last_seq
+        outbox.keep(len(array), dumps(outbox.number(array)), 0.0)
+        assert outbox.last_seq == before + len(array)
+    after = data.draw(st.integers(0, outbox.last_seq))
+    size = data.draw(st.integers(1, 500))
+    again: list[tuple[int, str]] = []
+    told = after
+    while batch := outbox.take_after(told, size):
+        for kept in batch:
+            again += [(each["seq"], each["text"]) for each in loads(kept.after(told))]
+            told = kept.last
+    every = [text for texts in messages for text in texts]
+    assert again == list(enumerate(every, 1))[after:]
+
+
+def test_the_store_is_bounded_and_says_what_it_has_not() -> None:
+    outbox = Outbox()
+    event = {"text": "x" * 1000}
+    for number in range(1, 3001):
+        outbox.keep(1, dumps(outbox.number(event)), number)
+        assert outbox.held_bytes <= MAX_OUTBOX_BYTES
+    missing = outbox.missing_after(10)
+    assert missing is not None
+    (first, *_) = outbox.take_after(10, 1)
+    assert missing == MissingNumbers(11, first.first - 1)
+    assert first.first > 1500
+    assert outbox.missing_after(first.first - 1) is None
+    assert outbox.missing_after(3000) is None
+    assert "x" not in repr(first)
+
+
+def test_recent_is_what_was_told_in_the_last_minute() -> None:
+    outbox = Outbox()
+    assert outbox.recent(0.0) == 0
+    for number in range(100):
+        outbox.keep(1, dumps(outbox.number({})), float(number))
+    assert outbox.recent(99.0) == 39
+    assert outbox.recent(1000.0) == 100
+    assert outbox.recent(30.0) == 0
+
+
+@pytest.mark.parametrize("rate", OPUS_SAMPLE_RATES)
+@pytest.mark.parametrize("milliseconds", [2.5, 5, 10, 20, 40, 60])
+def test_a_packet_says_how_long_it_is(rate: int, milliseconds: float) -> None:
+    samples = int(rate * milliseconds / 1000)
+    packet = OpusEncoder(rate, 1).encode(bytes(samples * 2))
+    assert packet_samples(packet, rate) == samples
+
+
+def test_packets_without_a_length_have_none() -> None:
+    assert packet_samples(b"", 16_000) == 0
+    assert packet_samples(b"\x03", 16_000) == 0
+
+
+@given(st.integers(0, 300), st.lists(st.integers(1, 50), max_size=20))
+def test_bytes_are_left_out_to_the_sample(samples: int, sizes: list[int]) -> None:
+    again = resent(BEGUN, samples)
+    data = bytes(n % 251 for n in range(sum(sizes)))
+    at, kept = 0, b""
+    for size in sizes:
+        kept += again.rest_of(data[at : at + size]) or b""
+        at += size
+    assert kept == data[samples * 2 :]
+    assert again.is_over == (len(data) >= samples * 2)
+
+
+@pytest.mark.parametrize(("samples", "left_out"), [(0, 0), (150, 0), (161, 1), (320, 1), (479, 1), (480, 2), (3200, 10)])  # fmt: skip
+def test_a_packet_is_left_out_where_its_middle_was_there(samples: int, left_out: int) -> None:
+    packet = OpusEncoder(16_000, 1).encode(bytes(640))
+    again = ResentPackets(samples, 16_000)
+    assert [again.rest_of(packet) for _ in range(11)].count(None) == left_out
+    assert again.is_over
