@@ -191,7 +191,8 @@ def stream(
 
 
 @main.command()
-def demo() -> None:
+@click.option("--unplug", is_flag=True, help="Cut both sides of the server a few times meanwhile.")
+def demo(unplug: bool) -> None:
     """Serve, stream a recorded sample, print the segments and a summary. Needs no key."""
     import trio
 
@@ -202,7 +203,7 @@ def demo() -> None:
     async def run() -> None:
         terminal = Terminal()
         try:
-            await run_demo(terminal)
+            await run_demo(terminal, unplugs=unplug)
         except* OutputClosed:
             give_up_output()
             raise

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omi_rt.client.connect import StreamFailed
+from omi_rt.client.report import describe_return
 from omi_rt.client.stream import (
     AudioSent,
+    CameBack,
     SegmentsReceived,
     StreamEvent,
     StreamOptions,
@@ -19,8 +21,11 @@ from omi_rt.client.stream import (
     load_recording,
     stream_recording,
 )
+from omi_rt.cuts import Cutter
+from omi_rt.deepgram.connection import dial_tcp
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text, sample_wav
+from omi_rt.net.stream import open_tcp_stream
 from omi_rt.server.main import serve
 from omi_rt.settings import Settings
 
@@ -31,10 +36,16 @@ if TYPE_CHECKING:
 
 DEMO_SECONDS = 120.0
 """After which something is wrong: the sample takes 12."""
+UNPLUGGED_AT = (2.5, 5.6, 8.8)
+"""In seconds."""
 
 
-async def run_demo(terminal: Terminal) -> dict[str, str]:
+async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, str]:
     """Serve on a free port, stream the sample as Opus at real time, print segments and summary.
+
+    Args:
+        terminal: where to print.
+        unplugs: cut the lines on both sides of the server at `UNPLUGGED_AT`.
 
     Returns the summary. Cancelling this ends the server.
 
@@ -44,7 +55,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
     """
     segments: list[dict[str, Any]] = []
     delays: list[float] = []
-    interrupted = trio.Event()
+    interrupted, cutter = trio.Event(), Cutter()
 
     @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
@@ -53,6 +64,8 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
             return
         if isinstance(event, AudioSent):
             terminal.show_progress(event.seconds, event.total_seconds)
+        elif isinstance(event, CameBack):
+            terminal.print_error(describe_return(event))
         elif isinstance(event, SegmentsReceived):
             for segment in event.segments:
                 segments.append(segment)
@@ -76,6 +89,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 0,
                 announce=lambda line, *_event, **_fields: terminal.print_error(line),
                 handles_signals=False,
+                dial=lambda url: cutter.note(dial_tcp(url)),
             )
             address = await nursery.start(run_server)
             terminal.print_error(
@@ -83,7 +97,14 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 "without a key they are shown as one speaker"
             )
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
-            summary = await stream_recording(recording, options, show)
+            if unplugs:
+                nursery.start_soon(cutter.cut_at, *UNPLUGGED_AT)
+            summary = await stream_recording(
+                recording,
+                options,
+                show,
+                open_stream=lambda host, port: cutter.note(open_tcp_stream(host, port)),
+            )
             nursery.cancel_scope.cancel()
     if interrupted.is_set():
         raise KeyboardInterrupt
@@ -91,6 +112,8 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
         raise StreamFailed(f"the demo took over {DEMO_SECONDS:g} s")
     terminal.clear_progress()
     rows = _summarise(summary, segments, delays)
+    if unplugs:
+        rows["cut"] = f"{cutter.cuts} times, on both sides of the server"
     terminal.print_summary(rows)
     return rows
 

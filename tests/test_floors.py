@@ -26,7 +26,7 @@ FLOORS = [
     {"omi_rt.profiles", "omi_rt.fake", "omi_rt.local", "omi_rt.client"},
     {"omi_rt.deepgram"},
     {"omi_rt.server"},
-    {"omi_rt.demo"},
+    {"omi_rt.demo", "omi_rt.cuts"},
     {"omi_rt.cli", "omi_rt.__main__"},
 ]
 ONE_IMPORTER = {

@@ -235,3 +235,67 @@ async def test_the_client_in_javascript_works_as_it_is_printed(tmp_path: Path) -
     command = node_command()
     assert command is not None
     await run_client([*command, str(path)], *a_recording(tmp_path))
+
+
+DRIVER = """
+import sys, time, wave
+
+url = url.replace("ws://127.0.0.1:8080/listen", sys.argv[1])
+with wave.open(sys.argv[2]) as wav:
+    pcm = wav.readframes(wav.getnframes())
+heard = []
+show = lambda start, speaker, text: heard.append((start, text))
+socket, first = reconnect()
+for start in range(0, len(pcm), 3200):
+    keep += pcm[start : start + 3200]
+    if start in (32000, 64000):
+        socket.socket.close()
+        socket, first = reconnect()
+    for message in first:
+        take(message, show)
+    first = []
+    socket.send(bytes(keep[(sent - base) * 2 :]))
+    sent = base + len(keep) // 2
+    time.sleep(0.1)
+    while True:
+        try:
+            take(json.loads(socket.recv(timeout=0)), show)
+        except TimeoutError:
+            break
+socket.send(json.dumps({"type": "CloseStream"}))
+for message in socket:
+    take(json.loads(message), show)
+print(json.dumps(heard))
+"""
+
+
+@pytest.mark.realtime
+async def test_the_core_of_a_client_that_comes_back_works_as_it_is_printed(tmp_path: Path) -> None:
+    (core,) = blocks(section("### A client that comes back"), "python")
+    path = tmp_path / "client.py"
+    path.write_text(core + DRIVER)
+    recording, transcript = a_recording(tmp_path)
+    async with (
+        fake_in_process() as (_fake, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+    ):
+        with trio.fail_after(40):
+            done = await trio.run_process(
+                [sys.executable, str(path), server.url, str(recording)],
+                env=environment({}),
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+        assert server.program.errors.count("session_resumed") == 2
+    assert done.returncode == 0, done.stderr.decode()
+    heard = json.loads(done.stdout)
+    assert words_of([{"text": " ".join(text for _, text in heard)}]) == transcript
+
+
+def test_the_two_cores_say_the_same() -> None:
+    text = section("### A client that comes back")
+    (python,), (js,) = blocks(text, "python"), blocks(text, "js")
+    for word in ("audio_received", "finalised", "resumed", "received", "resume_unknown", "resume"):
+        assert word in python
+        assert word in js

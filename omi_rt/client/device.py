@@ -12,7 +12,7 @@ from omi_rt.codecs.wav import WavAudio, convert
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-_BYTES_PER_SAMPLE: Final = 2
+BYTES_PER_SAMPLE: Final = 2
 _MAX_CHANNELS: Final = 2
 
 
@@ -86,7 +86,7 @@ class DeviceAudio:
             if samples:
                 samples += encoder.lookahead
                 samples += -samples % frame_samples
-        sample_bytes = _BYTES_PER_SAMPLE * self.channels
+        sample_bytes = BYTES_PER_SAMPLE * self.channels
         for start in range(0, samples, frame_samples):
             end = min(start + frame_samples, samples)
             frame = pcm[start * sample_bytes : end * sample_bytes]

@@ -2,12 +2,26 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from attrs import define, field
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+
+class Return(Protocol):
+    """A lost connection has a successor."""
+
+    @property
+    def away_seconds(self) -> float: ...
+    @property
+    def resent_seconds(self) -> float: ...
+    @property
+    def missing_seconds(self) -> float: ...
+    @property
+    def is_new_session(self) -> bool: ...
+
 
 JSONObject = dict[str, Any]
 
@@ -35,6 +49,8 @@ class StreamReport:
     """Audio that has gone out."""
     lost_seconds: float = 0.0
     """Audio that the server has said to be lost."""
+    missing_seconds: float = 0.0
+    """Audio that was lost on the way, and was not kept any more."""
 
     def add(self, segments: list[JSONObject]) -> None:
         """Take segments that have come."""
@@ -57,6 +73,11 @@ class StreamReport:
                 return self._identify(event)
         return None
 
+    def describe_return(self, back: Return) -> str:
+        """Take the end of an absence; returns the line to show for it."""
+        self.missing_seconds += back.missing_seconds
+        return describe_return(back)
+
     @property
     def words(self) -> int:
         """How many words were understood."""
@@ -69,7 +90,7 @@ class StreamReport:
             session_ended: the server's account; None where it gave none, so that the client's is told.
         """
         account = session_ended or {"received": self.sent_seconds, "lost": self.lost_seconds}
-        lost = _number(account.get("lost"))
+        lost = _number(account.get("lost")) + self.missing_seconds
         line = f"sent {_number(account.get('received')):.1f} s, {self.words} words"
         line += f", lost {lost:.1f} s"
         return f"{line}: {self.problem}" if lost and self.problem else line
@@ -107,6 +128,17 @@ class StreamReport:
         found = [s for s in self.segments if s.get("id") in listed or s.get("speaker") == speaker]
         self.is_corrected |= bool(found)
         return found
+
+
+def describe_return(back: Return) -> str:
+    """Put the end of an absence into one line."""
+    line = f"the connection was lost, and is back after {back.away_seconds:.1f} s"
+    if back.is_new_session:
+        line += " in a new session"
+    line += f": {back.resent_seconds:.1f} s of audio sent again"
+    if back.missing_seconds:
+        line += f", {back.missing_seconds:.1f} s lost, because it was not kept any more"
+    return line
 
 
 def _name(number: object) -> str:

@@ -10,6 +10,7 @@ import trio
 from omi_rt.client.report import StreamReport
 from omi_rt.client.stream import (
     AudioSent,
+    CameBack,
     EventReceived,
     JSONObject,
     SegmentsReceived,
@@ -110,6 +111,8 @@ def _stream(
             print_one = terminal.print_json_line if json_output else terminal.print_segment
             for segment in event.segments:
                 print_one(segment)
+        elif isinstance(event, CameBack):
+            terminal.print_error(report.describe_return(event))
         elif isinstance(event, EventReceived):
             line = report.describe(event.event)
             if line is not None:
@@ -142,7 +145,7 @@ def _stream(
     if report.words == 0 and _sounds(audio):
         terminal.print_error("omi-rt stream: nothing was understood, but the audio is not silent")
         return _FAILED
-    return _FAILED if summary.session_ended.get("lost") else 0
+    return _FAILED if summary.session_ended.get("lost") or report.missing_seconds else 0
 
 
 def _sounds(audio: WavAudio) -> bool:

@@ -7,6 +7,7 @@ import math
 import sys
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from random import Random
 from typing import IO, TYPE_CHECKING, Any, Final, TypeAlias
 
 import trio
@@ -19,7 +20,8 @@ from omi_rt.client.connect import (
     open_connection,
     with_parameters,
 )
-from omi_rt.client.device import DEVICE_CODECS, DeviceAudio
+from omi_rt.client.conversation import Conversation
+from omi_rt.client.device import DEVICE_CODECS, DeviceAudio, DeviceMessage
 from omi_rt.codecs.recording import MAX_BYTES, Recording, read_recording
 from omi_rt.core.errors import PeerClosed, PeerTooSlow
 from omi_rt.core.groups import first_error
@@ -39,6 +41,14 @@ server tries for 30 s, and for as long as the audio that it keeps takes to be se
 CLOSE_SECONDS: Final = 10.0
 """From ``session_ended`` to the close."""
 PROGRESS_SECONDS: Final = 0.1
+GREETING_SECONDS: Final = 10.0
+"""From the handshake of a connection that follows another to what the server says of the session."""
+COME_BACK_SECONDS: Final = 120.0
+"""After the loss of a connection: so long another one is tried."""
+MAX_PAUSE: Final = 5.0
+"""In seconds, between two tries; the first comes after 0.25 at most."""
+_COME_BACK_CODES: Final = frozenset({1001, 1006, 1012, 1013})
+"""After these a server can be expected to be there, or to come back."""
 
 
 @frozen
@@ -89,7 +99,20 @@ class EventReceived:
     """As in `SegmentsReceived`."""
 
 
-StreamEvent: TypeAlias = AudioSent | SegmentsReceived | EventReceived
+@frozen
+class CameBack:
+    """A lost connection has a successor."""
+
+    away_seconds: float
+    resent_seconds: float
+    """Of audio that is sent again."""
+    missing_seconds: float
+    """Of audio that the server does not have, and that is not kept any more."""
+    is_new_session: bool
+    """Whether the server had forgotten the session."""
+
+
+StreamEvent: TypeAlias = CameBack | AudioSent | SegmentsReceived | EventReceived
 OnEvent: TypeAlias = Callable[[StreamEvent], None]
 
 
@@ -149,6 +172,7 @@ async def stream_recording(
     on_event: OnEvent,
     *,
     open_stream: OpenStream = open_tcp_stream,
+    random: Random | None = None,
 ) -> StreamSummary:
     """Stream a recording at its own pace, ask for the end, and wait for it.
 
@@ -156,6 +180,10 @@ async def stream_recording(
     from the beginning: no drift. A server that takes no data holds the stream back, up to
     `SEND_SECONDS`; what is late then follows at once. ``on_event`` is called for what happens, in
     order; what it raises ends the stream and is raised here as it is.
+
+    A connection that is lost is followed by another, for `COME_BACK_SECONDS`, where the server has
+    told how: with growing pauses that ``random`` spreads. What the server does not have yet is sent
+    again, as far as it is kept (`omi_rt.client.kept.MAX_KEPT_SECONDS`), and no segment comes twice.
 
     Cancelling this drops the connection, as a device does that is switched off.
 
@@ -168,26 +196,8 @@ async def stream_recording(
     if not (options.speed > 0 and math.isfinite(options.speed)):
         raise StreamFailed("the speed must be a number greater than 0")
     device = DeviceAudio.from_wav(audio, DEVICE_CODECS[options.codec])
-    url = with_parameters(options.url, _parameters(options, device))
-    websocket, transport = await open_connection(url, open_stream, options.headers)
-    session = _Session(websocket, transport, device, options.speed, on_event)
-    failure: Exception | None = None
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(websocket.run_writer, SEND_SECONDS)
-            nursery.start_soon(session.send_audio)
-            session_ended = await session.receive_to_the_end()
-            await websocket.aclose()
-            nursery.cancel_scope.cancel()
-    except* Exception as errors:  # noqa: BLE001 - raised again below, out of the nursery's group
-        failure = first_error(errors)
-    finally:
-        await trio.aclose_forcefully(transport)
-    if isinstance(failure, PeerTooSlow):
-        raise StreamFailed(f"the server {failure}") from failure
-    if failure is not None:
-        raise failure
-    return StreamSummary(device.audio.seconds, session_ended)
+    session = _Session(device, options, on_event, open_stream, random or Random())
+    return StreamSummary(device.audio.seconds, await session.run())
 
 
 def _parameters(options: StreamOptions, device: DeviceAudio) -> dict[str, str | int]:
@@ -196,6 +206,7 @@ def _parameters(options: StreamOptions, device: DeviceAudio) -> dict[str, str | 
         "codec": options.codec,
         "sample_rate": device.codec.sample_rate,
         "channels": device.channels,
+        "acknowledge": "true",
     }
     if options.language:
         parameters["language"] = options.language
@@ -205,84 +216,172 @@ def _parameters(options: StreamOptions, device: DeviceAudio) -> dict[str, str | 
 
 
 class _Session:
-    """One connection: the device's two tasks, and what they must know of each other."""
+    """A device's session: one connection after another, until the server has said its last word."""
 
     def __init__(
         self,
-        websocket: WebSocket,
-        transport: MeteredStream,
         device: DeviceAudio,
-        speed: float,
+        options: StreamOptions,
         on_event: OnEvent,
+        open_stream: OpenStream,
+        random: Random,
     ) -> None:
-        self._websocket = websocket
-        self._transport = transport
         self._device = device
-        self._speed = speed
+        self._options = options
         self._on_event = on_event
-        self._started_at = trio.current_time()
+        self._open_stream = open_stream
+        self._random = random
+        self._conversation = Conversation(device.codec, device.channels)
+        self._messages = device.messages()
+        self._next: DeviceMessage | None = next(self._messages, None)
+        """The first message that was never sent."""
+        self._report_at = -math.inf
+        self._started_at = math.nan
+        self._lost_at: float | None = None
+        """When the connection was lost that has no successor yet."""
+        self._tries = 0
         self._limit = trio.CancelScope()
+        self._greeted = trio.Event()
         self._has_sent_all = False
         self._session_ended: JSONObject | None = None
 
-    async def send_audio(self) -> None:
+    async def run(self) -> JSONObject:
+        """Converse until the end; returns the server's ``session_ended``."""
+        parameters = _parameters(self._options, self._device)
+        more: dict[str, str | int] = {}
+        while True:
+            url = with_parameters(self._options.url, parameters | more)
+            try:
+                return await self._converse(url)
+            except StreamFailed as failed:
+                is_lost = isinstance(failed, _ConnectionLost)
+                now = trio.current_time()
+                is_away = is_lost or self._lost_at is not None
+                if not (self._conversation.may_come_back and is_away):
+                    raise
+                if self._lost_at is None:
+                    self._lost_at, self._tries = now, 0
+                elif now - self._lost_at > COME_BACK_SECONDS:
+                    raise
+            await trio.sleep(self._random.uniform(0.5, 1.0) * min(MAX_PAUSE, 2.0**self._tries / 4))
+            self._tries += 1
+            more = self._conversation.come_back()
+
+    async def _converse(self, url: str) -> JSONObject:
+        """Open one connection, and use it to its end.
+
+        Raises:
+            _ConnectionLost: it was lost before the session ended.
+            StreamFailed: no connection, or a fault that another one would not mend.
+        """
+        websocket, transport = await open_connection(url, self._open_stream, self._options.headers)
+        if self._lost_at is None:
+            self._started_at = trio.current_time()
+        self._limit, self._greeted = trio.CancelScope(), trio.Event()
+        self._has_sent_all, self._session_ended = False, None
+        failure: Exception | None = None
+        session_ended: JSONObject = {}
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(websocket.run_writer, SEND_SECONDS)
+                nursery.start_soon(self._send_audio, websocket, transport)
+                session_ended = await self._receive_to_the_end(websocket)
+                await websocket.aclose()
+                nursery.cancel_scope.cancel()
+        except* Exception as errors:  # noqa: BLE001 - raised again below, out of the nursery's group
+            failure = first_error(errors)
+        finally:
+            await trio.aclose_forcefully(transport)
+        if isinstance(failure, PeerTooSlow):
+            raise StreamFailed(f"the server {failure}") from failure
+        if failure is not None:
+            raise failure
+        return session_ended
+
+    async def _send_audio(self, websocket: WebSocket, transport: MeteredStream) -> None:
         """Send the recording and CloseStream, then let the end be waited for."""
         total = self._device.audio.seconds
-        sample_rate = self._device.codec.sample_rate
-        report_at = -math.inf
-        for message in self._device.messages():
-            due = self._started_at + message.end / sample_rate / self._speed
-            await trio.sleep_until(due)
-            await self._transport.wait_idle()
-            self._websocket.send_nowait(message.payload)
-            if trio.current_time() >= report_at:
-                report_at = trio.current_time() + PROGRESS_SECONDS
-                self._on_event(AudioSent(min(message.end / sample_rate, total), total))
+        await self._send_again(websocket, transport)
+        while self._next is not None:
+            message, rate = self._next, self._device.codec.sample_rate
+            await trio.sleep_until(self._started_at + message.end / rate / self._options.speed)
+            await transport.wait_idle()
+            self._conversation.kept.add(message)
+            self._next = next(self._messages, None)
+            websocket.send_nowait(message.payload)
+            if trio.current_time() >= self._report_at:
+                self._report_at = trio.current_time() + PROGRESS_SECONDS
+                self._on_event(AudioSent(min(message.end / rate, total), total))
         self._on_event(AudioSent(total, total))
-        self._websocket.send_nowait(json.dumps({"type": "CloseStream"}))
+        websocket.send_nowait(json.dumps({"type": "CloseStream"}))
         self._has_sent_all = True
         # A server need not take audio faster than real time; what was sent faster may take as long.
         ahead = max(0.0, total - self._elapsed())
         self._limit_to(END_SECONDS + ahead)
 
-    async def receive_to_the_end(self) -> JSONObject:
+    async def _send_again(self, websocket: WebSocket, transport: MeteredStream) -> None:
+        """On a connection that follows another, send what the server does not have."""
+        if self._lost_at is None:
+            return
+        with trio.move_on_after(GREETING_SECONDS):
+            await self._greeted.wait()
+        position, kept = self._conversation.goes_on_at, self._conversation.kept
+        if position is None:
+            raise StreamFailed("the server does not say whether it still knows the session")
+        rate, away = self._device.codec.sample_rate, trio.current_time() - self._lost_at
+        self._lost_at = None
+        first = max(position, kept.start)
+        self._on_event(
+            CameBack(
+                away,
+                max(0.0, (kept.end - first) / rate),
+                (first - position) / rate,
+                self._conversation.is_new_session,
+            )
+        )
+        for message in kept.since(position):
+            await transport.wait_idle()
+            websocket.send_nowait(message.payload)
+
+    async def _receive_to_the_end(self, websocket: WebSocket) -> JSONObject:
         """Take what comes until the server closes; return its ``session_ended``."""
         try:
             with self._limit:
                 while True:
-                    for message in await self._websocket.receive():
+                    for message in await websocket.receive():
                         if isinstance(message, str):
                             self._take(message)
         except PeerClosed as closed:
             if self._session_ended is not None and self._has_sent_all:
                 return self._session_ended
-            raise StreamFailed(_early_end(closed)) from closed
+            kind = _ConnectionLost if closed.code in _COME_BACK_CODES else StreamFailed
+            raise kind(_early_end(closed)) from closed
         if self._session_ended is not None:
             raise StreamFailed("the server ended the session, but did not close the connection")
         raise StreamFailed("the server did not end the session in time after CloseStream")
 
     def _take(self, text: str) -> None:
         """Pass a message on. What is no JSON, or of no known shape, is not for this client."""
-        try:
-            message = json.loads(text)
-        except (ValueError, RecursionError):
-            return
-        elapsed = self._elapsed()
+        message = self._conversation.take(text)
+        if self._conversation.goes_on_at is not None:
+            self._greeted.set()
         if isinstance(message, list):
-            segments = [segment for segment in message if isinstance(segment, dict)]
-            if segments:
-                self._on_event(SegmentsReceived(segments, elapsed))
-        elif isinstance(message, dict) and isinstance(message.get("type"), str):
+            self._on_event(SegmentsReceived(message, self._elapsed()))
+        elif message is not None:
             if message["type"] == "session_ended":
                 self._session_ended = message
                 self._limit_to(CLOSE_SECONDS)
-            self._on_event(EventReceived(message, elapsed))
+            self._on_event(EventReceived(message, self._elapsed()))
 
     def _limit_to(self, seconds: float) -> None:
         self._limit.deadline = min(self._limit.deadline, trio.current_time() + seconds)
 
     def _elapsed(self) -> float:
         return trio.current_time() - self._started_at
+
+
+class _ConnectionLost(StreamFailed):
+    """Another connection may go on."""
 
 
 def _early_end(closed: PeerClosed) -> str:

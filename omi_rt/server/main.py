@@ -14,6 +14,7 @@ import omi_rt
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.budget import BacklogBudget
+from omi_rt.deepgram.connection import dial_tcp
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
@@ -33,6 +34,7 @@ from omi_rt.server.signals import drain_on_signal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from omi_rt.deepgram.connection import Dial
     from omi_rt.deepgram.provider import Provider
     from omi_rt.log import Announce
     from omi_rt.settings import Settings
@@ -65,6 +67,7 @@ async def serve(
     *,
     announce: Announce,
     handles_signals: bool = True,
+    dial: Dial = dial_tcp,
     task_status: trio.TaskStatus[str] = trio.TASK_STATUS_IGNORED,
 ) -> int:
     """Run a server until SIGTERM has drained it. The started value is its ``ws://`` address.
@@ -78,6 +81,7 @@ async def serve(
         port: to bind; 0 picks a free one.
         announce: gets the lines for whoever started it: what is used, and when it is ready.
         handles_signals: drain on SIGTERM, SIGINT and SIGHUP; else that is the caller's.
+        dial: connects to the provider's URL.
         task_status: told the address when connections are accepted.
 
     Raises:
@@ -101,7 +105,7 @@ async def serve(
             await nursery.start(drain_on_signal, end.draining, end.force)
         _warn_of_strangers(listeners)
         async with (
-            _provider(settings, metrics, announce) as provider,
+            _provider(settings, metrics, announce, dial) as provider,
             _profiles(settings) as profiles,
         ):
             budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
@@ -128,7 +132,7 @@ def _say_ready(announce: Announce, address: str) -> None:
 
 @asynccontextmanager
 async def _provider(
-    settings: Settings, metrics: Metrics, announce: Announce
+    settings: Settings, metrics: Metrics, announce: Announce, dial: Dial
 ) -> AsyncIterator[Provider]:
     """The way to Deepgram, looked at once, and watched beside the body."""
     async with (
@@ -140,6 +144,7 @@ async def _provider(
             settings,
             base_url=upstream.base_url,
             metrics=metrics,
+            dial=dial,
             client=client,
             languages=upstream.languages,
             tells_speakers_apart=upstream.tells_speakers_apart,

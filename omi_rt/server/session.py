@@ -102,6 +102,8 @@ class Session:
         self._tells_status = opening.face.tells_status or wish.is_spoken
         self._may_be_resumed = False
         """Whether the device has been told how."""
+        self._secret: str | None = None
+        """While it has not been told for the last time."""
         self._outbox = Outbox(is_kept=self._tells_status and settings.resume_seconds > 0)
         self._resumes: TokenBucket | None = None
         self._nursery: trio.Nursery | None = None
@@ -588,7 +590,7 @@ class Session:
         if not self._tells_status or isinstance(update, Interim):
             self._send(self._line, messages)
             return
-        is_ready = isinstance(update, dict) and update.get("status") == "ready"
+        status = update.get("status") if isinstance(update, dict) else None
         if isinstance(update, dict) and not self._face.tells_status and not messages:
             # A client that has asked for it gets events for which its face has no form.
             messages = [update]
@@ -596,13 +598,24 @@ class Session:
             before = self._outbox.last_seq
             numbered = self._outbox.number(message)
             text = dumps(numbered)
-            # Without the secret: who has not got this cannot come back for it.
+            # Without the secret: who comes back has it.
             self._outbox.keep(self._outbox.last_seq - before, text, trio.current_time())
-            if is_ready and self._settings.resume_seconds and not self._line.is_lost:
-                self._may_be_resumed = True
-                text = dumps({**numbered, "resume": self._resumable.issue(self)})
+            if status in {"initiating", "ready"}:
+                text = dumps(numbered | self._way_back(is_last=status == "ready"))
             if not self._line.is_catching_up:
                 self._send_text(self._line, text)
+
+    def _way_back(self, *, is_last: bool) -> dict[str, str]:
+        """Return what to add to an event that tells how to come back.
+
+        The secret is told twice: before the provider is there, and when it is. Then it is forgotten.
+        """
+        if not self._may_be_resumed and self._settings.resume_seconds and not self._line.is_lost:
+            self._may_be_resumed, self._secret = True, self._resumable.issue(self)
+        secret = self._secret
+        if is_last:
+            self._secret = None
+        return {} if secret is None else {"resume": secret}
 
     def _send(self, line: Line, messages: list[Any]) -> None:
         for message in messages:
