@@ -30,7 +30,7 @@ from omi_rt.server.main import serve
 from omi_rt.settings import Settings
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator
+    from collections.abc import AsyncIterator, Callable, Coroutine
 
     from omi_rt.client.terminal import Terminal
 
@@ -57,21 +57,7 @@ async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, st
     delays: list[float] = []
     interrupted, cutter = trio.Event(), Cutter()
 
-    @trio.lowlevel.enable_ki_protection
-    def show(event: StreamEvent) -> None:
-        # An interrupt waits until this is done: a line that is half drawn could not be erased.
-        if interrupted.is_set():
-            return
-        if isinstance(event, AudioSent):
-            terminal.show_progress(event.seconds, event.total_seconds)
-        elif isinstance(event, CameBack):
-            terminal.print_error(describe_return(event))
-        elif isinstance(event, SegmentsReceived):
-            for segment in event.segments:
-                segments.append(segment)
-                delays.append(event.elapsed - segment["end"])
-                terminal.print_segment(segment)
-
+    show = _shower(terminal, interrupted, segments, delays)
     with sample_wav() as path:
         recording = load_recording(path).audio
     with (
@@ -82,16 +68,7 @@ async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, st
             nursery.start_soon(
                 _wait_for_interrupt, signals, interrupted, terminal, nursery.cancel_scope
             )
-            run_server = partial(
-                serve,
-                Settings(),
-                "127.0.0.1",
-                0,
-                announce=lambda line, *_event, **_fields: terminal.print_error(line),
-                handles_signals=False,
-                dial=lambda url: cutter.note(dial_tcp(url)),
-            )
-            address = await nursery.start(run_server)
+            address = await nursery.start(_server(terminal, cutter))
             terminal.print_error(
                 f"streaming {recording.seconds:.1f} s of two voices as Opus; "
                 "without a key they are shown as one speaker"
@@ -116,6 +93,45 @@ async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, st
         rows["cut"] = f"{cutter.cuts} times, on both sides of the server"
     terminal.print_summary(rows)
     return rows
+
+
+def _server(terminal: Terminal, cutter: Cutter) -> partial[Coroutine[Any, Any, int]]:
+    """Return what serves on a free port, over lines that ``cutter`` can cut."""
+    return partial(
+        serve,
+        Settings(),
+        "127.0.0.1",
+        0,
+        announce=lambda line, *_event, **_fields: terminal.print_error(line),
+        handles_signals=False,
+        dial=lambda url: cutter.note(dial_tcp(url)),
+    )
+
+
+def _shower(
+    terminal: Terminal,
+    interrupted: trio.Event,
+    segments: list[dict[str, Any]],
+    delays: list[float],
+) -> Callable[[StreamEvent], None]:
+    """Return what shows events until ``interrupted``, and collects segments with their delays."""
+
+    @trio.lowlevel.enable_ki_protection
+    def show(event: StreamEvent) -> None:
+        # An interrupt waits until this is done: a line that is half drawn could not be erased.
+        if interrupted.is_set():
+            return
+        if isinstance(event, AudioSent):
+            terminal.show_progress(event.seconds, event.total_seconds)
+        elif isinstance(event, CameBack):
+            terminal.print_error(describe_return(event))
+        elif isinstance(event, SegmentsReceived):
+            for segment in event.segments:
+                segments.append(segment)
+                delays.append(event.elapsed - segment["end"])
+                terminal.print_segment(segment)
+
+    return show
 
 
 def _summarise(

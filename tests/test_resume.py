@@ -14,12 +14,17 @@ from omi_rt.core.outbox import MAX_OUTBOX_BYTES
 from omi_rt.fake import FaultScript, random_script, synthesise
 from omi_rt.fake.faults import Unreachable
 from omi_rt.log import configure_logging
+from omi_rt.net.websocket import open_websocket
 from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
     from trio.testing import MockClock
+
+    from omi_rt.core.resume import Decision, Wish
+    from omi_rt.faces.face import Opening
+    from omi_rt.server.line import Line
 
 RATE = 8000
 SECOND = RATE * 2
@@ -184,15 +189,17 @@ async def test_opus_packets_that_came_before_do_not_reach_the_decoder(
 
 
 async def test_part_of_a_sample_at_the_cut_is_dropped(autojump_clock: MockClock) -> None:
+    cut = 7 * SECOND
     async with listening_server() as (world, _fake), world.device() as first:
         secret = await until_ready(first)
-        first.send(PCM[: 7 * SECOND + 1][-SECOND - 1 :])
+        await first.stream_audio(PCM[: cut + 1], SECOND)
         await drop(first)
-        async with resuming(world, secret) as second:
-            assert second.messages[0]["received"] == 1.0
-            second.send(PCM[: 2 * SECOND])
+        async with resuming(world, secret, after=first.numbers[-1]) as second:
+            assert second.messages[0]["received"] == 7.0
+            await second.stream_audio(PCM[cut:], SECOND)
             ended = await second.finish()
-    assert ended["received"] == 3.0
+    assert words_of(first.segments + second.segments) == TALK.transcript()
+    assert ended["received"] == TALK.seconds
 
 
 async def test_audio_is_acknowledged_once_a_second_at_most(autojump_clock: MockClock) -> None:
@@ -363,6 +370,31 @@ async def test_the_newer_connection_wins_and_the_older_is_told(autojump_clock: M
     assert words_of(first.segments + second.segments) == TALK.transcript()
 
 
+async def test_what_the_older_connection_brings_in_the_moment_of_the_change_is_not_taken(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as first:
+        secret = await until_ready(first)
+        await first.stream_audio(PCM[: 7 * SECOND], SECOND)
+        await first.websocket.drained()
+        await trio.testing.wait_all_tasks_blocked()
+        resume = first.session.resume
+
+        def resume_in_a_race(line: Line, opening: Opening, wish: Wish) -> Decision:
+            protocol = first.websocket._protocol
+            protocol.send(PCM[:SECOND])
+            first.stream.send_nowait(b"".join(protocol.take_writes()))
+            return resume(line, opening, wish)
+
+        monkeypatch.setattr(first.session, "resume", resume_in_a_race)
+        async with resuming(world, secret, after=first.numbers[-1]) as second:
+            assert second.messages[0]["received"] == 7.0
+            await second.stream_audio(PCM[7 * SECOND :], SECOND)
+            ended = await second.finish()
+    assert ended["received"] == TALK.seconds
+    assert words_of(first.segments + second.segments) == TALK.transcript()
+
+
 async def test_a_race_of_ten_ends_with_one(autojump_clock: MockClock) -> None:
     async with listening_server() as (world, _fake), world.device() as first:
         secret = await until_ready(first)
@@ -506,18 +538,30 @@ async def test_the_form_of_the_first_path_is_kept_on_another(autojump_clock: Moc
     assert words_of(first.segments + second.segments) == TALK.transcript()
 
 
-async def test_words_are_told_late_rather_than_never_to_a_device_that_ends_while_it_catches_up(
+async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
     autojump_clock: MockClock,
 ) -> None:
-    """A hundred kilobytes and more of segments through a small pipe."""
+    """A hundred kilobytes and more of segments through a small pipe, while more is said."""
+    script = random_script(Random(9), 600.0)
+    pcm = synthesise(script, RATE)
     async with listening_server() as (world, _fake), world.device() as first:
         secret = await until_ready(first)
-        script = random_script(Random(9), 1800.0)
-        await first.stream_audio(synthesise(script, RATE), SECOND, speed=1.2)
-        await drop(first)
+        await first.stream_audio(pcm[: -20 * SECOND], SECOND, speed=1.2)
+        await first.websocket.drained()
+        await trio.testing.wait_all_tasks_blocked()
         assert first.session._outbox.held_bytes < MAX_OUTBOX_BYTES
-        async with resuming(world, secret, after=0, capacity_bytes=500) as second:
+        stream = world.open_stream(2_000)
+        url = f"ws://server/listen?uid=u1&after=0&resume={secret}"
+        second = Device(await open_websocket(stream, url), stream)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(second.websocket.run_writer, 1e6)
+            nursery.start_soon(second.stream_audio, pcm[-20 * SECOND :], SECOND)
+            # Not so long that the server gives it up.
+            await trio.sleep(9.0)
+            nursery.start_soon(second.read)
+            await trio.sleep(15.0)
             await second.finish()
+            nursery.cancel_scope.cancel()
     assert second.numbers == list(range(1, second.numbers[-1] + 1))
     assert words_of(second.segments) == script.transcript()
 

@@ -8,6 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.client.device import DEVICE_CODECS, DeviceMessage
+from omi_rt.client.kept import MAX_KEPT_SECONDS, KeptAudio
 from omi_rt.codecs.opus import OpusEncoder, packet_samples
 from omi_rt.codecs.resent import ResentPackets, resent
 from omi_rt.core.json import dumps, loads
@@ -162,3 +164,34 @@ def test_a_packet_is_left_out_where_its_middle_was_there(samples: int, left_out:
     again = ResentPackets(samples, 16_000)
     assert [again.rest_of(packet) for _ in range(11)].count(None) == left_out
     assert again.is_over
+
+
+@given(st.integers(0, 700), st.integers(0, 700))
+def test_kept_pcm_is_sent_again_from_the_sample_on_as_far_as_it_is_kept(
+    done: int, position: int
+) -> None:
+    kept = KeptAudio(DEVICE_CODECS["pcm16"], 1)
+    data = bytes(n % 251 for n in range(2 * 640))
+    for end in range(160, 641, 160):
+        kept.add(DeviceMessage(data[2 * (end - 160) : 2 * end], end))
+    kept.acknowledge(done)
+    assert done - 160 < kept.start <= max(done, 0)
+    again = b"".join(message.payload for message in kept.since(position))
+    assert again == data[2 * max(position, kept.start) :]
+
+
+def test_kept_opus_is_sent_again_from_the_nearest_packet_on() -> None:
+    kept = KeptAudio(DEVICE_CODECS["opus"], 1)
+    for end in range(160, 641, 160):
+        kept.add(DeviceMessage(b"%d" % end, end))
+    assert [m.end for m in kept.since(320)] == [480, 640]
+    assert [m.end for m in kept.since(390)] == [480, 640]
+    assert [m.end for m in kept.since(410)] == [640]
+
+
+def test_what_is_kept_is_bounded() -> None:
+    kept = KeptAudio(DEVICE_CODECS["pcm8"], 1)
+    for end in range(8000, 8000 * 500, 8000):
+        kept.add(DeviceMessage(b"", end))
+        assert kept.end - kept.start <= MAX_KEPT_SECONDS * 8000
+    assert kept.start > 8000 * 300
