@@ -265,7 +265,7 @@ async def test_twenty_devices_that_connect_at_once_are_all_served() -> None:
 async def test_a_message_of_64_kib_is_taken_and_one_byte_more_closes_with_1009() -> None:
     async with (
         fake_in_process() as (_fake, url),
-        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+        serving(OMI_RT_RESUME_SECONDS="1", DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
     ):
         async with server.device(codec="pcm16", sample_rate=16_000) as device:
             device.send(bytes(65_536))
@@ -302,7 +302,7 @@ async def test_nothing_is_left_of_sessions_however_they_ended() -> None:
     )
     async with (
         fake_in_process(faults) as (fake, url),
-        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+        serving(OMI_RT_RESUME_SECONDS="1", DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
     ):
         descriptors, threads = resources_of(server.program.pid)
         async with trio.open_nursery() as nursery:
