@@ -302,7 +302,7 @@ async def test_nothing_is_left_of_sessions_however_they_ended() -> None:
     )
     async with (
         fake_in_process(faults) as (fake, url),
-        serving(OMI_RT_RESUME_SECONDS="1", DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+        serving(OMI_RT_RESUME_SECONDS="0", DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
     ):
         descriptors, threads = resources_of(server.program.pid)
         async with trio.open_nursery() as nursery:
