@@ -30,8 +30,10 @@ FLOORS = [
 ]
 ONE_IMPORTER = {
     "click",
+    "faster_whisper",
     "google",
     "httpx",
+    "onnxruntime",
     "opuslib",
     "orjson",
     "pocketsphinx",

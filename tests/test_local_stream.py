@@ -10,14 +10,16 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from attrs import define, field, frozen
+from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.local import pipe, worker
+from omi_rt.local.decoding import DecodedWord, RecogniserInfo
 from omi_rt.local.endpointer import (
     FRAME_BYTES,
     FRAME_SAMPLES,
+    Pacing,
 )
 from omi_rt.local.pipe import Kind
 from omi_rt.local.recogniser import Final, StreamRecogniser
@@ -33,14 +35,6 @@ if TYPE_CHECKING:
 
 LINEAR16 = "encoding=linear16&sample_rate=16000"
 LOUD, QUIET = b"\x00\x10" * FRAME_SAMPLES, b"\x00\x00" * FRAME_SAMPLES
-
-
-@frozen
-class ScriptedWord:
-    text: str
-    start: int
-    end: int
-    confidence: float = 0.5
 
 
 @define
@@ -64,16 +58,29 @@ class ScriptedDecoder:
         assert pcm
         self.utterances[-1] += pcm
 
-    def finish(self) -> Sequence[ScriptedWord]:
+    def peek(self) -> Sequence[DecodedWord]:
+        assert self.is_open
+        return [DecodedWord(f"{len(self.utterances[-1]) // FRAME_BYTES}", 0, 160, 0.5)]
+
+    def finish(self) -> Sequence[DecodedWord]:
         assert self.is_open
         self.is_open = False
         # Rounded up to whole decoder frames, as pocketsphinx does: it may end after the audio.
         end = -(-len(self.utterances[-1]) // 320) * 160
         return (
-            [ScriptedWord(f"word{len(self.utterances)}", 0, end)]
+            [DecodedWord(f"word{len(self.utterances)}", 0, end, 0.5)]
             if any(self.utterances[-1])
             else []
         )
+
+
+class ScriptedRecogniser:
+    info = RecogniserInfo("script", "one word", ("en",))
+    pacing = Pacing()
+
+    def open(self, language: str | None) -> ScriptedDecoder:
+        assert language == "en"
+        return ScriptedDecoder()
 
 
 def recogniser(
@@ -165,9 +172,9 @@ def test_two_channels_are_recognised_apart_or_mixed() -> None:
 
 def worked(*frames: bytes) -> list[Any]:
     sink = io.BytesIO()
-    work(io.BytesIO(b"".join(frames)), sink, ScriptedDecoder)
+    work(io.BytesIO(b"".join(frames)), sink, ScriptedRecogniser())
     ready, *lines = sink.getvalue().decode().splitlines()
-    assert ready == pipe.READY_LINE
+    assert pipe.parse_ready(ready) == ScriptedRecogniser.info
     return [json.loads(line) for line in lines if pipe.parse_progress(line) is None]
 
 
@@ -211,7 +218,7 @@ def test_a_worker_says_how_far_it_has_come_and_what_that_took(
     monkeypatch.setattr(worker, "process_time", lambda: float(next(looks)))
     sink = io.BytesIO()
     frames = b"".join(pipe.audio_frames(LOUD * 100)) + pipe.frame(Kind.AUDIO, QUIET)
-    work(io.BytesIO(opening() + frames + pipe.frame(Kind.END)), sink, ScriptedDecoder)
+    work(io.BytesIO(opening() + frames + pipe.frame(Kind.END)), sink, ScriptedRecogniser())
     told = [p for line in sink.getvalue().decode().splitlines() if (p := pipe.parse_progress(line))]
     worked = [0.512, 1.024, 1.536, 2.048, 2.56, 3.0, 3.03]
     assert [progress.worked_seconds for progress in told] == worked

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from omi_rt.core import events
+from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.speakers import Merged, Speakers
 from omi_rt.core.transcript import make_segments
@@ -74,8 +75,12 @@ class Narrator:
         if self._keeps_voices:
             self.voices.identified = self._speakers.identified
             contested = labels.contested
-            pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
-            self.voices.hear(pure if contested else numbered, backlog)
+            pure = [
+                (number, word)
+                for number, word in numbered
+                if (word.channel, word.label) not in contested and word.label != UNKNOWN_SPEAKER
+            ]
+            self.voices.hear(pure, backlog)
         segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
         self._send([segment.as_json(self._format) for segment in segments])
         for segment in segments:
