@@ -38,6 +38,10 @@ class Pacing:
     longest: int = LONGEST_UTTERANCE
     """In samples: then it is cut, wherever that is."""
 
+    kept_frames: int = 0
+    """Of the pause that ended an utterance, so many belong to the next one: where the detector is late,
+    a word may have begun in them."""
+
     def pause_frames(self, samples: int) -> int:
         """Frames without speech that end an utterance of this length."""
         return [frames for begin, frames in self.pauses if samples >= begin][-1]
@@ -53,6 +57,7 @@ WHISPER_PACING = Pacing(
         (11 * MODEL_RATE, 2),
     ),
     longest=12 * MODEL_RATE,
+    kept_frames=8,
 )
 """Decoding costs nearly the same however short an utterance is, and a sentence is understood better than
 its halves: short ones wait for a longer pause. Towards the end any breath will do, so that no word
@@ -70,7 +75,7 @@ class Step(Enum):
     """An utterance has begun with the frames of the lead-in, this one included."""
     CONTINUE = auto()
     PAUSE = auto()
-    """The utterance has ended with this frame, at a pause."""
+    """The utterance has ended at a pause, `Endpointer.kept` frames before the end of this one."""
     CUT = auto()
     """The utterance has ended with this frame for its length; the next one begins right after."""
     SILENCE = auto()
@@ -87,6 +92,8 @@ class Endpointer:
     covered: int = 0
     """Up to here finals were given."""
     in_utterance: bool = False
+    kept: int = 0
+    """Frames at the end of the last utterance that belong to the lead-in of the next."""
     _utterance_start: int = 0
     _quiet_frames: int = 0
     _lead_in: deque[bool] = field(factory=lambda: deque[bool](maxlen=LEAD_IN_FRAMES))
@@ -133,7 +140,10 @@ class Endpointer:
         self._quiet_frames = 0 if is_speech else self._quiet_frames + 1
         length = self.position - self._utterance_start
         if self._quiet_frames >= self.pacing.pause_frames(length):
-            self.end(self.position)
+            self.kept = min(self.pacing.kept_frames, self._quiet_frames - 1)
+            self.covered = self.position - self.kept * FRAME_SAMPLES
+            self.in_utterance = False
+            self._lead_in.extend([False] * self.kept)
             return Step.PAUSE
         if length >= self.pacing.longest:
             self._utterance_start = self.covered = self.position

@@ -146,6 +146,8 @@ class _ChannelRecogniser:
         self._interim_samples = interim_samples
         self._lead_in: deque[bytes] = deque(maxlen=LEAD_IN_FRAMES)
         self._pending = b""  # less than a frame
+        self._last: list[bytes] = []
+        """The last frames of the utterance."""
         self._utterance = bytearray()
         """Kept for its voices alone."""
         self._utterance_start = 0
@@ -182,6 +184,7 @@ class _ChannelRecogniser:
         is_speech = self._decoder.is_speech(frame)
         if endpointer.in_utterance:
             self._feed(frame)
+            self._last = [*self._last[1 - LEAD_IN_FRAMES :], frame]
         else:
             self._lead_in.append(frame)
         step = endpointer.push(is_speech)
@@ -197,6 +200,7 @@ class _ChannelRecogniser:
                 words: Sequence[FinalWord] = ()
             case Step.PAUSE:
                 words = self._finish()
+                self._lead_in.extend(self._last[len(self._last) - endpointer.kept :])
             case Step.CUT:
                 words = self._finish()
                 self._begin()

@@ -10,6 +10,7 @@ piece of speech against the mean of the rest of its own voice, and of all others
 
 from __future__ import annotations
 
+import itertools
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -46,12 +47,15 @@ _MERGE = 0.88
 """Two voices that have come so close are one."""
 _MERGE_NARROW = 0.95
 _SIDE_SECONDS = (1.0, 1.6, 2.4, 3.0)
-_CHANGE_WIDE = (0.28, 0.40, 0.58, 0.65)
-_CHANGE_NARROW = (0.45, 0.55, 0.70, 0.78)
+_CHANGE_WIDE = (0.28, 0.40, 0.62, 0.72)
+_CHANGE_NARROW = (0.46, 0.56, 0.75, 0.84)
 """Less alike than that, what comes before and behind a border in an utterance is two voices'; the
 shorter side's seconds count."""
 _SIDE_SAMPLES = MODEL_RATE
 """So much there must be on each side of such a border;"""
+_TURN_COST = 0.8
+"""Of likeness, summed over windows, that another known voice must be better by to have its turn: two to
+four windows of it, 0.4 to 0.8 s."""
 _REACH_SAMPLES = 3 * MODEL_RATE
 """and so far from it is looked."""
 _MEMORY_SECONDS = 60.0
@@ -118,11 +122,37 @@ class SpeakerTracker:
         if not len(vectors):
             return [UNKNOWN_SPEAKER] * len(words)
         rows = np.asarray(vectors, np.float64)
-        labels: list[int] = []
-        for first, last in self._split(rows, words, 0, len(words) - 1):
-            piece = _piece(rows, words, first, last)
-            labels += [self._whose(piece)] * (last - first + 1)
-        return labels
+        pieces = self._pieces(rows, words)
+        new = [self._found(piece) for piece in pieces if self._is_new(piece)]
+        if new:
+            # Now that the voice is known, its turns are found better, and then the voice itself.
+            pieces = self._pieces(rows, words)
+            self._refit(new, pieces)
+        return [
+            label
+            for piece in pieces
+            for label in [self._whose(piece, new)] * (piece.last - piece.first + 1)
+        ]
+
+    def _pieces(self, rows: NDArray[np.float64], words: Sequence[Span]) -> list[_Piece]:
+        return [
+            _piece(rows, words, *part)
+            for turn in self._turns(rows, words)
+            for part in self._split(rows, words, *turn)
+        ]
+
+    def _turns(self, rows: NDArray[np.float64], words: Sequence[Span]) -> list[tuple[int, int]]:
+        """Cut where known voices take turns; each part is from a word to a word."""
+        if len(self._voices) < 2:
+            return [(0, len(words) - 1)]
+        path = likeliest_path(
+            rows @ np.stack([voice.direction for voice in self._voices]).T, _TURN_COST
+        )
+        middles = np.array([(start + end) // 2 for start, end in words])
+        windows = (middles - WINDOW_SAMPLES // 2 + STRIDE_SAMPLES // 2) // STRIDE_SAMPLES
+        voices = path[np.clip(windows, 0, len(path) - 1)]
+        borders = [0, *(np.nonzero(np.diff(voices))[0] + 1).tolist(), len(words)]
+        return [(first, last - 1) for first, last in itertools.pairwise(borders)]
 
     def _split(
         self, rows: NDArray[np.float64], words: Sequence[Span], first: int, last: int
@@ -147,31 +177,53 @@ class SpeakerTracker:
             *self._split(rows, words, cut + 1, last),
         ]
 
-    def _whose(self, piece: _Piece) -> int:
+    def _nearest(self, piece: _Piece) -> tuple[_Voice | None, float, float]:
+        """Return the voice most like a piece, how much, and how much the next one is."""
         likenesses = sorted(
             ((float(voice.direction @ piece.vector), voice) for voice in self._voices),
             key=lambda each: -each[0],
         )
         if not likenesses:
-            return self._found(piece) if piece.seconds >= _FIRST_SECONDS else UNKNOWN_SPEAKER
+            return None, -1.0, -1.0
         best, voice = likenesses[0]
-        second = likenesses[1][0] if len(likenesses) > 1 else -1.0
-        limit = float(np.interp(min(piece.seconds, voice.seconds), _SECONDS, self._same))
-        if best >= limit and best - second >= _MARGIN:
-            if piece.seconds >= _LEARNING_SECONDS:
-                voice.learn(piece.vector, piece.seconds)
-                self._merge_into_older(voice)
-            return voice.label
-        if best < limit - _OTHER_BELOW and piece.seconds >= _FOUNDING_SECONDS:
-            return self._found(piece)
-        return UNKNOWN_SPEAKER
+        return voice, best, likenesses[1][0] if len(likenesses) > 1 else -1.0
 
-    def _found(self, piece: _Piece) -> int:
-        if len(self._voices) >= MAX_VOICES:
-            return UNKNOWN_SPEAKER
-        label = self._next
+    def _limit(self, voice: _Voice, piece: _Piece) -> float:
+        return float(np.interp(min(piece.seconds, voice.seconds), _SECONDS, self._same))
+
+    def _is_new(self, piece: _Piece) -> bool:
+        voice, best, _ = self._nearest(piece)
+        if voice is None:
+            return piece.seconds >= _FIRST_SECONDS
+        return (
+            len(self._voices) < MAX_VOICES
+            and piece.seconds >= _FOUNDING_SECONDS
+            and best < self._limit(voice, piece) - _OTHER_BELOW
+        )
+
+    def _found(self, piece: _Piece) -> _Voice:
+        voice = _Voice(self._next, piece.vector * piece.seconds, piece.seconds)
         self._next += 1
-        self._voices.append(_Voice(label, piece.vector * piece.seconds, piece.seconds))
+        self._voices.append(voice)
+        return voice
+
+    def _refit(self, new: Sequence[_Voice], pieces: Sequence[_Piece]) -> None:
+        owners = [self._nearest(piece)[0] for piece in pieces]
+        for voice in new:
+            own = [piece for piece, owner in zip(pieces, owners, strict=True) if owner is voice]
+            if own:
+                voice.seconds = sum(piece.seconds for piece in own)
+                voice.total = np.sum([piece.vector * piece.seconds for piece in own], axis=0)
+
+    def _whose(self, piece: _Piece, new: Sequence[_Voice]) -> int:
+        """Return the label of a piece, and learn its voice, unless that is ``new`` with it."""
+        voice, best, second = self._nearest(piece)
+        if voice is None or best < self._limit(voice, piece) or best - second < _MARGIN:
+            return UNKNOWN_SPEAKER
+        label = voice.label
+        if piece.seconds >= _LEARNING_SECONDS and voice not in new:
+            voice.learn(piece.vector, piece.seconds)
+            self._merge_into_older(voice)
         return label
 
     def _merge_into_older(self, voice: _Voice) -> None:
@@ -182,6 +234,21 @@ class SpeakerTracker:
                 older.learn(newer.direction, newer.seconds)
                 self._voices.remove(newer)
                 return
+
+
+def likeliest_path(scores: NDArray[np.float64], turn_cost: float) -> NDArray[np.intp]:
+    """Return the column for each row whose scores add up to most, less ``turn_cost`` for each change."""
+    best = scores[0]
+    came_from: list[NDArray[np.intp]] = []
+    for row in scores[1:]:
+        leader = int(best.argmax())
+        changes = best[leader] - turn_cost > best
+        came_from.append(np.where(changes, leader, np.arange(len(best))))
+        best = np.where(changes, best[leader] - turn_cost, best) + row
+    path = [int(best.argmax())]
+    for previous in reversed(came_from):
+        path.append(int(previous[path[-1]]))
+    return np.array(path[::-1], np.intp)
 
 
 def _piece(rows: NDArray[np.float64], words: Sequence[Span], first: int, last: int) -> _Piece:
