@@ -19,6 +19,7 @@ from omi_rt.local.decoding import DecodedWord, RecogniserInfo
 from omi_rt.local.endpointer import (
     FRAME_BYTES,
     FRAME_SAMPLES,
+    WHISPER_PACING,
     Pacing,
 )
 from omi_rt.local.pipe import Kind
@@ -88,6 +89,8 @@ def recogniser(
     rate: int = MODEL_RATE,
     channels: int = 1,
     multichannel: bool = False,
+    pacing: Pacing | None = None,
+    interim_seconds: float = 0.0,
 ) -> StreamRecogniser:
     remaining = list(decoders) or [ScriptedDecoder()]
     return StreamRecogniser(
@@ -95,6 +98,8 @@ def recogniser(
         channels=channels,
         multichannel=multichannel,
         make_decoder=lambda: remaining.pop(0),
+        pacing=pacing,
+        interim_seconds=interim_seconds,
     )
 
 
@@ -104,11 +109,17 @@ def recogniser(
     flushes=st.sets(st.integers(0, 8)),
     rate=st.sampled_from([8_000, 16_000, 44_100]),
     torn=st.integers(0, 600),
+    pacing=st.sampled_from([Pacing(), WHISPER_PACING]),
 )
 def test_finals_follow_each_other_exactly_and_cover_all_audio(
-    frames: list[tuple[bool, int]], cuts: list[int], flushes: set[int], rate: int, torn: int
+    frames: list[tuple[bool, int]],
+    cuts: list[int],
+    flushes: set[int],
+    rate: int,
+    torn: int,
+    pacing: Pacing,
 ) -> None:
-    stream = recogniser(rate=rate)
+    stream = recogniser(rate=rate, pacing=pacing)
     audio = b"".join((LOUD if loud else QUIET) * length for loud, length in frames) + b"\x01" * torn
     finals: list[Final] = []
     accepted = 0
@@ -138,6 +149,16 @@ def test_each_utterance_is_decoded_once_and_whole() -> None:
     assert [[word.text for word in final.words] for final in finals] == [["word1"], ["word2"]]
     assert [final.at_pause for final in finals] == [True, True]
     assert [utterance.count(LOUD) for utterance in decoder.utterances] == [40, 20]
+
+
+def test_interims_come_every_second_of_an_utterance_and_cover_nothing() -> None:
+    stream = recogniser(interim_seconds=1.0)
+    heard = list(stream.feed(LOUD * 120 + QUIET * 20))
+    assert [final.is_interim for final in heard] == [True, True, True, False]
+    # After 34, 68 and 102 frames: the first ones of over 1, 2 and 3 s.
+    assert [final.words[0].text for final in heard] == ["34", "68", "102", "word1"]
+    assert {final.start for final in heard} == {0.0}
+    assert [final.end for final in heard] == pytest.approx([1.02, 2.04, 3.06, 3.9])
 
 
 def test_the_last_word_is_heard_though_it_is_short() -> None:
