@@ -22,6 +22,8 @@ SPEECH_MARGIN = 1.5
 fits less well takes longer to search: espeak-ng's took 1.4 times as much as the recording."""
 _PRIOR_SECONDS = 15.0
 """A stream counts as speech without a pause until its own audio outweighs this much of it."""
+_HAIR = 1e-6
+"""By which a sum of fractions may miss a whole number."""
 _MEMORY_SECONDS = 60.0
 """Audio that lies so far back counts for 1/e of what comes now."""
 
@@ -90,7 +92,7 @@ class Capacity:
             return False
         if self.speech_share is None:
             return running > self._cores
-        return self._free_share(self._shares()) < 0.0
+        return self._free_share(self._shares()) < -_HAIR
 
     @property
     def is_measured(self) -> bool:
@@ -142,5 +144,4 @@ class Capacity:
         # Where the streams that run cost more than was expected, so will the next.
         expected = max(expected, sum(shares) / channels if channels else 0.0)
         free = self._free_share(shares)
-        # A sum of fractions may miss a whole number by a hair.
-        return max(0, int(free / expected + 1e-6)) if expected > 0.0 else self.max_connections
+        return max(0, int(free / expected + _HAIR)) if expected > 0.0 else self.max_connections
