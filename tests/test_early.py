@@ -184,6 +184,26 @@ def test_who_said_too_little_early_is_heard_again_in_a_clip() -> None:
     assert (1, 31) in voices_of(heard, lead_in)
 
 
+def test_every_voice_has_a_second_of_silence_behind_it_and_joined_pieces_a_tenth() -> None:
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    voices.forget_early()
+    for number in (0, 1):
+        start = 10 * number
+        voices.hear(
+            [(number, spoken(start, start + 1)), (number, spoken(start + 2, start + 3))], backlog
+        )
+    lead_in = LeadIn(known(2.0), voices, MONO)
+    order = [
+        (None if part.anchor is None else lead_in.whose[part.anchor], len(part.payload) // 2)
+        for part in lead_in.parts()
+    ]
+    gap, joint = (None, 1000), (None, 100)
+    clips = [(1, 1000), joint, (1, 1000), gap, (0, 1000), joint, (0, 1000), gap]
+    assert order[:2] == [(USER, 2000), gap]
+    assert order[2:-2] == clips
+    assert order[-1] == gap
+
+
 def test_clips_are_kept_of_those_whom_no_stored_voice_finds_again() -> None:
     voices, backlog = VoiceClips(MONO), recorded(60)
     voices.identified = {3}

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from attrs import define, field
+from attrs import define, evolve, field
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import OVERLAP_SECONDS, Coverage
@@ -16,11 +16,14 @@ from omi_rt.core.deepgram import (
     CLOSE_STREAM,
     FINALIZE,
     KEEP_ALIVE,
+    Alternative,
+    Channel,
     Ignored,
     Malformed,
     Metadata,
     Progress,
     Results,
+    Word,
     finalize_channel,
     parse_message,
 )
@@ -667,19 +670,28 @@ def test_a_message_that_brings_nothing_is_told(message: Any) -> None:
     assert live().receive(message) == [Unused(message)]
 
 
-def test_words_without_times_are_an_answer_that_covers_nothing() -> None:
+def untimed(start: float) -> Results:
+    """A final that says where it begins, and nothing of where it or its word ends."""
+    timed = final(start, start)
+    words = (Word("a"),)
+    return evolve(timed, duration=None, channel=Channel([Alternative("a", words)]))
+
+
+def test_words_without_times_are_an_answer_to_all_that_had_gone_up_and_to_nothing_later() -> None:
+    talk = live()
+    talk.play(3.0, speech(3.0))
+    talk.receive(final(0.0, 1.0, "a"))
+    assert talk.exchange.misses_speech
+    talk.receive(untimed(1.0))
+    heard = [talk.exchange.misses_speech]
+    talk.play(1.0, speech(1.0))
+    assert [*heard, talk.exchange.misses_speech] == [False, True]
+
+
+def test_a_provider_that_never_says_what_it_covers_is_asked_for_no_more() -> None:
     talk = live()
     talk.play(2.0, speech(2.0))
-    words = parse_message(
-        dumps(
-            {
-                "type": "Results",
-                "is_final": True,
-                "channel": {"alternatives": [{"transcript": "a", "words": [{"word": "a"}]}]},
-            }
-        )
-    )
-    assert len(talk.receive(words)) == 1
+    assert len(talk.receive(untimed(0.0))) == 1
     assert talk.exchange.timeline.lacks_times
     assert not talk.exchange.misses_speech
     assert talk.coverage.watermark == 0

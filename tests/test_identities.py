@@ -124,6 +124,8 @@ async def test_the_user_is_known_after_the_switch_and_nobody_else_is(
     # Whoever began to speak while the profile went up is in the first lead-in.
     assert len(fake.connections) == 2
     assert ended["sent"]["lead_in"] > 5.0
+    # What goes up again goes up because of the switch: nothing was dropped.
+    assert (ended["sent"]["replay"], 0.0 < ended["sent"]["overlap"] < 5.0) == (0.0, True)
 
 
 async def test_the_user_before_the_switch_only_is_told_by_a_correction(

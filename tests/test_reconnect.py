@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +29,7 @@ from omi_rt.fake.faults import (
     Unreachable,
 )
 from omi_rt.fake.speech import utterance
+from omi_rt.fake.streams import BoundedStream
 from omi_rt.net.websocket import WebSocket, open_websocket
 from tests.harness import RATE, assert_whole, listening_server, play, words_of
 
@@ -532,27 +534,35 @@ async def test_a_device_that_vanishes_without_a_word_is_noticed_by_its_silence(
             await read_to_the_end(websocket)
 
 
-class OneWay(trio.abc.Stream):
-    """A connection of which only the way there breaks, at a given time; the way back goes on."""
+class Delegating(trio.abc.Stream):
+    """A stream that does what another does; there is no sending at once over it."""
 
-    def __init__(self, stream: trio.abc.Stream, breaks_at: float) -> None:
-        self._stream = stream
-        self._breaks_at = breaks_at
+    def __init__(self, stream: trio.abc.Stream) -> None:
+        self.stream = stream
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
-        if trio.current_time() >= self._breaks_at:
-            await trio.lowlevel.checkpoint()
-            raise trio.BrokenResourceError
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.stream.wait_send_all_might_not_block()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
-        return await self._stream.receive_some(max_bytes)
+        return await self.stream.receive_some(max_bytes)
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
+
+
+class OneWay(Delegating):
+    """A connection of which only the way there breaks, at a given time; the way back goes on."""
+
+    breaks_at = 0.0
+
+    async def send_all(self, data: bytes | bytearray | memoryview) -> None:
+        if trio.current_time() >= self.breaks_at:
+            await trio.lowlevel.checkpoint()
+            raise trio.BrokenResourceError
+        await super().send_all(data)
 
 
 async def test_a_connection_that_takes_nothing_more_is_read_for_a_second_and_replaced(
@@ -562,8 +572,9 @@ async def test_a_connection_that_takes_nothing_more_is_read_for_a_second_and_rep
         dial, dials = world.provider.dial, itertools.count()
 
         async def one_way(url: str) -> trio.abc.Stream:
-            stream = await dial(url)
-            return OneWay(stream, 8.0) if next(dials) == 0 else stream
+            stream = OneWay(await dial(url))
+            stream.breaks_at = 8.0 if next(dials) == 0 else math.inf
+            return stream
 
         world.provider.dial = one_way
         async with world.device() as device:
@@ -573,3 +584,40 @@ async def test_a_connection_that_takes_nothing_more_is_read_for_a_second_and_rep
         assert device.statuses()[2:] == ["stt_degraded", "stt_recovered"]
     assert_whole(device, TALK)
     assert device.events("service_status")[2]["reason"] == "closed with 1006: connection lost"
+
+
+class Narrow(Delegating):
+    """A connection whose kernel takes at once a part of what it is offered, and often nothing."""
+
+    def __init__(self, stream: BoundedStream) -> None:
+        super().__init__(stream)
+        self.offer = stream.send_nowait
+        self.random = Random(5)
+        self.in_part = 0
+
+    def send_nowait(self, data: bytes) -> bytes | None:
+        taken = self.random.choice([0, self.random.randrange(len(data) + 1), len(data)])
+        self.in_part += 0 < taken < len(data)
+        rest = self.offer(data[:taken]) if taken else None
+        return ((rest or b"") + data[taken:]) or None
+
+
+async def test_a_message_of_which_the_kernel_takes_a_part_goes_up_whole(
+    autojump_clock: MockClock,
+) -> None:
+    streams: list[Narrow] = []
+    async with listening_server() as (world, fake):
+        dial = world.provider.dial
+
+        async def narrow(url: str) -> trio.abc.Stream:
+            stream = await dial(url)
+            assert isinstance(stream, BoundedStream)
+            streams.append(Narrow(stream))
+            return streams[-1]
+
+        world.provider.dial = narrow
+        async with world.device() as device:
+            await play(device, TALK)
+        assert len(fake.connections) == 1
+    assert_whole(device, TALK)
+    assert streams[0].in_part > 50
