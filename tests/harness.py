@@ -15,7 +15,7 @@ from attrs import define, field
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import PeerClosed
 from omi_rt.deepgram.provider import Provider, make_provider
-from omi_rt.fake import FakeDeepgram, FaultScript, Options, plain_words
+from omi_rt.fake import FakeDeepgram, FaultScript, Options, Script, plain_words, synthesise
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
@@ -33,6 +33,8 @@ if TYPE_CHECKING:
     from omi_rt.profiles.service import Profiles
 
 CLOSE_STREAM = '{"type":"CloseStream"}'
+RATE = 8000
+"""Of the audio that `play` sends, in samples a second, unless a test says otherwise."""
 
 
 class BalancedServer(Server):
@@ -273,6 +275,50 @@ def words_of(segments: list[dict[str, Any]], channel: int | None = None) -> list
     """The plain words of segments, of one channel or of all."""
     texts = [s["text"] for s in segments if channel is None or s["channel"] == channel]
     return plain_words(" ".join(texts))
+
+
+async def play(
+    device: Device,
+    script: Script,
+    rate: int = RATE,
+    *,
+    pcm: bytes | None = None,
+    within: float = 200.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Stream a script at real time, then ask for the end; returns ``session_ended``.
+
+    ``pcm`` is how the script sounds, where that is not as the fake would say it.
+    """
+    pcm = synthesise(script, rate) if pcm is None else pcm
+    await device.stream_audio(pcm, rate * 2 * script.channels, **options)
+    return await device.finish(within)
+
+
+def assert_whole(device: Device, script: Script, *, within: float | None = 0.002) -> None:
+    """The whole transcript and the whole account: a session that nothing was wrong with, in the end.
+
+    Every word comes once, in order, on its channel; segments lie where their words were said, to
+    ``within`` seconds (None: the provider gave no times that could tell). Every second was finalised,
+    and went up for the first time once.
+    """
+    for channel in range(script.channels):
+        segments = [s for s in device.segments if s.get("channel", 0) == channel]
+        words = script.on_channel(channel)
+        assert words_of(segments) == [word.text for word in words]
+        starts = [segment["start"] for segment in segments]
+        assert starts == sorted(starts)
+        for segment in segments:
+            said, words = words[: len(words_of([segment]))], words[len(words_of([segment])) :]
+            if within is not None:
+                assert abs(segment["start"] - said[0].start) <= within
+                assert abs(segment["end"] - said[-1].end) <= within
+    account = device.event("session_ended")
+    assert account["received"] == account["finalised"] == script.seconds
+    assert (account["gated"], account["pending"], account["lost"]) == (0.0, 0.0, 0.0)
+    assert account["sent"]["live"] == script.seconds
+    assert device.events("audio_lost") == []
+    assert [] not in device.messages
 
 
 async def unreachable(url: str) -> trio.abc.Stream:

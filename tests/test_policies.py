@@ -225,6 +225,23 @@ def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
     assert not absence.is_away(0.0)
 
 
+def test_after_three_idle_epochs_deepgram_is_back_with_the_first_watermark_that_moves() -> None:
+    absence = Absence()
+    for _ in range(3):
+        absence.note_epoch_end(progressed=False)
+    absence.note_progress(0.0, pending=True)
+    assert not absence.is_away(0.0)
+
+
+def test_after_a_pause_of_the_device_s_the_wait_begins_anew() -> None:
+    absence = Absence()
+    absence.note_audio(0.0)
+    absence.note_audio(4.9)
+    absence.note_audio(9.9)
+    assert not absence.is_away(39.8)
+    assert absence.is_away(39.9)
+
+
 def test_deepgram_is_away_from_a_failed_dial_to_the_next_open_connection() -> None:
     absence = Absence()
     absence.note_failed_dial()
