@@ -27,7 +27,7 @@ class Breaker:
     """The HTTP status that opened it, or None while it is closed."""
     _next_probe: float = 0.0
 
-    def refused(self, status: int, now: float) -> bool:
+    def record_refusal(self, status: int, now: float) -> bool:
         """Note a final refusal; returns whether that opened the breaker."""
         if status not in OPENING_STATUSES:
             return False
@@ -36,7 +36,7 @@ class Breaker:
         self._next_probe = now + PROBE_SECONDS
         return was_closed
 
-    def succeeded(self) -> None:
+    def record_success(self) -> None:
         """Note an open connection."""
         self.opened_by = None
 
@@ -99,7 +99,7 @@ class PrimingGate:
         """Whether another may be opened."""
         return self.primed < self.most and not self.dialling and now >= self._full_until
 
-    def refused(self, status: int, now: float) -> bool:
+    def record_refusal(self, status: int, now: float) -> bool:
         """Note a refusal; returns whether there is no room, and who can wait has to go."""
         if status != FULL_STATUS:
             return False

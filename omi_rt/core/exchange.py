@@ -457,7 +457,7 @@ class Exchange:
     def _account(self, chunk: AudioChunk, now: float) -> None:
         # Before the send, not after: an answer may come while the send still waits for its turn.
         self.timeline.record_sent(chunk.position, chunk.samples)
-        self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
+        self._cost.record_sent(chunk.position, chunk.end, planned=self._is_planned)
         if self._overlap:
             self._overlap.popleft()
         self._cursor = chunk.end

@@ -80,7 +80,7 @@ class Cost:
     _sent_before: int = 0
     """Session position up to which every sample has gone up, or was given up."""
 
-    def sent(self, start: int, end: int, *, planned: bool) -> None:
+    def record_sent(self, start: int, end: int, *, planned: bool) -> None:
         """Count session audio; ``planned`` is after a switch, else what comes again is a replay."""
         again = max(0, min(end, self._sent_before) - start)
         self.live += end - start - again

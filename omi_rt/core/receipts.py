@@ -19,17 +19,17 @@ class ReceiptTimes:
         """The session position whose receipt is to be noted next."""
         self._marks: deque[tuple[int, float]] = deque()
 
-    def received(self, end: int, now: float) -> None:
+    def record_received(self, end: int, now: float) -> None:
         """Note that the audio before session position ``end`` is there at ``now``."""
         while end >= self.next_mark:
             self._marks.append((self.next_mark, now))
             self.next_mark += self._step
 
-    def finalised(self, position: int, now: float) -> list[float]:
+    def record_finalised(self, position: int, now: float) -> list[float]:
         """Return how long ago each marked sample came that became final, up to ``position``."""
         return [now - received_at for received_at in self._take(position)]
 
-    def given_up(self, position: int) -> None:
+    def record_given_up(self, position: int) -> None:
         """Forget the audio before ``position``: it will never be final."""
         self._take(position)
 

@@ -28,7 +28,7 @@ class LatenessReport:
         self._lateness = Lateness()
         self._began_at = 0.0
 
-    def worked(self, seconds_behind: float, now: float) -> None:
+    def note_work(self, seconds_behind: float, now: float) -> None:
         """Take how much audio is still to be worked through, in seconds, at ``now``."""
         self._metrics.behind_seconds[self._session_id] = seconds_behind
         match self._lateness.report(seconds_behind):
@@ -41,7 +41,7 @@ class LatenessReport:
                 self._tell(events.service_status("stt_caught_up"))
                 self._log_end("caught_up", now)
 
-    def connection_ended(self, now: float) -> None:
+    def note_connection_end(self, now: float) -> None:
         """The connection is gone, or the session: what was behind on it will not be caught up."""
         self._metrics.behind_seconds.pop(self._session_id, None)
         if self._lateness.is_behind:

@@ -82,7 +82,7 @@ class Provider:
     def note_open(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
         """Note an open connection, and how long its dial took."""
         self.gate.failing = False
-        self.breaker.succeeded()
+        self.breaker.record_success()
         self.metrics.provider_dials.labels(cause.value, "open").inc()
         self.metrics.setup_seconds.observe(seconds)
 
@@ -97,7 +97,7 @@ class Provider:
         """Note a connection that was lost, or a dial that failed."""
         self.failures += 1
         status = error.status if isinstance(error, ProviderRefused) else None
-        is_full = status is not None and self.priming.refused(status, trio.current_time())
+        is_full = status is not None and self.priming.record_refusal(status, trio.current_time())
         if is_full and not gives_way:
             self.give_way.set()
             self.give_way = trio.Event()

@@ -92,7 +92,7 @@ class HealthReport:
 
     def note_progress(self, position: int, now: float) -> None:
         """The audio before ``position`` is final, at ``now`` (`trio.current_time`)."""
-        for lag in self.receipts.finalised(position, now):
+        for lag in self.receipts.record_finalised(position, now):
             self._metrics.finalisation_lag.observe(lag)
         if self._loss is not None:
             self.flush()
@@ -169,7 +169,7 @@ class HealthReport:
         """Audio was given up."""
         if gap is None:
             return
-        self.receipts.given_up(gap.end)
+        self.receipts.record_given_up(gap.end)
         if self._loss is not None and self._loss.end != gap.start:
             self.flush()
         least = self._format.samples(_REPORT_GAP_SECONDS)

@@ -31,7 +31,7 @@ async def look_at_key(provider: Provider, key: str, client: HTTPClient) -> None:
     verdict, basis = await check_key(provider.base_url, key, client)
     log = get_logger()
     if verdict is KeyVerdict.REFUSED:
-        provider.breaker.refused(_REFUSED, trio.current_time())
+        provider.breaker.record_refusal(_REFUSED, trio.current_time())
         log.error("provider_refuses_key", reason=REFUSED_KEY)
     elif verdict is KeyVerdict.UNREACHABLE:
         log.warning("provider_unreachable", reason=f"the key could not be checked: {basis}")
@@ -62,6 +62,6 @@ async def _probe(provider: Provider) -> bool:
             provider.note_open(trio.current_time() - dialled_at)
     except ProviderError as error:
         if isinstance(error, ProviderRefused):
-            provider.breaker.refused(error.status, trio.current_time())
+            provider.breaker.record_refusal(error.status, trio.current_time())
         provider.note_failure(error, was_open=is_open, gives_way=True)
     return is_open
