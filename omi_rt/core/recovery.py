@@ -47,6 +47,7 @@ class EpochEnd:
     """What is known of an epoch that has ended."""
 
     was_open: bool
+    """Whether the provider had accepted the connection."""
     is_done: bool = False
     """Whether the device's audio has ended and all of it is accounted for."""
     error: ProviderError | None = None
