@@ -1,4 +1,4 @@
-"""A recogniser that is behind, told once when it begins and once when it ends."""
+"""Telling that a recogniser is behind, once when it falls behind and once when that ends."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ class LatenessReport:
                 self._log_end("caught_up", now)
 
     def note_connection_end(self, now: float) -> None:
-        """The connection is gone, or the session: what was behind on it will not be caught up."""
+        """Note that the connection or the session is over, so that nothing on it will be caught up."""
         self._metrics.behind_seconds.pop(self._session_id, None)
         if self._lateness.is_behind:
             self._lateness.is_behind = False

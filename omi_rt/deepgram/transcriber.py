@@ -184,7 +184,7 @@ class Transcriber:
             await primer.run()
 
     async def _keep_serving(self) -> ProviderError | None:
-        """Run one epoch after another; returns the refusal that ends it all, if there is one."""
+        """Run one epoch after another; return the refusal that ends the session, if there is one."""
         wait_seconds = 0.0
         while not self._is_done():
             if self._serving is None:
@@ -246,7 +246,7 @@ class Transcriber:
                 self._report.log_replaced(former, "switch")
                 self._lateness.note_connection_end(trio.current_time())
         self._between.cancel()
-        # They are counted in the votes; what comes later is the tail's.
+        # These words are counted in the votes already; those that come later are the tail's.
         epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(
             epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
@@ -269,7 +269,7 @@ class Transcriber:
         epoch.wake()
 
     def _finish(self, epoch: Epoch) -> None:
-        # While it is primed it has the session's audio still to come; it is finished when it is live.
+        # An epoch that is being primed has session audio still to come; it is finished once it is live.
         if epoch.exchange.phase is Phase.LIVE:
             epoch.exchange.finish()
             epoch.wake()
@@ -312,7 +312,7 @@ class Transcriber:
         if heard.claims_unsent:
             self._report.tell_clock_ahead(epoch, final.results)
         if epoch is not self._serving:
-            # It is being primed: what it hears is for the votes alone.
+            # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
         if epoch.exchange.timeline.lead_in_words:
