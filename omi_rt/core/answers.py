@@ -281,7 +281,7 @@ class AnswerWatch:
         return is_quiet or now - channel.wants_since >= QUIET_WAIT_SECONDS
 
     def _pass_until(self, channel: _Channel, number: int, now: float) -> int:
-        """Where the silence ends that no answer is awaited for any more."""
+        """The position where the silence ends for which no answer is awaited any more."""
         overdue = self._times.sent_by(now - self._patience.ask_seconds)
         margin = self._coverage.audio_format.samples(_ONSET_SECONDS)
         mark = self._coverage.watermark_of(number)
@@ -289,7 +289,7 @@ class AnswerWatch:
         return max(mark, min(overdue, self._sent - margin))
 
     def _others_reached(self, channel: _Channel, number: int, now: float) -> int:
-        """How far the channels have come that answer, where this one was asked and does not."""
+        """The position that the answering channels have reached, where this one was asked and is silent."""
         mark = self._coverage.watermark_of(number)
         grace = CHANNEL_GRACE_SECONDS + self._patience.lag_seconds
         if channel.asked_until <= mark or now - channel.asked_at < grace:

@@ -43,8 +43,8 @@ class Backlog:
     """The stretch of audio between the lowest watermark and the newest sample.
 
     It has no holes: audio comes in at the end and leaves at the start, because a final covered it
-    (`trim`) or because there was no more room for it (`drop`). Both return what they took away, so
-    that whoever calls can account for it.
+    (`trim`) or because there was no more room for it (`drop`). Both return what they have taken away,
+    so that the caller can account for it.
     """
 
     __slots__ = (
@@ -89,7 +89,7 @@ class Backlog:
         return sum(block.samples(self._frame_bytes) for block in self._blocks)
 
     def append(self, payload: bytes) -> int:
-        """Add audio, whole samples, at the end; returns how many."""
+        """Add audio of whole samples at the end; return how many samples that were."""
         size = len(payload)
         samples = size // self._frame_bytes
         if samples:
@@ -162,7 +162,7 @@ class Backlog:
         return AudioChunk(position, until - position, b"".join(parts))
 
     def trim(self, position: int) -> int:
-        """Forget what lies before ``position``, which a final has covered; returns its samples."""
+        """Forget what lies before ``position``, which a final has covered; return its samples."""
         position = min(position, self.end)
         taken = 0
         blocks, size = self._blocks, self._frame_bytes
@@ -188,5 +188,5 @@ class Backlog:
         return taken
 
     def drop(self, samples: int) -> int:
-        """Give up the oldest ``samples``; returns how many there were."""
+        """Give up the oldest ``samples``; return how many there were."""
         return self.trim(self.start + samples) if samples > 0 else 0

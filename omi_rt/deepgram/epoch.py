@@ -230,7 +230,7 @@ class Epoch:
         """Apply what the provider says, until it closes after CloseStream."""
         try:
             while True:
-                # No name for the message: it would be kept until the next, 4 KB for each session.
+                # The message gets no name, which would keep it until the next: 4 KB for each session.
                 self._take(await connection.receive())
         except ProviderClosed as closed:
             self.exchange.take_close(closed)

@@ -180,7 +180,7 @@ class Primer:
 
     async def _prime(self) -> str | None:
         """Prime one epoch and switch to it; return what went wrong, if anything did."""
-        # With a connection that is cut every few seconds, lead-ins would be most of what is sent.
+        # If a connection is cut every few seconds, lead-ins would otherwise be most of what is sent.
         await trio.sleep(self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()))
         lead_in, failure = await self.gather()
         if lead_in is None:
@@ -210,7 +210,7 @@ class Primer:
             self._relabel = False
             self._switch(epoch, votes)
             has_switched = True
-            # A reconnect while this was being primed is answered by it.
+            # This epoch also serves the purpose of a reconnect that came while it was being primed.
             self._wanted = trio.Event()
             self._follow_up(lead_in)
         finally:
