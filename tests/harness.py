@@ -1,4 +1,4 @@
-"""A whole server in memory: devices on bounded streams, a provider behind a dial of one's own."""
+"""A whole server in memory: devices on bounded streams, and a provider behind a dial of the test's own."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class BalancedServer(Server):
         self.all_sessions: list[Session] = []
 
     def assert_balanced(self) -> None:
-        """Every session's ledger is exact at this instant."""
+        """Assert that every session's ledger is exact at this instant."""
         for session in self.all_sessions:
             balance = session.coverage.balance()
             assert balance.is_exact, str(balance)
@@ -72,7 +72,7 @@ class World:
         return here
 
     async def get(self, target: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
-        """Make a plain HTTP request; returns status, headers and body."""
+        """Make a plain HTTP request; return status, headers and body."""
         stream = self.open_stream()
         await stream.send_all(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         return split_response(await read_all(stream))
@@ -172,12 +172,12 @@ class Device:
         started = trio.current_time()
         for number, offset in enumerate(range(0, len(pcm), size)):
             await trio.sleep_until(started + (number + 1) * message_seconds / speed)
-            # A device has no more than its socket's buffer.
+            # A device can have no more under way than its socket's buffer holds.
             await self.websocket.drained(60_000)
             self.send(pcm[offset : offset + size])
 
     async def finish(self, within: float = 200.0) -> dict[str, Any]:
-        """Send CloseStream, wait for the end; returns ``session_ended``."""
+        """Send CloseStream and wait for the end; return ``session_ended``."""
         self.send(CLOSE_STREAM)
         await self.ended(within)
         return self.event("session_ended")
@@ -225,7 +225,8 @@ async def running_server(
 ) -> AsyncIterator[World]:
     """Run a server whose provider is reached through ``dial``; every ledger is checked at the end.
 
-    ``find_carried`` says how many sessions the provider can carry. ``load`` is what it takes its own load for: the share of virtual time that it works.
+    ``find_carried`` says how many sessions the provider can carry. ``load`` is the share of virtual time
+    for which the server believes that it works.
     """
     settings = settings or Settings(deepgram_api_key="secret", **more)
     metrics = Metrics()
@@ -322,13 +323,13 @@ def assert_whole(device: Device, script: Script, *, within: float | None = 0.002
 
 
 async def unreachable(url: str) -> trio.abc.Stream:
-    """A dial that fails as a closed port does."""
+    """Fail to dial, as at a closed port."""
     await trio.lowlevel.checkpoint()
     raise ConnectionRefusedError(111, "Connection refused")
 
 
 async def read_all(stream: trio.abc.Stream) -> bytes:
-    """Everything until the peer's end."""
+    """Read everything until the peer's end."""
     data = b""
     while True:
         try:

@@ -73,9 +73,9 @@ class MessageMaker:
         """Draw the labels.
 
         Args:
-            parameters: of the connection.
-            request_id: of the connection.
-            rng: for the labels, the model's id and the jitter.
+            parameters: what the connection asked for.
+            request_id: the connection's id.
+            rng: the source of the labels, the model's id and the jitter.
             decimals: digits after the decimal point of a time.
             jitter: seconds by which a word's times are wrong at most, either way.
             labelling: what goes wrong in telling voices apart.
@@ -120,7 +120,7 @@ class MessageMaker:
         }
 
     def metadata(self, samples: int, offset: float, sha256: str, created: str) -> str:
-        """Make the Metadata message. Where no audio came, it tells of no channels either."""
+        """Make the Metadata message. Where no audio has come, it counts no channels either."""
         duration = max(0.0, self._seconds(samples) + offset)
         return dumps(
             {
@@ -166,7 +166,7 @@ class MessageMaker:
 
 
 def schema_error(text: str) -> str:
-    """The answer to a text message that cannot be understood; the stream goes on."""
+    """Make the answer to a text message that cannot be understood; the stream goes on after it."""
     return dumps(
         {
             "type": "Error",
@@ -178,7 +178,7 @@ def schema_error(text: str) -> str:
 
 
 def parse_control(text: str | bytes) -> dict[str, Any]:
-    """The control message in ``text``; empty where there is none."""
+    """Read the control message in ``text``; the result is empty where there is none."""
     try:
         message = loads(text)
     except JSONError:
