@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from omi_rt.fake import FaultScript, Options, Script, plain_words, synthesise
-from omi_rt.fake.faults import Drop
+from omi_rt.fake.faults import Drop, Malformed
 from omi_rt.fake.speech import utterance
 from tests.harness import CLOSE_STREAM, Device, World, listening_server, words_of
 
@@ -313,3 +313,33 @@ async def test_no_face_shows_a_connection_that_was_lost(
     else:
         texts = [s["text"] for m in device.messages for s in m.get("segments", [])]
     assert plain_words(" ".join(texts)) == TALK.transcript()
+
+
+async def test_interims_come_where_asked_for_and_the_account_knows_nothing_of_them(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        open_path(world, "/listen", interim="true") as device,
+    ):
+        await play(device)
+    interims = device.events("interim")
+    assert interims
+    for event in interims:
+        assert event.keys() == {"type", "segments"}
+        assert all("id" not in segment and segment["text"] for segment in event["segments"])
+    assert words_of(device.segments) == TALK.transcript()
+    ended = device.event("session_ended")
+    assert ended["received"] == ended["finalised"] == 11.0
+    check_as_the_app_of_2024_does(device.messages)
+
+
+async def test_without_asking_no_interim_comes(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Malformed(what="interim", results=3)])
+    async with (
+        listening_server(faults=faults) as (world, _fake),
+        open_path(world, "/listen") as device,
+    ):
+        await play(device)
+    assert device.events("interim") == []
+    assert words_of(device.segments) == TALK.transcript()

@@ -436,11 +436,9 @@ class Exchange:
         """Where in the session it was noticed; None where this epoch does not serve it."""
         if not self.sends_session_audio:
             return None
-        if isinstance(message, SpeechStarted):
-            seconds = message.timestamp
-        else:
-            seconds = message.last_word_end
-        return None if seconds is None else self.timeline.position_of(seconds)
+        match message:
+            case SpeechStarted(timestamp=seconds) | UtteranceEnd(last_word_end=seconds):
+                return None if seconds is None else self.timeline.position_of(seconds)
 
     def _keep_up(self, now: float) -> Iterable[News]:
         if self.timeline.sent_samples == 0 and now - self._opened_at >= FIRST_AUDIO_SECONDS:
