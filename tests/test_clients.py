@@ -159,7 +159,7 @@ async def listening_on_tcp(world: World) -> AsyncIterator[str]:
         await world.server.handle(TCPStream(stream.socket), is_loopback=True)
 
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(trio.serve_listeners, handle, listeners)
+        await nursery.start(trio.serve_listeners, handle, listeners)
         yield f"ws://127.0.0.1:{port}"
         await world.sessions_ended(60)
         nursery.cancel_scope.cancel()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.voices import Place, Voice
 
@@ -25,6 +26,9 @@ TAIL_SILENCE_SECONDS = 0.3
 """Between the early speech that goes up last and the session's audio, which must not wait for long."""
 SPEAKER_SECONDS = 3.0
 """Of each speaker heard in the session, at most; early speech may be longer."""
+KEPT_SECONDS = 7.0
+"""Of a speaker's words: more than a lead-in takes, so that a voice that is named can be stored, for
+which 5 s are the least."""
 LEAD_IN_SECONDS = 24.0
 """Of all voices together, at most, without the silence between them."""
 ALLOWANCE_RATE = 20.0 / 60.0
@@ -245,7 +249,7 @@ class _Clip:
 
 
 class VoiceClips:
-    """Up to `SPEAKER_SECONDS` of each speaker heard last: whole words, clear and recent ones.
+    """Up to `KEPT_SECONDS` of each speaker heard last: whole words, clear and recent ones.
 
     "Recent" is exact to `RENEWAL_SECONDS` of a speaker's words for each piece of a clip.
     """
@@ -294,7 +298,7 @@ class VoiceClips:
             kept = self._clips.setdefault(into, _Clip())
             self._clips.move_to_end(into)
             kept.pieces = self._latest(
-                [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
+                [*clip.pieces, *kept.pieces], self._format.samples(KEPT_SECONDS)
             )
 
     def clips(
@@ -318,6 +322,13 @@ class VoiceClips:
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
 
+    def recording(self, speaker: int) -> bytes:
+        """What is kept of a speaker, as one channel of linear16 with short pauses; empty for nothing."""
+        clip = self._clips.get(speaker)
+        pieces = [] if clip is None else clip.pieces
+        joint = bytes(BYTES_PER_SAMPLE * self._format.samples(JOINT_SECONDS))
+        return joint.join(self._format.one_channel(each.payload, each.channel) for each in pieces)
+
     def length(self, pieces: Sequence[_Piece]) -> int:
         """Samples of the pieces, joined."""
         joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
@@ -331,7 +342,7 @@ class VoiceClips:
             self._forget_one()
         if run[0].start < clip.fresh_until:
             return
-        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(SPEAKER_SECONDS)
+        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(KEPT_SECONDS)
         while run:
             # Whole words, as many as a piece holds.
             start = run[0].start
