@@ -86,6 +86,10 @@ class Provider:
         with contextlib.suppress(*_GONE):
             handshake = ServerHandshake(TCPStream(stream.socket))
             request = await handshake.receive_request()
+            if not request.is_upgrade:
+                # The server asks about its key when it starts.
+                await handshake.respond(404)
+                return
             query = parse_qs(urlsplit(request.target).query)
             rate = int(query["sample_rate"][0])
             channels = int(query.get("channels", ["1"])[0])

@@ -19,6 +19,7 @@ import click
 
 import omi_rt
 from omi_rt.core.errors import OmiRtError, SettingsError
+from omi_rt.core.groups import errors_in
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterator
@@ -33,7 +34,6 @@ EXIT_CUT = 3
 """A server ended by force, and sessions with it."""
 EXIT_INTERRUPTED = 130
 """128 + SIGINT, as shells have it."""
-_CLOSE_STORE_SECONDS = 5.0
 _WHOLE_LINE = 1_000
 """Characters of a command's description in the list of commands: click alone cuts it at 45."""
 
@@ -343,12 +343,8 @@ def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
     settings = _settings()
 
     async def run() -> T:
-        store = open_store(settings.profile_bucket or None, settings.profile_dir)
-        try:
+        async with open_store(settings.profile_bucket or None, settings.profile_dir) as store:
             return await work(store)
-        finally:
-            with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
-                await store.aclose()
 
     with _one_line_errors():
         return trio.run(run)
@@ -419,7 +415,7 @@ def _one_line_errors() -> Iterator[None]:
     try:
         yield
     except* (OmiRtError, OSError) as group:
-        problem = next(_leaves(group))
+        problem = next(errors_in(group))
     except* KeyboardInterrupt:
         was_interrupted = True
     if was_interrupted:
@@ -427,11 +423,3 @@ def _one_line_errors() -> Iterator[None]:
     if problem is not None:
         _complain(f"omi-rt: {problem}")
         sys.exit(EXIT_FAILED)
-
-
-def _leaves(error: BaseException) -> Iterator[BaseException]:
-    if isinstance(error, BaseExceptionGroup):
-        for each in error.exceptions:
-            yield from _leaves(each)
-    else:
-        yield error

@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from omi_rt.codecs import AudioDecoder, open_decoder, opus
 from omi_rt.codecs.opus import OpusDecoder, OpusEncoder, OpusUnavailable
 from omi_rt.codecs.pcm import PCMDecoder
+from omi_rt.core.listen import OPUS_SAMPLE_RATES
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -57,7 +58,7 @@ def test_a_packet_of_any_legal_length_decodes_to_just_that_length(
     assert len(decoded) == round(16 * milliseconds) * 2 * channels
 
 
-@pytest.mark.parametrize("sample_rate", opus.SAMPLE_RATES)
+@pytest.mark.parametrize("sample_rate", OPUS_SAMPLE_RATES)
 @pytest.mark.parametrize("channels", [1, 2])
 def test_what_comes_out_is_what_went_in_after_the_lookahead(
     sample_rate: int, channels: int

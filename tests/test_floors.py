@@ -30,6 +30,7 @@ FLOORS = [
     {"omi_rt.cli", "omi_rt.__main__"},
 ]
 ONE_IMPORTER = {
+    "cachetools",
     "click",
     "google",
     "httpx",

@@ -12,10 +12,10 @@ from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.faults import Close, Drop, Fault, Refuse, Silence
 from omi_rt.fake.speech import utterance
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.service import Profiles
 from omi_rt.profiles.store import StoreUnavailable, sample_name
 from tests.harness import Device, listening_server, words_of
+from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence

@@ -21,7 +21,7 @@ def test_an_entry_serves_only_the_version_it_was_made_from() -> None:
     cache.put(key("a"), entry)
     assert cache.get(key("a"), "1") == entry
     assert cache.get(key("a"), "2") is None
-    assert cache.entries == 0
+    assert len(cache) == 0
 
 
 def test_formats_and_limits_are_kept_apart() -> None:
@@ -43,7 +43,7 @@ def test_the_least_recently_used_goes_first() -> None:
 def test_what_is_larger_than_the_whole_cache_is_not_kept() -> None:
     cache = ProfileCache(ENTRY_BYTES + 10)
     cache.put(key("a"), CachedStretch("1", bytes(11)))
-    assert cache.entries == cache.bytes == 0
+    assert len(cache) == cache.bytes == 0
 
 
 def test_what_is_no_longer_stored_is_dropped() -> None:
@@ -70,10 +70,10 @@ def test_the_bytes_are_those_of_the_entries_and_never_over_the_bound(
         cache.put(key(name), CachedStretch(version, bytes(size)))
         latest[name] = version, size
         held = [size for name, (version, size) in latest.items() if cache.get(key(name), version)]
-        assert cache.bytes == sum(held) + ENTRY_BYTES * cache.entries <= 10_000
-        assert len(held) == cache.entries > 0
+        assert cache.bytes == sum(held) + ENTRY_BYTES * len(cache) <= 10_000
+        assert len(held) == len(cache) > 0
     cache.retain("u", frozenset())
-    assert cache.entries == cache.bytes == 0
+    assert len(cache) == cache.bytes == 0
 
 
 def test_audio_does_not_show_in_a_repr() -> None:

@@ -22,8 +22,8 @@ from omi_rt.profiles.commands import (
 )
 from omi_rt.profiles.directory import DirectoryProfileStore
 from omi_rt.profiles.gcs import GCSProfileStore
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import MAX_SAMPLE_BYTES, StoredSample
+from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -225,7 +225,12 @@ async def test_invalid_ids_are_refused_by_every_command() -> None:
         await delete_profiles(store, "../u", everything=True)
 
 
-def test_a_bucket_goes_before_the_directory(tmp_path: Path) -> None:
-    assert isinstance(open_store("bucket", tmp_path), GCSProfileStore)
-    assert isinstance(open_store(None, tmp_path), DirectoryProfileStore)
-    assert isinstance(open_store("", tmp_path), DirectoryProfileStore)
+@pytest.mark.parametrize(
+    ("bucket", "kind"),
+    [("bucket", GCSProfileStore), (None, DirectoryProfileStore), ("", DirectoryProfileStore)],
+)
+async def test_a_bucket_goes_before_the_directory(
+    tmp_path: Path, bucket: str | None, kind: type
+) -> None:
+    async with open_store(bucket, tmp_path) as store:
+        assert isinstance(store, kind)

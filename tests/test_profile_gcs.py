@@ -207,10 +207,12 @@ async def test_no_thread_is_started_behind_the_nurserys_back(store: GCSProfileSt
 
 def test_the_library_is_not_imported_before_a_bucket_is_used() -> None:
     program = (
-        "import sys, pathlib\n"
+        "import sys, pathlib, trio\n"
         "from omi_rt.profiles.commands import open_store\n"
-        "open_store('bucket', pathlib.Path())\n"
-        "open_store(None, pathlib.Path())\n"
+        "async def open_each():\n"
+        "    async with open_store('bucket', pathlib.Path()), open_store(None, pathlib.Path()):\n"
+        "        pass\n"
+        "trio.run(open_each)\n"
         "sys.exit('google.cloud.storage' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False, timeout=60).returncode == 0

@@ -11,13 +11,14 @@ import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.core.audio import AudioFormat
+from omi_rt.core.lead_in import MIN_ANCHOR_SECONDS
 from omi_rt.core.voices import USER, Identity
 from omi_rt.fake.speech import Script, random_script, synthesise, utterance
-from omi_rt.profiles.anchors import MIN_ANCHOR_SECONDS, AnchorLimits, fit_anchors
+from omi_rt.profiles.anchors import AnchorLimits, fit_anchors
 from omi_rt.profiles.cache import ProfileCache
 from omi_rt.profiles.loading import LoadedAnchors, load_anchors
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import MAX_SAMPLE_BYTES
+from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
     import trio.testing
@@ -39,7 +40,9 @@ async def load(
     limits: AnchorLimits = LIMITS,
     audio_format: AudioFormat = MONO,
 ) -> LoadedAnchors:
-    return await load_anchors(store, cache or ProfileCache(), "u", audio_format, limits)
+    return await load_anchors(
+        store, ProfileCache() if cache is None else cache, "u", audio_format, limits
+    )
 
 
 async def test_without_anything_stored_there_are_no_anchors_and_no_problems(
@@ -231,7 +234,7 @@ async def test_a_deleted_profile_is_used_no_more_and_leaves_the_cache(
     store, cache = MemoryProfileStore(), ProfileCache()
     sample = await store.put("u", None, wav(1))
     await load(store, cache)
-    assert cache.entries == 1
+    assert len(cache) == 1
     await store.delete(sample)
     assert (await load(store, cache)).anchors == ()
-    assert cache.entries == 0
+    assert len(cache) == 0

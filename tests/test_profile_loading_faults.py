@@ -17,8 +17,8 @@ from omi_rt.fake.speech import random_script, synthesise
 from omi_rt.profiles.anchors import AnchorLimits
 from omi_rt.profiles.cache import ProfileCache
 from omi_rt.profiles.loading import LOAD_SECONDS, LoadedAnchors, load_anchors
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import StoredSample, StoreUnavailable
+from tests.memory_store import MemoryProfileStore
 
 MONO = AudioFormat(16_000, 1)
 
@@ -31,7 +31,9 @@ def wav(voice: int) -> bytes:
 async def load(
     store: MemoryProfileStore, cache: ProfileCache | None = None, uid: str = "u"
 ) -> LoadedAnchors:
-    return await load_anchors(store, cache or ProfileCache(), uid, MONO, AnchorLimits())
+    return await load_anchors(
+        store, ProfileCache() if cache is None else cache, uid, MONO, AnchorLimits()
+    )
 
 
 async def test_a_store_that_does_not_answer_is_given_5_s(
@@ -100,7 +102,7 @@ async def test_a_profile_replaced_meanwhile_is_left_to_the_next_try(
     await store.put("u", None, wav(1))
     with pytest.raises(StoreUnavailable, match="replaced"):
         await load(store, cache)
-    assert cache.entries == 0
+    assert len(cache) == 0
 
 
 async def test_reads_run_side_by_side(autojump_clock: trio.testing.MockClock) -> None:

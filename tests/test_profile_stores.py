@@ -17,8 +17,8 @@ from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import is_valid_id
 from omi_rt.core.voices import USER, Identity
 from omi_rt.profiles.directory import DirectoryProfileStore
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.store import ProfileStore, StoreUnavailable
+from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

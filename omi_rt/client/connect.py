@@ -12,6 +12,7 @@ import trio
 from attrs import frozen
 
 from omi_rt.core.errors import HandshakeFailed, OmiRtError
+from omi_rt.core.groups import first_error
 from omi_rt.net.websocket import WebSocket, open_websocket
 
 OpenStream: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
@@ -185,7 +186,7 @@ def _split(url: str) -> SplitResult:
 def _os_reason(error: BaseException) -> str:
     """Return what the system said; Trio collects the errors of several addresses as the cause."""
     if isinstance(error, BaseExceptionGroup):
-        return _os_reason(error.exceptions[0])
+        return _os_reason(first_error(error))
     if isinstance(error, ConnectionRefusedError):
         return "connection refused; is `omi-rt serve` running there?"
     if isinstance(error, OSError) and error.errno:

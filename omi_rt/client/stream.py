@@ -22,6 +22,7 @@ from omi_rt.client.connect import (
 from omi_rt.client.device import DEVICE_CODECS, DeviceAudio
 from omi_rt.codecs.recording import MAX_BYTES, Recording, read_recording
 from omi_rt.core.errors import PeerClosed, PeerTooSlow
+from omi_rt.core.groups import first_error
 from omi_rt.net.stream import open_tcp_stream
 
 if TYPE_CHECKING:
@@ -179,7 +180,7 @@ async def stream_recording(
             await websocket.aclose()
             nursery.cancel_scope.cancel()
     except* Exception as errors:  # noqa: BLE001 - raised again below, out of the nursery's group
-        failure = _first(errors)
+        failure = first_error(errors)
     finally:
         await trio.aclose_forcefully(transport)
     if isinstance(failure, PeerTooSlow):
@@ -292,8 +293,3 @@ def _early_end(closed: PeerClosed) -> str:
         f"the server closed the connection with {closed.code}{f' ({reason})' if reason else ''}"
         " before the session ended"
     )
-
-
-def _first(errors: BaseExceptionGroup[Exception]) -> Exception:
-    error = errors.exceptions[0]
-    return _first(error) if isinstance(error, BaseExceptionGroup) else error

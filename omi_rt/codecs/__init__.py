@@ -8,13 +8,7 @@ from omi_rt.codecs.g711 import NAMES as G711_CODECS
 from omi_rt.codecs.g711 import G711Decoder
 from omi_rt.codecs.opus import OpusDecoder
 from omi_rt.codecs.pcm import PCMDecoder
-
-OPUS_CODECS = frozenset({"opus", "opus_fs320"})
-"""Bare Opus packets. A packet says itself how long it is, so the two names mean the same here."""
-
-PCM_CODECS = frozenset({"pcm16", "linear16", "pcm8"})
-"""s16le at the declared rate. The 8 of ``pcm8`` names 8 kHz, not the depth (the Omi firmware's
-``config.h`` and its app agree on that)."""
+from omi_rt.core.listen import OPUS_CODECS, PCM_CODECS
 
 
 class AudioDecoder(Protocol):
@@ -37,7 +31,7 @@ def open_decoder(codec: str, sample_rate: int, channels: int) -> AudioDecoder:
 
     Args:
         codec: of `OPUS_CODECS`, `PCM_CODECS` or `G711_CODECS`.
-        sample_rate: in Hz; for Opus one of `omi_rt.codecs.opus.SAMPLE_RATES`.
+        sample_rate: in Hz; for Opus one of `omi_rt.core.listen.OPUS_SAMPLE_RATES`.
         channels: at least 1; for Opus at most 2.
 
     Raises:

@@ -13,15 +13,13 @@ from typing import Any, Final
 
 from attrs import frozen
 
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.errors import OmiRtError
-
-SAMPLE_RATES: Final = (8_000, 12_000, 16_000, 24_000, 48_000)
-"""The rates in Hz that libopus decodes to and encodes from (RFC 6716, 2.1.3)."""
+from omi_rt.core.listen import OPUS_SAMPLE_RATES
 
 MAX_PACKET_MILLISECONDS: Final = 120
 """The longest legal packet (RFC 6716, 3.2.5)."""
 
-_BYTES_PER_SAMPLE: Final = 2
 _MAX_CHANNELS: Final = 2
 _RESTRICTED_LOWDELAY: Final = 2051
 _SET_BITRATE: Final = 4002
@@ -32,7 +30,7 @@ _MAX_PACKET_BYTES: Final = 6 * (1275 + 2) + 2
 # Every decoder writes here and copies out before it returns, so one buffer serves all of them: 23 KiB
 # for the process instead of 4 to 23 KiB for each session. It binds all decoders to one thread.
 _decoded = ctypes.create_string_buffer(
-    max(SAMPLE_RATES) * MAX_PACKET_MILLISECONDS // 1000 * _MAX_CHANNELS * _BYTES_PER_SAMPLE
+    max(OPUS_SAMPLE_RATES) * MAX_PACKET_MILLISECONDS // 1000 * _MAX_CHANNELS * BYTES_PER_SAMPLE
 )
 _decoded_address = ctypes.c_void_p(ctypes.addressof(_decoded))
 _encoded = ctypes.create_string_buffer(_MAX_PACKET_BYTES)
@@ -112,7 +110,7 @@ class OpusDecoder:
         """Make the state.
 
         Args:
-            sample_rate: of the output, one of `SAMPLE_RATES`.
+            sample_rate: of the output, one of `OPUS_SAMPLE_RATES`.
             channels: of the output, 1 or 2, whatever the packets hold.
 
         Raises:
@@ -126,7 +124,7 @@ class OpusDecoder:
         assert status == 0, status
         self._decode = library.decode
         self._capacity = sample_rate * MAX_PACKET_MILLISECONDS // 1000
-        self._bytes_per_frame = channels * _BYTES_PER_SAMPLE
+        self._bytes_per_frame = channels * BYTES_PER_SAMPLE
         self._last_samples = 0
         self.concealed_packets = 0
         self.failures_in_a_row = 0
@@ -181,7 +179,7 @@ class OpusEncoder:
         """Make the state.
 
         Args:
-            sample_rate: one of `SAMPLE_RATES`.
+            sample_rate: one of `OPUS_SAMPLE_RATES`.
             channels: 1 or 2.
             bitrate: in bits per second, 500 to 512,000 as libopus takes it.
 
@@ -192,7 +190,7 @@ class OpusEncoder:
         _check(sample_rate, channels)
         library = _library()
         self._encode = library.encode
-        self._bytes_per_frame = channels * _BYTES_PER_SAMPLE
+        self._bytes_per_frame = channels * BYTES_PER_SAMPLE
         self._state = ctypes.create_string_buffer(library.encoder_bytes(channels))
         status = library.init_encoder(self._state, sample_rate, channels, _RESTRICTED_LOWDELAY)
         assert status == 0, status
@@ -216,7 +214,7 @@ class OpusEncoder:
 
 
 def _check(sample_rate: int, channels: int) -> None:
-    if sample_rate not in SAMPLE_RATES:
+    if sample_rate not in OPUS_SAMPLE_RATES:
         raise ValueError(f"Opus has no sample rate of {sample_rate} Hz")
     if channels not in {1, 2}:
         raise ValueError(f"Opus has no streams of {channels} channels")

@@ -15,7 +15,6 @@ import numpy as np
 from attrs import define, frozen
 
 from omi_rt.codecs.wav import (
-    BYTES_PER_SAMPLE,
     SAMPLE_RATES,
     NotLinearPCM,
     NotWav,
@@ -23,6 +22,7 @@ from omi_rt.codecs.wav import (
     missing_wav_share,
     read_wav,
 )
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.errors import OmiRtError
 
 if TYPE_CHECKING:

@@ -13,6 +13,7 @@ import numpy as np
 import soxr
 from attrs import field, frozen
 
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.errors import OmiRtError
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ FloatSamples: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
 SAMPLE_RATES: Final = range(1_000, 384_001)
 """What is taken for a real sample rate, in Hz: a header of 1 Hz would turn a small file into hours."""
 
-BYTES_PER_SAMPLE: Final = 2
 _HEADER_BYTES: Final = 44
 _OPEN_ENDED: Final = 0x7FFF_0000
 """From this size on: ffmpeg leaves 0xFFFFFFFF in a pipe, sox 0x7FFFF000, arecord 0x7FFFFFFF or so."""

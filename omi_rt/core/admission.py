@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from enum import Enum
+from http import HTTPStatus
 
 from attrs import frozen
 
 REFUSED_KEY = "Deepgram refuses the key: check DEEPGRAM_API_KEY"
-_BREAKER_REASONS = {
-    401: REFUSED_KEY,
-    402: "Deepgram refuses for want of credit",
-    403: "Deepgram does not allow the key what is asked of it",
-    404: "Deepgram knows no such model or path",
+_BREAKER_REASONS: dict[int, str] = {
+    HTTPStatus.UNAUTHORIZED: REFUSED_KEY,
+    HTTPStatus.PAYMENT_REQUIRED: "Deepgram refuses for want of credit",
+    HTTPStatus.FORBIDDEN: "Deepgram does not allow the key what is asked of it",
+    HTTPStatus.NOT_FOUND: "Deepgram knows no such model or path",
 }
 
 

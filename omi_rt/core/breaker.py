@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from random import Random
 
 from attrs import define
@@ -11,7 +12,14 @@ from omi_rt.core.token_bucket import TokenBucket
 
 PROBE_SECONDS = 10.0
 """While open, one session is let through this often, to see whether it has passed."""
-OPENING_STATUSES = frozenset({401, 402, 403, 404})
+OPENING_STATUSES = frozenset(
+    {
+        HTTPStatus.UNAUTHORIZED,
+        HTTPStatus.PAYMENT_REQUIRED,
+        HTTPStatus.FORBIDDEN,
+        HTTPStatus.NOT_FOUND,
+    }
+)
 """Refusals that concern every session: the key, the credit, the model, the path."""
 
 
@@ -76,7 +84,6 @@ class DialGate:
 
 FULL_SECONDS = 60.0
 """For so long after a refusal for want of room no connection is opened that can wait."""
-FULL_STATUS = 429
 
 
 @define
@@ -101,7 +108,7 @@ class PrimingGate:
 
     def refused(self, status: int, now: float) -> bool:
         """Note a refusal; returns whether there is no room, and who can wait has to go."""
-        if status != FULL_STATUS:
+        if status != HTTPStatus.TOO_MANY_REQUESTS:
             return False
         self._full_until = now + FULL_SECONDS
         return True

@@ -438,7 +438,8 @@ class Exchange:
             return None
         match message:
             case SpeechStarted(timestamp=seconds) | UtteranceEnd(last_word_end=seconds):
-                return None if seconds is None else self.timeline.position_of(seconds)
+                pass
+        return None if seconds is None else self.timeline.position_of(seconds)
 
     def _keep_up(self, now: float) -> Iterable[News]:
         if self.timeline.sent_samples == 0 and now - self._opened_at >= FIRST_AUDIO_SECONDS:

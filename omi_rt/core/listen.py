@@ -18,9 +18,12 @@ from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import ID_RULE, is_valid_id
 
 OPUS_CODECS = frozenset({"opus", "opus_fs320"})
+"""Bare Opus packets. A packet says itself how long it is, so the two names mean the same here."""
 PCM_CODECS = frozenset({"pcm8", "pcm16", "linear16"})
+"""s16le at the declared rate. The 8 of ``pcm8`` names 8 kHz, not the depth (the Omi firmware's
+``config.h`` and its app agree on that)."""
 OPUS_SAMPLE_RATES = (8000, 12000, 16000, 24000, 48000)
-"""The rates that libopus decodes to (opus_decoder_create)."""
+"""The rates in Hz that libopus decodes to and encodes from (RFC 6716, 2.1.3)."""
 PCM_SAMPLE_RATES = range(8000, 48001)
 MAX_CHANNELS = 8
 MAX_OPUS_CHANNELS = 2

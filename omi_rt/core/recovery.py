@@ -20,6 +20,7 @@ speech lacks a final                              tries, because finding out tak
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -39,7 +40,6 @@ CLOSE_TRIES = 5
 final."""
 COST_OF_SILENCE = 3
 """A connection that ignored CloseStream costs this many tries, because it took 10 s to find out."""
-_UNAUTHORIZED = 401
 
 
 @frozen
@@ -159,7 +159,9 @@ class Recovery:
 
     def _renews(self, end: EpochEnd, error: ProviderError) -> bool:
         """Spend the one try that a fresh token is worth after a 401; returns whether there was one."""
-        is_unauthorized = isinstance(error, ProviderRefused) and error.status == _UNAUTHORIZED
+        is_unauthorized = (
+            isinstance(error, ProviderRefused) and error.status == HTTPStatus.UNAUTHORIZED
+        )
         if self._has_renewed or not is_unauthorized or not end.can_renew:
             return False
         self._has_renewed = True

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from enum import Enum
+from http import HTTPStatus
 
 import trio
 
@@ -12,7 +13,6 @@ KEY_PATH = "/v1/auth/token"
 """Deepgram documents it as the quick test of a key."""
 KEY_CHECK_SECONDS = 3.0
 """A start may take so much longer where the network swallows what is sent."""
-_REFUSED = 401
 _LACKS_PERMISSION = "INSUFFICIENT_PERMISSIONS"
 """The other error of a 401: the key is a key, and this path is not for it."""
 
@@ -43,7 +43,10 @@ async def check_key(base: str, key: str, client: HTTPClient) -> tuple[KeyVerdict
         basis = f"HTTP {response.status_code}"
         if response.is_success:
             return KeyVerdict.ACCEPTED, basis
-        if response.status_code == _REFUSED and _LACKS_PERMISSION not in response.text:
+        if (
+            response.status_code == HTTPStatus.UNAUTHORIZED
+            and _LACKS_PERMISSION not in response.text
+        ):
             return KeyVerdict.REFUSED, basis
         return KeyVerdict.UNKNOWN, basis
     return KeyVerdict.UNREACHABLE, f"no answer within {KEY_CHECK_SECONDS:g} s"

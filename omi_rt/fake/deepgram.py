@@ -23,6 +23,7 @@ import trio
 from attrs import define, field
 
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
+from omi_rt.core.groups import first_error
 from omi_rt.core.json import dumps
 from omi_rt.core.live_api import Refused, refusal_body
 from omi_rt.fake.connection import ConnectionOver, ListenConnection
@@ -226,7 +227,7 @@ async def _run(
                 await websocket.aclose()
             nursery.cancel_scope.cancel()
     except* PeerTooSlow as group:
-        record.violate(f"the client does not read: {group.exceptions[0]}")
+        record.violate(f"the client does not read: {first_error(group)}")
 
 
 async def _wait_for_end(stream: FaultyStream, seconds: float | None) -> None:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import OmiRtError
+from omi_rt.core.groups import first_error
 from omi_rt.local.calibration import measure_speech_share
 from omi_rt.local.capacity import Capacity
 from omi_rt.local.cores import usable_cores
@@ -49,7 +50,7 @@ def main() -> int:
     try:
         trio.run(serve, arguments.port, arguments.max_connections)
     except* (OmiRtError, OSError) as errors:
-        sys.stderr.write(f"omi-rt: the embedded recogniser failed: {_first(errors)}\n")
+        sys.stderr.write(f"omi-rt: the embedded recogniser failed: {first_error(errors)}\n")
         status = 1
     return status
 
@@ -87,7 +88,7 @@ async def _calibrate(capacity: Capacity) -> None:
     try:
         capacity.speech_share = await measure_speech_share()
     except* RecogniserError as errors:
-        _log.warning("what recognising speech costs was not measured: %s", _first(errors))
+        _log.warning("what recognising speech costs was not measured: %s", first_error(errors))
 
 
 async def _tell_carried(capacity: Capacity) -> None:
@@ -117,14 +118,6 @@ async def _cancel_at_end_of_input(scope: trio.CancelScope) -> None:
 async def _cancel_at_signal(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for _ in signals:
         scope.cancel()
-
-
-def _first(group: BaseExceptionGroup[Exception]) -> BaseException:
-    """Return the first error that is no group."""
-    error: BaseException = group
-    while isinstance(error, BaseExceptionGroup):
-        error = error.exceptions[0]
-    return error
 
 
 if __name__ == "__main__":

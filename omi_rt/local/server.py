@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, OmiRtError
+from omi_rt.core.groups import errors_in
 from omi_rt.local import wire
 from omi_rt.local.connection import FAULT, Connection
 from omi_rt.local.errors import RecogniserError, UnusableParameters
@@ -47,7 +48,7 @@ class Server:
         try:
             await self._handle(ServerHandshake(stream, MAX_MESSAGE_BYTES))
         except* OmiRtError as errors:
-            for error in _leaves(errors):
+            for error in errors_in(errors):
                 _log.info("a connection to the recogniser ended: %s", error)
         except* Exception:  # noqa: BLE001 - one connection's fault must not reach the others
             _log.exception("a connection to the recogniser failed")
@@ -132,11 +133,3 @@ async def _refuse(
         content_type="application/json",
         headers={"dg-error": message, "dg-request-id": request_id},
     )
-
-
-def _leaves(group: BaseExceptionGroup[OmiRtError]) -> list[OmiRtError]:
-    return [
-        leaf
-        for error in group.exceptions
-        for leaf in (_leaves(error) if isinstance(error, BaseExceptionGroup) else [error])
-    ]

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from attrs import field, frozen, validators
 
 from omi_rt.codecs.wav import WavAudio, WavError, convert, read_wav
+from omi_rt.core.lead_in import MIN_ANCHOR_SECONDS
 from omi_rt.core.voices import Identity
 from omi_rt.profiles.speech import best_stretch
 
@@ -20,8 +21,6 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.profiles.store import StoredSample
 
-MIN_ANCHOR_SECONDS: Final = 1.5
-"""An anchor wins its label with at least 1 s of word time, and no stretch is words alone."""
 SPARE_PEOPLE: Final = 2
 """Read beyond those who fit, so that a broken sample or two leave no gap."""
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Final
 
 from attrs import field, frozen
+from cachetools import LRUCache
 
 from omi_rt.core.audio import AudioFormat
 
@@ -43,51 +43,38 @@ class CachedStretch:
 class ProfileCache:
     """The least recently used go first when the bytes are over the bound. For one thread."""
 
-    __slots__ = ("_bytes", "_entries", "_max_bytes")
+    __slots__ = ("_entries",)
 
     def __init__(self, max_bytes: int = CACHE_BYTES) -> None:
-        self._entries: OrderedDict[CacheKey, CachedStretch] = OrderedDict()
-        self._max_bytes = max_bytes
-        self._bytes = 0
+        self._entries: LRUCache[CacheKey, CachedStretch] = LRUCache(max_bytes, getsizeof=_size)
 
-    @property
-    def entries(self) -> int:
-        """Samples held, in whatever formats and lengths."""
+    def __len__(self) -> int:
+        """Return how many samples are held, in whatever formats and lengths."""
         return len(self._entries)
 
     @property
     def bytes(self) -> int:
         """Bytes held, each entry with its `ENTRY_BYTES`."""
-        return self._bytes
+        return int(self._entries.currsize)
 
     def get(self, key: CacheKey, version: str) -> CachedStretch | None:
         """Return the entry if it is of that very version; one of another version is dropped."""
         entry = self._entries.get(key)
-        if entry is None:
+        if entry is not None and entry.version != version:
+            del self._entries[key]
             return None
-        if entry.version != version:
-            self._drop(key)
-            return None
-        self._entries.move_to_end(key)
         return entry
 
     def put(self, key: CacheKey, entry: CachedStretch) -> None:
         """Keep an entry in place of the key's earlier one; one that is over the bound is not kept."""
-        if key in self._entries:
-            self._drop(key)
-        self._entries[key] = entry
-        self._bytes += _size(entry)
-        while self._bytes > self._max_bytes:
-            self._drop(next(iter(self._entries)))
+        self._entries.pop(key, None)
+        if _size(entry) <= self._entries.maxsize:
+            self._entries[key] = entry
 
     def retain(self, uid: str, names: AbstractSet[str]) -> None:
         """Drop what is kept of samples of ``uid`` that are no longer stored."""
-        gone = [key for key in self._entries if key.uid == uid and key.name not in names]
-        for key in gone:
-            self._drop(key)
-
-    def _drop(self, key: CacheKey) -> None:
-        self._bytes -= _size(self._entries.pop(key))
+        for key in [key for key in self._entries if key.uid == uid and key.name not in names]:
+            del self._entries[key]
 
 
 def _size(entry: CachedStretch) -> int:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from contextlib import asynccontextmanager
 from datetime import datetime
 from enum import Enum
 from typing import TYPE_CHECKING
 
+import trio
 from attrs import frozen
 
 from omi_rt.codecs.wav import WavError, read_wav
@@ -23,7 +25,12 @@ from omi_rt.profiles.store import (
 )
 
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
     from pathlib import Path
+
+
+CLOSE_SECONDS = 5.0
+"""Closing a store takes this long at most."""
 
 
 class ProfileNotFound(OmiRtError):
@@ -64,12 +71,19 @@ class ProfileRow:
     updated: datetime
 
 
-def open_store(bucket: str | None, directory: Path) -> ProfileStore:
-    """Open the store in ``bucket`` (Google Cloud Storage), else the one in ``directory``.
+@asynccontextmanager
+async def open_store(bucket: str | None, directory: Path) -> AsyncIterator[ProfileStore]:
+    """Hold the store in ``bucket`` (Google Cloud Storage) open, else the one in ``directory``.
 
-    Nothing is fetched or made before the first call. Close it with ``aclose``.
+    Nothing is fetched or made before the first call. Leaving the body takes `CLOSE_SECONDS` at most,
+    also when that is by cancellation.
     """
-    return GCSProfileStore(bucket) if bucket else DirectoryProfileStore(directory)
+    store = GCSProfileStore(bucket) if bucket else DirectoryProfileStore(directory)
+    try:
+        yield store
+    finally:
+        with trio.move_on_after(CLOSE_SECONDS, shield=True):
+            await store.aclose()
 
 
 async def put_profile(

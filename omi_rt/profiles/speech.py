@@ -11,7 +11,8 @@ from typing import Final, TypeAlias
 import numpy as np
 from attrs import frozen
 
-from omi_rt.codecs.wav import BYTES_PER_SAMPLE, WavAudio
+from omi_rt.codecs.wav import WavAudio
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 
 Levels: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.float64]]"
 Mask: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.bool_]]"

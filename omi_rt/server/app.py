@@ -8,6 +8,7 @@ import resource
 import uuid
 from datetime import UTC, datetime
 from functools import partial
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -160,7 +161,7 @@ class Server:
         try:
             path, pairs = split_target(request.target)
         except BadRequest as error:
-            await _respond(handshake, HTTPAnswer(400, f"{error}\n"))
+            await _respond(handshake, HTTPAnswer(HTTPStatus.BAD_REQUEST, f"{error}\n"))
             return None
         row = FACES.get(path)
         if row is None or not request.is_upgrade:
@@ -189,7 +190,9 @@ class Server:
         try:
             websocket = handshake.accept(row.headers(call))
         except HandshakeFailed as failure:
-            await _respond(handshake, HTTPAnswer(failure.status or 400, f"{failure}\n"))
+            await _respond(
+                handshake, HTTPAnswer(failure.status or HTTPStatus.BAD_REQUEST, f"{failure}\n")
+            )
             return None
         early: list[bytes | str] = []
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
@@ -243,7 +246,10 @@ class Server:
             return None
         self._metrics.upgrades_refused.labels("origin").inc()
         self._log.info("origin_refused", peer=peer, origin=(origin or "")[:_SHOWN_CHARACTERS])
-        return HTTPAnswer(403, "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n")
+        return HTTPAnswer(
+            HTTPStatus.FORBIDDEN,
+            "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n",
+        )
 
     def _refuse(self) -> HTTPAnswer | None:
         refusal = self.refusal

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 from attrs import field, frozen
@@ -35,22 +36,28 @@ def answer(method: str, path: str, *, refusal: Refusal | None, metrics: Metrics)
     """
     if path in FACES:
         return HTTPAnswer(
-            426, f"{path} is a WebSocket endpoint\n", headers={"Upgrade": "websocket"}
+            HTTPStatus.UPGRADE_REQUIRED,
+            f"{path} is a WebSocket endpoint\n",
+            headers={"Upgrade": "websocket"},
         )
     if path not in {"/healthz", "/readyz", "/metrics"}:
-        return HTTPAnswer(404, "not found\n")
+        return HTTPAnswer(HTTPStatus.NOT_FOUND, "not found\n")
     if method not in {"GET", "HEAD"}:
-        return HTTPAnswer(405, "only GET\n", headers={"Allow": "GET, HEAD"})
+        return HTTPAnswer(
+            HTTPStatus.METHOD_NOT_ALLOWED, "only GET\n", headers={"Allow": "GET, HEAD"}
+        )
     if path == "/metrics":
-        return HTTPAnswer(200, metrics.exposition(), CONTENT_TYPE)
+        return HTTPAnswer(HTTPStatus.OK, metrics.exposition(), CONTENT_TYPE)
     if path == "/readyz" and refusal is not None:
-        return HTTPAnswer(503, f"{refusal.reason}\n")
-    return HTTPAnswer(200, "ok\n")
+        return HTTPAnswer(HTTPStatus.SERVICE_UNAVAILABLE, f"{refusal.reason}\n")
+    return HTTPAnswer(HTTPStatus.OK, "ok\n")
 
 
 def unavailable(reason: str, retry_after: int) -> HTTPAnswer:
     """A 503 with ``Retry-After`` in seconds."""
-    return HTTPAnswer(503, f"{reason}\n", headers={"Retry-After": str(retry_after)})
+    return HTTPAnswer(
+        HTTPStatus.SERVICE_UNAVAILABLE, f"{reason}\n", headers={"Retry-After": str(retry_after)}
+    )
 
 
 def deepgram_refusal(

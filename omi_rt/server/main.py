@@ -37,8 +37,6 @@ if TYPE_CHECKING:
     from omi_rt.log import Announce
     from omi_rt.settings import Settings
 
-_CLOSE_STORE_SECONDS = 5.0
-
 
 @define
 class _End:
@@ -171,12 +169,8 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
     if settings.profile_mode == "off":
         yield None
         return
-    store = open_store(settings.profile_bucket or None, settings.profile_dir)
-    try:
+    async with open_store(settings.profile_bucket or None, settings.profile_dir) as store:
         yield Profiles(store, settings.profile_seconds)
-    finally:
-        with trio.move_on_after(_CLOSE_STORE_SECONDS, shield=True):
-            await store.aclose()
 
 
 def _load_libopus(announce: Announce) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -17,7 +18,6 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.credentials import HTTPClient
     from omi_rt.deepgram.provider import Provider
 
-_REFUSED = 401
 _JITTER = 0.5
 """Of the pause between two probes, at most, on top: servers that start together part."""
 _REQUEST = ListenRequest(uid="probe")
@@ -31,7 +31,7 @@ async def look_at_key(provider: Provider, key: str, client: HTTPClient) -> None:
     verdict, basis = await check_key(provider.base_url, key, client)
     log = get_logger()
     if verdict is KeyVerdict.REFUSED:
-        provider.breaker.refused(_REFUSED, trio.current_time())
+        provider.breaker.refused(HTTPStatus.UNAUTHORIZED, trio.current_time())
         log.error("provider_refuses_key", reason=REFUSED_KEY)
     elif verdict is KeyVerdict.UNREACHABLE:
         log.warning("provider_unreachable", reason=f"the key could not be checked: {basis}")
