@@ -9,9 +9,9 @@ import pytest
 
 from omi_rt.fake import synthesise
 from omi_rt.profiles.commands import list_profiles
-from omi_rt.profiles.memory import MemoryProfileStore
 from omi_rt.profiles.service import Profiles
 from tests.harness import CLOSE_STREAM, Device, listening_server, words_of
+from tests.memory_store import MemoryProfileStore
 from tests.test_identities import ANNA, BEN, USER, conversation, stored
 
 if TYPE_CHECKING:

@@ -10,20 +10,18 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omi_rt.codecs import open_decoder
-from omi_rt.codecs.wav import WavAudio
 from omi_rt.core import endings, events
 from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
-from omi_rt.core.errors import DeviceError, OmiRtError, PeerClosed, PeerTooSlow, ProviderError
-from omi_rt.core.ids import ID_RULE, is_valid_id
+from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
 from omi_rt.core.transcript import Transcript
-from omi_rt.core.voices import Identity
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
+from omi_rt.server.naming import Naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -41,8 +39,6 @@ KEPT_OPEN_SECONDS = 60.0
 """So long may a client that has an idle limit say that it is there without ever sending audio."""
 IDLE_CHECK_SECONDS = 0.25
 """At least between two looks whether a client is idle."""
-STORE_SECONDS = 10.0
-"""So long may it take to store a voice that the client has named."""
 ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
 """Without a final that covers anything: more than lie between two in speech."""
@@ -120,10 +116,8 @@ class Session:
             profile_first=settings.profile_mode == "first",
         )
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
-        self._profiles = profiles
         self._nursery: trio.Nursery | None = None
-        self._is_storing = False
-        self._has_stored = trio.Event()
+        self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
         self._incoming = trio.CancelScope()
         self._incoming_ended = trio.Event()
         self._takes_audio = True
@@ -321,55 +315,10 @@ class Session:
                 if self._takes_audio:
                     self._transcriber.configure(keyterms, numerals=numerals)
             case AssignSpeaker():
-                self._assign_speaker(ask)
+                assert self._nursery is not None
+                self._naming.assign(ask, self._nursery)
             case _:
                 pass
-
-    def _assign_speaker(self, ask: AssignSpeaker) -> None:
-        """Let a speaker be called what the client says, and keep the voice for later sessions."""
-        if ask.person_id is not None and not is_valid_id(ask.person_id):
-            self._tell(events.assignment_failed(ask, f"person_id: {ID_RULE}"))
-            return
-        number = None
-        if ask.speaker is not None:
-            identity = Identity(ask.person_id)
-            number = self._transcript.assign(ask.speaker, identity, ask.segment_ids)
-        if number is None:
-            self._tell(events.assignment_failed(ask, "speaker_id: there is no such speaker"))
-            return
-        self._log.info("speaker_assigned", is_user=ask.person_id is None)
-        obstacle = self._find_obstacle_to_storing()
-        if obstacle is not None:
-            self._tell(events.speaker_assigned(ask, is_stored=False, reason=obstacle))
-            return
-        assert self._nursery is not None
-        self._is_storing = True
-        audio_format = self.coverage.audio_format
-        voice = WavAudio(audio_format.sample_rate, 1, self._transcript.voices.recording(number))
-        self._nursery.start_soon(self._store_voice, ask, voice)
-
-    def _find_obstacle_to_storing(self) -> str | None:
-        if self._profiles is None or not self._request.include_speech_profile:
-            return "no voices are kept in this session"
-        if not self._settings.profile_learn:
-            return "this server stores no voices of its own accord"
-        return "another voice is being stored" if self._is_storing else None
-
-    async def _store_voice(self, ask: AssignSpeaker, voice: WavAudio) -> None:
-        """Store a voice within `STORE_SECONDS`, and tell what became of it."""
-        assert self._profiles is not None
-        reason: str | None = f"the profile store took over {STORE_SECONDS:g} s"
-        with trio.move_on_after(STORE_SECONDS):
-            try:
-                await self._profiles.store_voice(self._request.uid, ask.person_id, voice)
-                reason = None
-            except OmiRtError as error:
-                reason = str(error)
-        self._is_storing = False
-        self._has_stored.set()
-        self._has_stored = trio.Event()
-        self._log.info("voice_stored" if reason is None else "voice_not_stored")
-        self._tell(events.speaker_assigned(ask, is_stored=reason is None, reason=reason))
 
     def _tell_undecodable(self) -> None:
         if self._has_told_undecodable:
@@ -437,8 +386,7 @@ class Session:
     async def _take_leave(self) -> None:
         self._incoming.cancel()
         await self._incoming_ended.wait()
-        while self._is_storing:
-            await self._has_stored.wait()
+        await self._naming.wait_until_stored()
         if self._device_is_there:
             self._tell(
                 events.session_ended(
