@@ -646,3 +646,50 @@ async def test_a_configure_that_cannot_be_is_answered_with_deepgrams_code(
         await play(device, TALK)
     assert device.event("ConfigureFailure")["code"] == code
     assert said_finally(device) == TALK.transcript()
+
+
+async def test_a_full_server_says_so_in_deepgrams_form(autojump_clock: MockClock) -> None:
+    async with (
+        listening_server(max_sessions=1) as (world, _fake),
+        world.client(PATH, QUERY) as device,
+    ):
+        with pytest.raises(HandshakeFailed) as caught:
+            await open_websocket(world.open_stream(), f"ws://server{PATH}?{urlencode(QUERY)}")
+        await play(device, TALK)
+    assert caught.value.status == 503
+    assert caught.value.retry_after is not None
+    assert said_finally(device) == TALK.transcript()
+
+
+async def test_a_foreign_page_is_refused_in_deepgrams_form(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake):
+        status, headers, body = await refusal(world, QUERY, {"Origin": "https://evil.example"})
+    assert (status, body["err_code"]) == (403, "FORBIDDEN")
+    assert body["err_msg"] == headers["dg-error"]
+
+
+async def test_other_sessions_do_not_notice_what_one_client_does_wrong(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.client(PATH, QUERY) as good,
+        world.client(PATH, QUERY, headers=KEY) as bad,
+        world.client(PATH, QUERY) as worse,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(play, good, TALK)
+        for text in ["{" * 60_000] * 5 + ["no JSON", '{"type":"Finalize","channel":99}'] * 100:
+            bad.send(text)
+        # A text frame that is no UTF-8, masked with zeros.
+        await worse.stream.send_all(b"\x81\x82\x00\x00\x00\x00\xff\xfe")
+        await worse.ended()
+        bad.send(CLOSE_STREAM)
+        await bad.ended()
+    assert worse.closed is not None
+    assert worse.closed.code == 1007
+    assert bad.closed is not None
+    assert bad.closed.code == 1000
+    assert said_finally(good) == TALK.transcript()
+    assert good.events("Error") == []
+    assert "sesame" not in "".join(capsys.readouterr())

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from omi_rt.core.asks import Pass
+from omi_rt.core.audio import AudioFormat
+from omi_rt.faces.omi import OmiFace, Proof, Version
+from omi_rt.faces.table import FACES
 from omi_rt.fake import FaultScript, Options, Script, plain_words, synthesise
 from omi_rt.fake.faults import Drop, Malformed
 from omi_rt.fake.speech import utterance
@@ -343,3 +348,16 @@ async def test_without_asking_no_interim_comes(autojump_clock: MockClock) -> Non
         await play(device)
     assert device.events("interim") == []
     assert words_of(device.segments) == TALK.transcript()
+
+
+def test_only_the_two_bytes_of_an_empty_pong_are_a_fake_pong() -> None:
+    face = OmiFace(Version(Proof.UID_PARAMETER), AudioFormat(16_000, 1))
+    assert face.read_short(b"\x8a\x00") == Pass()
+    assert [face.read_short(each) for each in (b"", b"\x8a", b"\x00\x8a", b"\x08\x00")] == [
+        None
+    ] * 4
+
+
+def test_each_path_of_the_table_is_told_as_a_websocket_endpoint() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"`{path}`" in text for path in FACES)
