@@ -34,6 +34,10 @@ bench:
 bench-quick:
     {{python}} -m bench.run --quick
 
+# What the embedded recogniser understands, whom it tells apart, how late it is: 4 minutes.
+bench-recogniser *arguments:
+    {{python}} -m bench.recogniser {{arguments}}
+
 # A flame graph of a loaded server.
 profile *arguments:
     {{python}} -m bench.flame {{arguments}}

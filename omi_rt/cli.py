@@ -409,7 +409,7 @@ def _fill_standard_descriptors() -> None:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn an expected failure into one line and exit status 1."""
+    """Turn an expected failure into one line and exit status 1; 2 where a setting is wrong."""
     problem: BaseException | None = None
     was_interrupted = False
     try:
@@ -422,4 +422,4 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
     if problem is not None:
         _complain(f"omi-rt: {problem}")
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_USAGE if isinstance(problem, SettingsError) else EXIT_FAILED)

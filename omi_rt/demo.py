@@ -78,10 +78,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
                 handles_signals=False,
             )
             address = await nursery.start(run_server)
-            terminal.print_error(
-                f"streaming {recording.seconds:.1f} s of two voices as Opus; "
-                "without a key they are shown as one speaker"
-            )
+            terminal.print_error(f"streaming {recording.seconds:.1f} s of two voices as Opus")
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
             summary = await stream_recording(recording, options, show)
             nursery.cancel_scope.cancel()
@@ -102,11 +99,17 @@ def _summarise(
     return {
         "audio": f"{summary.audio_seconds:.1f} s",
         "segments": str(len(segments)),
-        "speakers": "one: without a key the voices are not told apart",
+        "speakers": _speakers({segment["speaker"] for segment in segments}),
         "words right": f"{word_accuracy(sample_text(), text):.0%}",
         "delay": _range(delays) + " from the end of a segment's last word to the segment",
         "seconds lost": f"{summary.session_ended['lost']:g}",
     }
+
+
+def _speakers(heard: set[str]) -> str:
+    if len(heard) > 1:
+        return f"{len(heard)}; the recording has 2"
+    return "1; the recording has 2: pip install 'omi-rt[speakers]' tells them apart, and so does Deepgram"
 
 
 async def _wait_for_interrupt(

@@ -75,6 +75,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _path_or_name(text: str) -> str:
+    """a path or a name"""
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
 def _log_key(text: str) -> str:
     """16 or more characters of printable ASCII without spaces"""
     if len(text) < 16:
@@ -200,6 +207,20 @@ class Settings:
         _seconds(1, 3600),
         30.0,
         "seconds between heartbeats",
+    )
+    whisper_model: str = _env(
+        "OMI_RT_WHISPER_MODEL",
+        _path_or_name,
+        "",
+        "the embedded recogniser's Whisper model: a directory, a name that faster-whisper knows, or off "
+        "for pocketsphinx (default tiny.en where it is installed)",
+    )
+    local_connections: int = _env(
+        "OMI_RT_LOCAL_CONNECTIONS",
+        _integer(1, 1000),
+        0,
+        "connections that the embedded recogniser carries (default what it measures); a session takes "
+        "one, and for a while two where a stored voice is to be recognised",
     )
     max_sessions: int = _env(
         "OMI_RT_MAX_SESSIONS",

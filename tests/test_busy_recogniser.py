@@ -223,7 +223,8 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
     """Its process runs a thirtieth of the time, as where many want the processor."""
     with sample_wav() as path:
         pcm = convert(read_wav(path.read_bytes()), 16000, 1).pcm
-    async with serving() as server:
+    # pocketsphinx works in small steps, so that it is slow and never seems to stand still.
+    async with serving(OMI_RT_WHISPER_MODEL="off") as server:
         async with (
             server.device(codec="pcm16", sample_rate=16000) as device,
             trio.open_nursery() as nursery,
@@ -244,7 +245,6 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
         log = server.program.errors
     statuses = [s for s in device.statuses() if s.startswith("stt_")]
     assert statuses == ["stt_behind", "stt_caught_up"]
-    assert {segment["speaker"] for segment in device.segments} == {"SPEAKER_00"}
     assert device.event("session_ended")["sent"]["replay"] == 0.0
     assert device.event("session_ended")["lost"] == 0.0
     text = " ".join(segment["text"] for segment in device.segments)

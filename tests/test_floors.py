@@ -32,8 +32,10 @@ FLOORS = [
 ONE_IMPORTER = {
     "cachetools",
     "click",
+    "faster_whisper",
     "google",
     "httpx",
+    "onnxruntime",
     "opuslib",
     "orjson",
     "pocketsphinx",

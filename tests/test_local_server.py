@@ -15,7 +15,9 @@ from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.local import pipe
 from omi_rt.local.capacity import Capacity
+from omi_rt.local.choice import Choice
 from omi_rt.local.connection import DRAIN_SECONDS, IDLE_SECONDS, NOTABLE_SECONDS, QUEUE_SECONDS
+from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.pipe import Kind
 from omi_rt.local.pool import BUSY_SECONDS, START_SECONDS, Worker, WorkerPool
 from omi_rt.local.server import Server
@@ -78,8 +80,11 @@ class ScriptedPool(WorkerPool):
     """Has one worker to give, or none."""
 
     def __init__(self, process: FakeProcess | None) -> None:
-        super().__init__()
+        super().__init__(Choice())
+        self.info = RecogniserInfo("script", "none", ("en",))
         self._worker = process and Worker(cast("trio.Process", process))
+        if self._worker:
+            self._worker.info = self.info
 
     async def take(self) -> Worker:
         return self._worker or await super().take()

@@ -10,14 +10,17 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from attrs import define, field, frozen
+from attrs import define, field
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.local import pipe, worker
+from omi_rt.local.decoding import DecodedWord, RecogniserInfo
 from omi_rt.local.endpointer import (
     FRAME_BYTES,
     FRAME_SAMPLES,
+    WHISPER_PACING,
+    Pacing,
 )
 from omi_rt.local.pipe import Kind
 from omi_rt.local.recogniser import Final, StreamRecogniser
@@ -33,14 +36,6 @@ if TYPE_CHECKING:
 
 LINEAR16 = "encoding=linear16&sample_rate=16000"
 LOUD, QUIET = b"\x00\x10" * FRAME_SAMPLES, b"\x00\x00" * FRAME_SAMPLES
-
-
-@frozen
-class ScriptedWord:
-    text: str
-    start: int
-    end: int
-    confidence: float = 0.5
 
 
 @define
@@ -64,16 +59,29 @@ class ScriptedDecoder:
         assert pcm
         self.utterances[-1] += pcm
 
-    def finish(self) -> Sequence[ScriptedWord]:
+    def peek(self) -> Sequence[DecodedWord]:
+        assert self.is_open
+        return [DecodedWord(f"{len(self.utterances[-1]) // FRAME_BYTES}", 0, 160, 0.5)]
+
+    def finish(self) -> Sequence[DecodedWord]:
         assert self.is_open
         self.is_open = False
         # Rounded up to whole decoder frames, as pocketsphinx does: it may end after the audio.
         end = -(-len(self.utterances[-1]) // 320) * 160
         return (
-            [ScriptedWord(f"word{len(self.utterances)}", 0, end)]
+            [DecodedWord(f"word{len(self.utterances)}", 0, end, 0.5)]
             if any(self.utterances[-1])
             else []
         )
+
+
+class ScriptedRecogniser:
+    info = RecogniserInfo("script", "one word", ("en",))
+    pacing = Pacing()
+
+    def open(self, language: str | None) -> ScriptedDecoder:
+        assert language == "en"
+        return ScriptedDecoder()
 
 
 def recogniser(
@@ -81,6 +89,8 @@ def recogniser(
     rate: int = MODEL_RATE,
     channels: int = 1,
     multichannel: bool = False,
+    pacing: Pacing | None = None,
+    interim_seconds: float = 0.0,
 ) -> StreamRecogniser:
     remaining = list(decoders) or [ScriptedDecoder()]
     return StreamRecogniser(
@@ -88,6 +98,8 @@ def recogniser(
         channels=channels,
         multichannel=multichannel,
         make_decoder=lambda: remaining.pop(0),
+        pacing=pacing,
+        interim_seconds=interim_seconds,
     )
 
 
@@ -97,11 +109,17 @@ def recogniser(
     flushes=st.sets(st.integers(0, 8)),
     rate=st.sampled_from([8_000, 16_000, 44_100]),
     torn=st.integers(0, 600),
+    pacing=st.sampled_from([Pacing(), WHISPER_PACING]),
 )
 def test_finals_follow_each_other_exactly_and_cover_all_audio(
-    frames: list[tuple[bool, int]], cuts: list[int], flushes: set[int], rate: int, torn: int
+    frames: list[tuple[bool, int]],
+    cuts: list[int],
+    flushes: set[int],
+    rate: int,
+    torn: int,
+    pacing: Pacing,
 ) -> None:
-    stream = recogniser(rate=rate)
+    stream = recogniser(rate=rate, pacing=pacing)
     audio = b"".join((LOUD if loud else QUIET) * length for loud, length in frames) + b"\x01" * torn
     finals: list[Final] = []
     accepted = 0
@@ -131,6 +149,16 @@ def test_each_utterance_is_decoded_once_and_whole() -> None:
     assert [[word.text for word in final.words] for final in finals] == [["word1"], ["word2"]]
     assert [final.at_pause for final in finals] == [True, True]
     assert [utterance.count(LOUD) for utterance in decoder.utterances] == [40, 20]
+
+
+def test_interims_come_every_second_of_an_utterance_and_cover_nothing() -> None:
+    stream = recogniser(interim_seconds=1.0)
+    heard = list(stream.feed(LOUD * 120 + QUIET * 20))
+    assert [final.is_interim for final in heard] == [True, True, True, False]
+    # After 34, 68 and 102 frames: the first ones of over 1, 2 and 3 s.
+    assert [final.words[0].text for final in heard] == ["34", "68", "102", "word1"]
+    assert {final.start for final in heard} == {0.0}
+    assert [final.end for final in heard] == pytest.approx([1.02, 2.04, 3.06, 3.9])
 
 
 def test_the_last_word_is_heard_though_it_is_short() -> None:
@@ -165,9 +193,9 @@ def test_two_channels_are_recognised_apart_or_mixed() -> None:
 
 def worked(*frames: bytes) -> list[Any]:
     sink = io.BytesIO()
-    work(io.BytesIO(b"".join(frames)), sink, ScriptedDecoder)
+    work(io.BytesIO(b"".join(frames)), sink, ScriptedRecogniser())
     ready, *lines = sink.getvalue().decode().splitlines()
-    assert ready == pipe.READY_LINE
+    assert pipe.parse_ready(ready) == ScriptedRecogniser.info
     return [json.loads(line) for line in lines if pipe.parse_progress(line) is None]
 
 
@@ -211,7 +239,7 @@ def test_a_worker_says_how_far_it_has_come_and_what_that_took(
     monkeypatch.setattr(worker, "process_time", lambda: float(next(looks)))
     sink = io.BytesIO()
     frames = b"".join(pipe.audio_frames(LOUD * 100)) + pipe.frame(Kind.AUDIO, QUIET)
-    work(io.BytesIO(opening() + frames + pipe.frame(Kind.END)), sink, ScriptedDecoder)
+    work(io.BytesIO(opening() + frames + pipe.frame(Kind.END)), sink, ScriptedRecogniser())
     told = [p for line in sink.getvalue().decode().splitlines() if (p := pipe.parse_progress(line))]
     worked = [0.512, 1.024, 1.536, 2.048, 2.56, 3.0, 3.03]
     assert [progress.worked_seconds for progress in told] == worked

@@ -83,6 +83,9 @@ DEFAULT_OPTIONS: dict[str, tuple[str, ...]] = {
 
 MAX_LABEL = 999
 """A speaker label or channel over this is no number that a provider means."""
+UNKNOWN_SPEAKER = MAX_LABEL
+"""The embedded recogniser's label of words of which it cannot tell whose they are. They may be anybody's:
+they are no vote, and nobody's voice."""
 
 _FINAL_CLOSE_CODES = frozenset({1008})
 _RETRYABLE_STATUSES = frozenset({408, 425, 429, 499})

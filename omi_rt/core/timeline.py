@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, frozen
 
+from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
@@ -406,9 +407,10 @@ class Timeline:
         if middle is None:
             return None
         if middle.position is None:
-            # A word that the provider gave no label is no vote, nor is one that came before.
+            # A word of which it is not known whose it is is no vote, nor is one that came before.
             heard_before = (start + end) // 2 < self._heard_until[channel]
-            if middle.anchor is None or word.speaker is None or heard_before:
+            is_unknown = word.speaker in {None, UNKNOWN_SPEAKER}
+            if middle.anchor is None or is_unknown or heard_before:
                 return None
             place = middle.said_at
             if place is not None:

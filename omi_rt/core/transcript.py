@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Merged, Speakers
@@ -91,8 +92,12 @@ class Transcript:
         if self._keeps_voices and words:
             self.voices.identified = self._speakers.identified
             contested = labels.contested
-            pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
-            self.voices.hear(pure if contested else numbered, backlog)
+            pure = [
+                (number, word)
+                for number, word in numbered
+                if (word.channel, word.label) not in contested and word.label != UNKNOWN_SPEAKER
+            ]
+            self.voices.hear(pure, backlog)
         identity_of = self._speakers.identity_of
         segments = make_segments(numbered, identity_of, self._new_id)
         self._tell_client(

@@ -218,4 +218,5 @@ class Connection:
             // (2 * self._parameters.channels)
             / self._parameters.sample_rate,
             channels=self._parameters.channels,
+            info=self._worker.info,
         )

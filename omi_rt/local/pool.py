@@ -5,11 +5,16 @@ from __future__ import annotations
 import logging
 import subprocess
 import sys
+from typing import TYPE_CHECKING
 
 import trio
 
-from omi_rt.local import pipe
+from omi_rt.local import pipe, worker
+from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.errors import RecogniserError
+
+if TYPE_CHECKING:
+    from omi_rt.local.choice import Choice
 
 START_SECONDS = 30.0
 """Until a worker must have loaded the model; it takes 0.6 s on an idle core."""
@@ -25,6 +30,9 @@ _log = logging.getLogger("omi_rt.local")
 class Worker:
     """One worker process. `aclose` must be called in the end."""
 
+    info: RecogniserInfo
+    """What it said of itself, once it was ready."""
+
     def __init__(self, process: trio.Process) -> None:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -32,6 +40,11 @@ class Worker:
         self._stdin = process.stdin
         self._stdout = process.stdout
         self._received = bytearray()
+
+    @property
+    def pid(self) -> int:
+        """Of the process."""
+        return self._process.pid
 
     @property
     def is_alive(self) -> bool:
@@ -78,39 +91,43 @@ class Worker:
             await self._process.wait()
 
 
-async def start_worker() -> Worker:
-    """Start a worker and wait until it has loaded the model.
+async def start_worker(choice: Choice) -> Worker:
+    """Start a worker and wait until it has loaded what was chosen.
 
     Cancelling this ends it.
 
     Raises:
         RecogniserError: it did not get ready within `START_SECONDS`; it has said why on stderr.
     """
-    worker = Worker(
+    started = Worker(
         await trio.lowlevel.open_process(
-            [sys.executable, "-m", "omi_rt.local.worker"],
+            [sys.executable, "-m", "omi_rt.local.worker", *worker.arguments(choice)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
         )
     )
-    ready = False
+    info: RecogniserInfo | None = None
     try:
         with trio.move_on_after(START_SECONDS):
-            ready = await worker.receive_line() == pipe.READY_LINE
+            info = pipe.parse_ready(await started.receive_line() or "")
     finally:
-        if not ready:
-            await worker.aclose()
-    if not ready:
+        if info is None:
+            await started.aclose()
+    if info is None:
         raise RecogniserError("a recogniser process did not get ready")
-    return worker
+    started.info = info
+    return started
 
 
 class WorkerPool:
     """Hands out workers that are ready, and starts the next one while the last one works."""
 
-    def __init__(self) -> None:
+    def __init__(self, choice: Choice) -> None:
+        self._choice = choice
         self._send, self._receive = trio.open_memory_channel[Worker](0)
         self._ready = trio.Event()
+        self.info = RecogniserInfo("", "", ())
+        """What the workers say of themselves, once the first one is ready."""
 
     async def run(self) -> None:
         """Keep one worker ready, until cancelled.
@@ -121,18 +138,19 @@ class WorkerPool:
         """
         while True:
             try:
-                worker = await start_worker()
+                started = await start_worker(self._choice)
             except RecogniserError as error:
                 if not self._ready.is_set():
                     raise
                 _log.warning("%s; trying again", error)
                 await trio.sleep(RETRY_SECONDS)
                 continue
+            self.info = started.info
             self._ready.set()
             try:
-                await self._send.send(worker)
+                await self._send.send(started)
             except trio.Cancelled:
-                await worker.aclose()
+                await started.aclose()
                 raise
 
     async def wait_ready(self) -> None:
@@ -149,9 +167,9 @@ class WorkerPool:
         """
         with trio.move_on_after(START_SECONDS):
             while True:
-                worker = await self._receive.receive()
-                if worker.is_alive:
-                    return worker
+                waiting = await self._receive.receive()
+                if waiting.is_alive:
+                    return waiting
                 _log.warning("a recogniser process that waited for work has died")
-                await worker.aclose()
+                await waiting.aclose()
         raise RecogniserError("no recogniser process was ready in time")

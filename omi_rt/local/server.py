@@ -21,8 +21,7 @@ if TYPE_CHECKING:
     from omi_rt.local.pool import WorkerPool
 
 DEFAULT_MAX_CONNECTIONS = 64
-"""A worker takes 90 MB. How many connections can be carried is for `Capacity` to say: one more than that
-is not refused here, for it may take the place of one that was lost."""
+"""A worker takes 90 to 330 MB. How many of these can be carried is for `Capacity` to say."""
 MAX_MESSAGE_BYTES = 1_048_576
 """Five seconds of the widest audio that is taken, 48 kHz stereo."""
 SEND_SECONDS = 10.0
@@ -63,12 +62,12 @@ class Server:
             if path != wire.PATH:
                 await _refuse(handshake, 404, "NOT_FOUND", f"only {wire.PATH} is here", request_id)
                 return
-            parameters = ListenParameters.from_query(query)
+            parameters = ListenParameters.from_query(query, self._pool.info.languages)
         except UnusableParameters as error:
             await _refuse(handshake, 400, "INVALID_QUERY_PARAMETER", str(error), request_id)
             return
         if self._capacity.is_full:
-            message = f"{self._capacity.max_connections} connections are the limit"
+            message = "there are as many connections as the processors carry"
             await _refuse(handshake, 429, "TOO_MANY_REQUESTS", message, request_id)
             return
         load = self._capacity.open(parameters.channels if parameters.multichannel else 1)
@@ -86,7 +85,7 @@ class Server:
     ) -> None:
         try:
             websocket = handshake.accept(
-                {"dg-request-id": request_id, "dg-model-name": wire.MODEL_NAME}
+                {"dg-request-id": request_id, "dg-model-name": wire.model_name(self._pool.info)}
             )
         except HandshakeFailed as error:
             await _refuse(handshake, error.status or 400, "Bad Request", str(error), request_id)

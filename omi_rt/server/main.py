@@ -17,7 +17,7 @@ from omi_rt.core.budget import BacklogBudget
 from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
-from omi_rt.local.wire import LANGUAGES
+from omi_rt.local.wire import ANY_LANGUAGE
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
 from omi_rt.net.listeners import open_listeners
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.local.decoding import RecogniserInfo
     from omi_rt.log import Announce
     from omi_rt.settings import Settings
 
@@ -198,14 +199,46 @@ async def _upstream(settings: Settings, announce: Announce) -> AsyncIterator[_Up
     if not settings.uses_embedded_recogniser:
         yield _Upstream(settings.deepgram_url)
         return
-    announce(
-        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)",
-        "embedded_recogniser",
-    )
     room = Room()
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(partial(run_local_recogniser, room=room))
+        url = await nursery.start(
+            partial(
+                run_local_recogniser,
+                max_connections=settings.local_connections or None,
+                model=settings.whisper_model,
+                room=room,
+                announce=lambda line: announce(line, "embedded_recogniser"),
+            )
+        )
+        info = room.info
+        assert info is not None
+        announce(_describe(info), "embedded_recogniser", model=info.model)
+        for note in room.notes:
+            announce(note, "embedded_recogniser")
+        nursery.start_soon(_tell_carried, room, announce)
         yield _Upstream(
-            url, LANGUAGES, tells_speakers_apart=False, find_carried=lambda: room.carried
+            url,
+            frozenset({*info.languages, ANY_LANGUAGE}),
+            tells_speakers_apart=info.tells_speakers_apart,
+            find_carried=lambda: room.carried,
         )
         nursery.cancel_scope.cancel()
+
+
+def _describe(info: RecogniserInfo) -> str:
+    languages = "English" if info.languages == ("en",) else f"{len(info.languages)} languages"
+    speakers = "tells speakers apart" if info.tells_speakers_apart else "one speaker"
+    return (
+        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser "
+        f"({info.model}, {languages}, {speakers})"
+    )
+
+
+async def _tell_carried(room: Room, announce: Announce) -> None:
+    """Say once how many sessions the embedded recogniser carries, when it has measured that."""
+    await room.measured.wait()
+    announce(
+        f"the embedded recogniser carries {room.carried} sessions on this machine",
+        "embedded_recogniser",
+        sessions=room.carried,
+    )
