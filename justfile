@@ -50,4 +50,8 @@ soak *arguments:
 flood *arguments:
     {{python}} -m bench.flood {{arguments}}
 
+# Autobahn's fuzzing client against the WebSocket shell: a minute. It needs Python 2.7 (AUTOBAHN_PYTHON).
+autobahn:
+    {{python}} -m tests.autobahn
+
 check: lint types test demo

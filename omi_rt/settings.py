@@ -277,6 +277,12 @@ class Settings:
         10.0,
         "seconds of the user's profile that are sent",
     )
+    profile_learn: bool = _env(
+        "OMI_RT_PROFILE_LEARN",
+        _flag,
+        True,
+        "0: a voice that a client names is not stored; it is known until its session ends",
+    )
     log_level: str = _env(
         "OMI_RT_LOG_LEVEL",
         _one_of("debug", "info", "warning", "error"),

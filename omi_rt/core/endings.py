@@ -6,7 +6,7 @@ from enum import Enum
 
 from attrs import frozen
 
-_KEPT_CLOSE_CODES = frozenset({1008, 1009, 1011})
+_KEPT_CLOSE_CODES = frozenset({1007, 1008, 1009, 1011})
 """These name a fault, and are passed on to a device that is lost; any other code becomes 1001."""
 
 

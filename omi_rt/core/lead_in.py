@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.voices import Place, Voice
 
@@ -25,7 +26,10 @@ TAIL_SILENCE_SECONDS = 0.3
 """This much silence lies between the early speech that goes up last and the session's audio, which must
 not wait for long."""
 SPEAKER_SECONDS = 3.0
-"""A clip of a speaker heard in the session has at most this length; early speech may be longer."""
+"""A lead-in has at most this much of a speaker heard in the session; early speech may be longer."""
+KEPT_SECONDS = 7.0
+"""A clip of a speaker has at most this length. It is more than a lead-in takes, so that a voice that is
+named can be stored, for which 5 s are the least."""
 LEAD_IN_SECONDS = 24.0
 """All voices of a lead-in together have at most this length, without the silence between them."""
 ALLOWANCE_RATE = 20.0 / 60.0
@@ -251,7 +255,7 @@ class _Clip:
 
 
 class VoiceClips:
-    """Up to `SPEAKER_SECONDS` of each speaker heard last, made of whole words that are clear and recent.
+    """Up to `KEPT_SECONDS` of each speaker heard last, made of whole words that are clear and recent.
 
     Once a clip is full it takes new words only every `RENEWAL_SECONDS`, so "recent" is no more exact
     than that.
@@ -301,7 +305,7 @@ class VoiceClips:
             kept = self._clips.setdefault(into, _Clip())
             self._clips.move_to_end(into)
             kept.pieces = self._latest(
-                [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
+                [*clip.pieces, *kept.pieces], self._format.samples(KEPT_SECONDS)
             )
 
     def clips(
@@ -326,6 +330,13 @@ class VoiceClips:
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
 
+    def recording(self, speaker: int) -> bytes:
+        """What is kept of a speaker, as one channel of linear16 with short pauses; empty for nothing."""
+        clip = self._clips.get(speaker)
+        pieces = [] if clip is None else clip.pieces
+        joint = bytes(BYTES_PER_SAMPLE * self._format.samples(JOINT_SECONDS))
+        return joint.join(self._format.one_channel(each.payload, each.channel) for each in pieces)
+
     def length(self, pieces: Sequence[_Piece]) -> int:
         """The number of samples that the pieces have once they are joined."""
         joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
@@ -339,7 +350,7 @@ class VoiceClips:
             self._forget_one()
         if run[0].start < clip.fresh_until:
             return
-        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(SPEAKER_SECONDS)
+        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(KEPT_SECONDS)
         while run:
             # A piece takes whole words, as many as it holds.
             start = run[0].start

@@ -224,6 +224,43 @@ class Speakers:
         labels.again += words
         return self._identified_since(dict(self._identities), labels)
 
+    def assign(
+        self, number: int, identity: Identity, segment_ids: Sequence[str] = ()
+    ) -> list[Merged | Identified] | None:
+        """Let a speaker be somebody because the client says so, who knows best.
+
+        Args:
+            number: the speaker's, now or before a merge.
+            identity: whose voice it is.
+            segment_ids: the segments that are corrected; none means all of the speaker's.
+
+        Returns:
+            What that changes, to be told; None where there is no such speaker.
+        """
+        if not 0 <= number < self._next:
+            return None
+        number = self.current(number)
+        told: list[Merged | Identified] = []
+        known_as = self._number_with(identity)
+        if known_as is not None and known_as != number:
+            if self._apart.has_pair({known_as, number}):
+                # Two voices cannot be one person: the other was taken for this one.
+                del self._identities[known_as]
+                told.append(Identified(known_as, None, self._sent.take_back(known_as)))
+            else:
+                into = min(known_as, number)
+                told.append(self._merge(max(known_as, number), into))
+                number = into
+        self._identities[number] = identity
+        meant = set(segment_ids)
+        ids = self._sent.identify(
+            number,
+            identity,
+            lambda segment: not meant or segment.id in meant,
+            self._sent.count,
+        )
+        return [*told, Identified(number, identity, ids)]
+
     # What a vote tells.
 
     def _claim(

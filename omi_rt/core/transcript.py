@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.timeline import Heard, LeadInWord
     from omi_rt.core.updates import Update
-    from omi_rt.core.voices import Voice
+    from omi_rt.core.voices import Identity, Voice
     from omi_rt.core.votes import Vote
 
 
@@ -128,6 +128,17 @@ class Transcript:
     def tell(self, update: Update) -> None:
         """Tell the client what comes from its provider and is no transcript."""
         self._tell_client(update)
+
+    def assign(self, number: int, identity: Identity, segment_ids: Sequence[str]) -> int | None:
+        """Let a speaker be somebody, as the client says, and tell what that corrects.
+
+        Returns the number that the speaker has then; None where there is no such speaker.
+        """
+        told = self._speakers.assign(number, identity, segment_ids)
+        if told is None:
+            return None
+        self._tell(told)
+        return self._speakers.current(number)
 
     def learn(
         self,

@@ -105,6 +105,7 @@ class Transcriber:
                 switch=self._switch,
             )
         self._finalizing = FinalizeRequests(coverage)
+        self._finalize_sent: int | None = None
         self._configuring = ConfigureRequest()
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
@@ -142,10 +143,7 @@ class Transcriber:
         answered = self._finalizing.ask(channel, trio.current_time())
         for each in answered or ():
             self._answer_finalize(each)
-        position, epoch = self._finalizing.position, self._serving
-        if position is not None and epoch is not None and epoch.exchange.phase is Phase.LIVE:
-            epoch.exchange.finalize_behind(position)
-            epoch.wake()
+        self._pass_finalize()
 
     def configure(self, keyterms: tuple[str, ...] | None, *, numerals: bool | None) -> None:
         """Pass the client's options on to the provider; what is None stays as it is.
@@ -310,8 +308,8 @@ class Transcriber:
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
         epoch.exchange.go_live(is_planned=is_planned)
-        if self._finalizing.position is not None:
-            epoch.exchange.finalize_behind(self._finalizing.position)
+        self._finalize_sent = None
+        self._pass_finalize()
         if self._audio_ended:
             self._finish(epoch)
         epoch.wake()
@@ -427,6 +425,16 @@ class Transcriber:
             self._request = evolve(self._request, options=options)
         self._transcript.tell(Configured(keyterms, failure))
 
+    def _pass_finalize(self) -> None:
+        """Ask the provider for what the client wants finalised, once for each position."""
+        position, epoch = self._finalizing.position, self._serving
+        if position in {None, self._finalize_sent} or epoch is None:
+            return
+        if epoch.exchange.phase is Phase.LIVE:
+            self._finalize_sent = position
+            epoch.exchange.finalize_behind(position or 0)
+            epoch.wake()
+
     def _answer_finalize(self, channel: int) -> None:
         """Tell the client that its Finalize is done, where no final of the provider's says so."""
         if channel == 0 or not self._request.is_mixed_down:
@@ -440,6 +448,7 @@ class Transcriber:
         self._report.note_progress(self._coverage.watermark, now)
         for channel in self._finalizing.take_progress(now):
             self._answer_finalize(channel)
+        self._pass_finalize()
         self._room.set()
 
     # After an epoch.

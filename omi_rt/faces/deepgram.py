@@ -68,6 +68,8 @@ class DeepgramFace(Face):
         self._tells_speakers = _is_on(options, "diarize") or "diarize_model" in options
         self._punctuates = _is_on(options, *_PUNCTUATING)
         self._tells_languages = options.get("language") == ("multi",)
+        self._tells_beginnings = _is_on(options, "vad_events")
+        self._tells_pauses = "utterance_end_ms" in options
         self._tracks = 1 if request.is_mixed_down else request.channels
         self._told_until = [0] * self._tracks
         self._digest = hashlib.sha256()
@@ -118,10 +120,10 @@ class DeepgramFace(Face):
                 return self._results(update)
             case Interim():
                 return self._interim(update)
-            case SpeechBegan(channels=channels, position=position):
+            case SpeechBegan(channels=channels, position=position) if self._tells_beginnings:
                 index = self._index(channels)
                 return [live_api.speech_started(index, seconds(position))]
-            case SpeechPaused(channels=channels, last_word_end=end):
+            case SpeechPaused(channels=channels, last_word_end=end) if self._tells_pauses:
                 return [live_api.utterance_end(self._index(channels), seconds(end))]
             case Configured(keyterms=keyterms, failure=failure):
                 if failure is not None:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.json import dumps
+from omi_rt.core.live_api import IDLE_REASON, Control, ControlKind, read_control, schema_error
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.fake.clocks import claim_ahead, speed_up
 from omi_rt.fake.fault_queue import FaultQueue
@@ -33,12 +34,9 @@ from omi_rt.fake.faults import (
 )
 from omi_rt.fake.messages import (
     CLOSE_REASONS,
-    IDLE_REASON,
     Closing,
     MessageMaker,
     RawFrame,
-    parse_control,
-    schema_error,
 )
 from omi_rt.fake.outbox import Outbox, Queued
 from omi_rt.fake.transcription import ChannelFinal, StreamTranscriber
@@ -176,7 +174,12 @@ class ListenConnection:
 
     def _hear(self, now: float) -> None:
         self._hear_at = math.inf
-        self._put(self._audio.hear(), now)
+        finals = self._audio.hear()
+        self._put(finals, now)
+        if self._parameters.interim_results or self._parameters.vad_events:
+            for channel, notice in self._audio.notices(finals):
+                message = self._messages.notice(notice, channel)
+                self._outbox.put_notice(dumps(message), channel, self._due(now))
 
     def _take_audio(self, message: bytes, now: float) -> None:
         record = self._record
@@ -184,7 +187,7 @@ class ListenConnection:
             record.violate("an empty binary frame")
             self._close_stream(now)
             return
-        if message[:1] == b"{" and "type" in parse_control(message):
+        if message[:1] == b"{" and read_control(message) is not None:
             record.violate("a control message in a binary frame")
         self._audio.take(message)
         self._idle_at = now + self._options.idle_timeout
@@ -194,21 +197,23 @@ class ListenConnection:
             record.first_audio_at = now
 
     def _take_text(self, text: str, now: float) -> None:
-        control = parse_control(text)
-        kind = control.get("type")
-        self._record.texts[kind if isinstance(kind, str) else "?"] += 1
-        if self._audio.samples or self._options.keepalive_before_audio or kind != "KeepAlive":
+        control = read_control(text)
+        kind = None if control is None else control.kind
+        self._record.texts["?" if kind is None else kind.value] += 1
+        is_keep_alive = kind is ControlKind.KEEP_ALIVE
+        if self._audio.samples or self._options.keepalive_before_audio or not is_keep_alive:
             self._idle_at = now + self._options.idle_timeout
-        match kind:
-            case "KeepAlive":
-                pass
-            case "Finalize":
-                self._put(self._audio.finalize(control.get("channel")), now)
-            case "CloseStream":
-                self._close_stream(now)
-            case _:
+        match control:
+            case None:
                 self._record.violate("a text message that is not understood")
-                self._outbox.put_now(schema_error(text), now + self._options.delay)
+                self._outbox.put_now(dumps(schema_error(text)), now + self._options.delay)
+            case Control(kind=ControlKind.FINALIZE, channel=channel):
+                self._put(self._audio.finalize(channel), now)
+            case Control(kind=ControlKind.CLOSE_STREAM):
+                self._close_stream(now)
+            case Control(kind=ControlKind.CONFIGURE):
+                answer = self._messages.configured(control)
+                self._outbox.put_now(answer, now + self._options.delay)
 
     def _put(self, finals: list[ChannelFinal], now: float) -> None:
         for channel, final in finals:

@@ -8,8 +8,8 @@ Of the REST API there is ``GET /v1/auth/token``, which says whether a key passes
 in the fake's sense, and no fault concerns it.
 
 It does not have ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16,
-the credential in ``Sec-WebSocket-Protocol``, interim results, and ``Configure``. Options that only
-change the wording of a transcript are accepted and change nothing.
+or the credential in ``Sec-WebSocket-Protocol``. Options that only change the wording of a transcript are
+accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from attrs import define, field
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
 from omi_rt.core.groups import first_error
 from omi_rt.core.json import dumps
+from omi_rt.core.live_api import Refused, refusal_body
 from omi_rt.fake.connection import ConnectionOver, ListenConnection
 from omi_rt.fake.faults import Drop, FaultScript, NoAnswer, Refuse, Unreachable
 from omi_rt.fake.messages import random_uuid
-from omi_rt.fake.parameters import Refused, parse_target
+from omi_rt.fake.parameters import parse_target
 from omi_rt.fake.records import ConnectionRecord, Options
 from omi_rt.fake.streams import DEFAULT_CAPACITY_BYTES, bounded_stream_pair
 from omi_rt.fake.transport import FaultyStream
@@ -251,7 +252,5 @@ async def _refuse(handshake: ServerHandshake, record: ConnectionRecord, refusal:
     headers = {"dg-error": message, "dg-request-id": record.request_id}
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(refusal.retry_after))
-    body = {"err_code": refusal.code, "err_msg": message, "request_id": record.request_id}
-    await handshake.respond(
-        refusal.status, dumps(body), content_type="application/json", headers=headers
-    )
+    body = refusal_body(refusal.code, message, record.request_id)
+    await handshake.respond(refusal.status, body, content_type="application/json", headers=headers)

@@ -128,6 +128,18 @@ class ChannelTranscriber:
         self._quiet_until(quiet_until, finals)
         return finals
 
+    @property
+    def guess(self) -> Final | None:
+        """The words that are in no final yet; None without any. Nothing is decided by it."""
+        if not self._pending:
+            return None
+        return Final(
+            self._last_end,
+            self._pending[-1].end,
+            tuple(self._pending),
+            starts_sentence=not self._in_sentence,
+        )
+
     def finalize(self) -> list[Final]:
         """Answer Finalize."""
         match self._answer:

@@ -112,6 +112,12 @@ class Outbox:
         else:
             self.put_last(message, now)
 
+    def put_notice(self, message: Outgoing, channel: int, now: float) -> None:
+        """Add what is no final, in its place among a channel's results; a silent channel drops it."""
+        due = max(now, self._last_due.get(channel, 0.0))
+        if max(self._held.get(channel, 0.0), self._held.get(None, 0.0)) <= now:
+            self._push(due, message, is_result=False)
+
     def put_now(self, message: Outgoing, now: float) -> None:
         """Add a message that waits for nothing."""
         self._push(now, message, is_result=False)

@@ -10,11 +10,13 @@ import numpy as np
 
 from omi_rt.fake.borders import Borders
 from omi_rt.fake.finals import ChannelTranscriber, Final
+from omi_rt.fake.notices import ChannelNotices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omi_rt.fake.language import Samples
+    from omi_rt.fake.notices import Notice
     from omi_rt.fake.parameters import ListenParameters
     from omi_rt.fake.records import Options
 
@@ -47,6 +49,15 @@ class StreamTranscriber:
         ]
         self._ends_empty = [
             options.empty_finals_on(channel) is not None for channel in range(parameters.tracks)
+        ]
+        pause = parameters.utterance_end
+        self._noticing = [
+            ChannelNotices(
+                guesses=parameters.interim_results,
+                speech=parameters.vad_events,
+                pause=None if pause is None else round(pause * parameters.sample_rate),
+            )
+            for _ in range(parameters.tracks)
         ]
         self._frame_bytes = 2 * parameters.channels
         self._sha256 = hashlib.sha256()
@@ -96,6 +107,18 @@ class StreamTranscriber:
             (index, final)
             for index, channel in enumerate(self._channels)
             for final in channel.feed(samples[index::count])
+        ]
+
+    def notices(self, finals: list[ChannelFinal]) -> list[tuple[int, Notice]]:
+        """What else is to be said after the ``finals`` that audio has just brought."""
+        return [
+            (index, notice)
+            for index, (channel, noticing) in enumerate(
+                zip(self._channels, self._noticing, strict=True)
+            )
+            for notice in noticing.after(
+                (final for each, final in finals if each == index), channel.guess, channel.position
+            )
         ]
 
     def finalize(self, only: int | None = None) -> list[ChannelFinal]:

@@ -233,7 +233,7 @@ class WebSocketProtocol:
             if opcode is _BINARY and event.fin:
                 messages.append(bytes(event.data))
             elif opcode is _TEXT and event.fin:
-                messages.append(bytes(event.data).decode("utf-8", "replace"))
+                self._add_text(bytes(event.data), messages)
             elif opcode is _BINARY or opcode is _TEXT:
                 self._fragments = bytearray(event.data)
                 self._fragments_are_text = opcode is _TEXT
@@ -242,8 +242,19 @@ class WebSocketProtocol:
                 if event.fin:
                     whole = bytes(self._fragments)
                     self._fragments = None
-                    is_text = self._fragments_are_text
-                    messages.append(whole.decode("utf-8", "replace") if is_text else whole)
+                    if self._fragments_are_text:
+                        self._add_text(whole, messages)
+                    else:
+                        messages.append(whole)
+
+    def _add_text(self, data: bytes, messages: list[bytes | str]) -> None:
+        """Take a text message; one that is no UTF-8 ends the connection (RFC 6455, section 8.1)."""
+        try:
+            messages.append(data.decode())
+        except UnicodeDecodeError:
+            # A frame that came behind the peer's close is not looked at.
+            if self.is_open:
+                self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8 in a text message")
 
     def take_writes(self) -> list[bytes]:
         """Return what is to be sent; an empty element means that the sending side ends there."""

@@ -174,7 +174,9 @@ class Server:
         call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
         refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
         if refused is not None:
-            await _respond(handshake, refused)
+            await _respond(
+                handshake, _in_deepgrams_form(refused, call) if row.refuses_upgrade else refused
+            )
             return None
         return await self._open(handshake, row, call)
 
@@ -232,10 +234,8 @@ class Server:
         self._log.info(
             "request_refused", path=call.path, status=refused.status, reason=str(refused)
         )
-        request_id = str(uuid.UUID(call.session_id))
-        await _respond(
-            handshake, deepgram_refusal(refused.status, refused.code, str(refused), request_id)
-        )
+        answer = HTTPAnswer(refused.status, str(refused))
+        await _respond(handshake, _in_deepgrams_form(answer, call, refused.code))
 
     def _refuse_origin(
         self, request: HTTPRequest, peer: str, *, is_loopback: bool
@@ -314,6 +314,18 @@ class Server:
 
 def _peer(stream: trio.abc.Stream) -> str:
     return stream.peer if isinstance(stream, TCPStream) else ""
+
+
+def _in_deepgrams_form(refusal: HTTPAnswer, call: Call, code: str | None = None) -> HTTPAnswer:
+    """Put a refusal into the form that clients of Deepgram's read."""
+    body = refusal.body if isinstance(refusal.body, str) else ""
+    return deepgram_refusal(
+        refusal.status,
+        code or HTTPStatus(refusal.status).name,
+        body.strip(),
+        str(uuid.UUID(call.session_id)),
+        refusal.headers,
+    )
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:

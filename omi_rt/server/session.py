@@ -11,7 +11,7 @@ import trio
 
 from omi_rt.codecs import open_decoder
 from omi_rt.core import endings, events
-from omi_rt.core.asks import Configure, End, Finalize, NotUnderstood
+from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
@@ -21,6 +21,7 @@ from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
+from omi_rt.server.naming import Naming
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -115,6 +116,8 @@ class Session:
             profile_first=settings.profile_mode == "first",
         )
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
+        self._nursery: trio.Nursery | None = None
+        self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
         self._incoming = trio.CancelScope()
         self._incoming_ended = trio.Event()
         self._takes_audio = True
@@ -143,6 +146,7 @@ class Session:
         self._send(self._face.greet())
         try:
             async with trio.open_nursery() as nursery:
+                self._nursery = nursery
                 nursery.start_soon(self._deliver)
                 nursery.start_soon(self._serve_device)
                 nursery.start_soon(self._send_heartbeat)
@@ -310,6 +314,9 @@ class Session:
             case Configure(keyterms=keyterms, numerals=numerals):
                 if self._takes_audio:
                     self._transcriber.configure(keyterms, numerals=numerals)
+            case AssignSpeaker():
+                assert self._nursery is not None
+                self._naming.assign(ask, self._nursery)
             case _:
                 pass
 
@@ -379,6 +386,7 @@ class Session:
     async def _take_leave(self) -> None:
         self._incoming.cancel()
         await self._incoming_ended.wait()
+        await self._naming.wait_until_stored()
         if self._device_is_there:
             self._tell(
                 events.session_ended(
