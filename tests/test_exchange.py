@@ -31,7 +31,15 @@ from omi_rt.core.errors import ProviderClosed, ProviderUnreachable
 from omi_rt.core.exchange import Exchange, Later
 from omi_rt.core.lead_in import Anchor, LeadIn, LeadInPart, VoiceClips
 from omi_rt.core.ledger import Cost
-from omi_rt.core.news import PROGRESSED, SILENCE_PASSED, FinalHeard, News, Unused, Worked
+from omi_rt.core.news import (
+    PROGRESSED,
+    SILENCE_PASSED,
+    FinalHeard,
+    InterimHeard,
+    News,
+    Unused,
+    Worked,
+)
 from omi_rt.core.patience import Patience
 from omi_rt.core.phase import IllegalStep, Phase
 from omi_rt.core.timeline import Discard
@@ -657,11 +665,12 @@ def test_what_an_ended_epoch_says_is_superseded_and_counted_and_covers_nothing()
     assert not talk.exchange.has_progressed
 
 
-def test_interim_results_bring_nothing() -> None:
+def test_an_interim_result_is_passed_on_and_moves_no_watermark() -> None:
     talk = live()
     talk.hear(speech(2.0))
     talk.send_now()
-    assert talk.receive(final(0.0, 2.0, "a", is_final=False)) == []
+    interim = final(0.0, 2.0, "a", is_final=False)
+    assert talk.receive(interim) == [InterimHeard(interim)]
     assert talk.coverage.watermark == 0
 
 
