@@ -297,3 +297,31 @@ async def test_what_a_device_does_not_read_waits_in_a_bounded_queue(
         session._send([{"type": "ping"}])
         await world.sessions_ended()
         assert session._ending.close_code == 1011
+
+
+async def test_frames_that_come_with_the_upgrade_are_taken_without_another_byte(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable) as world:
+        stream = world.open_stream()
+        await stream.send_all(UPGRADE.encode() + frame(0x82, bytes(1600)))
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        assert session.coverage.ledger.received == 800
+        await stream.aclose()
+
+
+async def test_behind_a_frame_that_was_cut_off_comes_no_close_frame(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable, send_timeout=5.0) as world:
+        stream = world.open_stream(2000)
+        await stream.send_all(UPGRADE.encode())
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        session._websocket.send_nowait("x" * 50_000)
+        await trio.sleep(5.5)
+        got = await read_all(stream)
+        assert b"took no data" not in got
+        await world.sessions_ended()
+        assert session._ending.reason == "took no data for 5 s"

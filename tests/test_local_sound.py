@@ -120,10 +120,28 @@ def test_the_end_of_a_pause_belongs_to_the_next_utterance() -> None:
     assert endpointer.utterance_start >= endpointer.covered
 
 
+def test_three_tenths_of_a_second_without_speech_end_an_utterance_and_less_does_not() -> None:
+    endpointer = Endpointer()
+    taken = steps(endpointer, [True] * 20 + [False] * 10)
+    assert taken[-2:] == [Step.CONTINUE, Step.PAUSE]
+    assert endpointer.covered == 30 * 480
+
+
 def test_a_few_frames_of_speech_begin_nothing() -> None:
     assert set(steps(Endpointer(), [False] * 10 + [True] * (ONSET_FRAMES - 1) + [False] * 20)) == {
         Step.NOTHING
     }
+
+
+@pytest.mark.parametrize(("frames", "begins"), [(3, False), (4, True)])
+def test_at_the_end_of_a_stream_four_frames_of_speech_may_be_a_word(
+    frames: int, begins: bool
+) -> None:
+    endpointer = Endpointer()
+    steps(endpointer, [False] * 6 + [True] * frames)
+    assert endpointer.begin_faint() is begins
+    assert endpointer.in_utterance is begins
+    assert not endpointer.begin_faint()
 
 
 def test_silence_is_covered_every_three_seconds() -> None:

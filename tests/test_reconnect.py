@@ -31,7 +31,15 @@ from omi_rt.fake.faults import (
 from omi_rt.fake.speech import utterance
 from omi_rt.fake.streams import BoundedStream
 from omi_rt.net.websocket import WebSocket, open_websocket
-from tests.harness import RATE, assert_whole, listening_server, play, words_of
+from tests.harness import (
+    RATE,
+    assert_whole,
+    listening_server,
+    play,
+    running_server,
+    unreachable,
+    words_of,
+)
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -621,3 +629,12 @@ async def test_a_message_of_which_the_kernel_takes_a_part_goes_up_whole(
         assert len(fake.connections) == 1
     assert_whole(device, TALK)
     assert streams[0].in_part > 50
+
+
+async def test_who_waits_to_dial_and_goes_gives_the_place_up(autojump_clock: MockClock) -> None:
+    async with running_server(unreachable, redial_burst=1.0, redial_rate=0.1) as world:
+        await world.provider.wait_for_turn(is_redial=True)
+        with trio.move_on_after(1.0):
+            await world.provider.wait_for_turn(is_redial=True)
+        await world.provider.wait_for_turn(is_redial=True)
+        assert trio.current_time() == pytest.approx(10.0)

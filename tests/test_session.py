@@ -15,7 +15,7 @@ from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, Script, random_script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
-from tests.harness import assert_whole, listening_server, play
+from tests.harness import CLOSE_STREAM, assert_whole, listening_server, play
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -374,3 +374,19 @@ async def test_audio_that_comes_while_the_transcription_ends_is_given_up_and_its
         balance = device.session.coverage.balance()
         assert (balance.received, balance.lost, balance.pending) == (40_800, 800, 0)
         assert world.server.budget.held_bytes == 0
+
+
+async def test_after_closestream_no_audio_is_taken_and_the_reason_stays(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.stream_audio(synthesise(TALK, 8000), 16_000)
+        device.send(CLOSE_STREAM)
+        device.send(bytes(1600))
+        await trio.sleep(0.001)
+        device.session.drain(5.0)
+        await device.ended()
+        assert device.closed is not None
+        assert (device.closed.code, device.closed.reason) == (1000, "client_closed_stream")
+    assert_whole(device, TALK)
+    assert device.event("session_ended")["reason"] == "client_closed_stream"

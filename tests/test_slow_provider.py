@@ -183,7 +183,7 @@ async def test_a_late_word_is_heard_though_it_is_said_to_begin_in_silence_that_w
     options = Options(
         lateness=(seconds, seconds), borders="starts_early", empty_finals=None, finalize="never"
     )
-    await play_whole(script, options)
+    await play_whole(script, options, within=None)
 
 
 async def test_a_device_that_sends_nothing_for_a_minute_is_asked_about_once(

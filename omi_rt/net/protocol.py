@@ -343,7 +343,6 @@ class ServerOpening:
         opened = WebSocketProtocol(self._protocol)
         if rest:
             opened.receive(rest)
-            opened.has_more = True
         return opened
 
     def plain_response(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:
