@@ -31,11 +31,12 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CUT = 3
-"""A server ended by force, and sessions with it."""
+"""The exit status of a server that was ended by force, and sessions with it."""
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""The exit status is 128 + SIGINT, as shells have it."""
 _WHOLE_LINE = 1_000
-"""Characters of a command's description in the list of commands: click alone cuts it at 45."""
+"""A command's description may have this many characters in the list of commands, where click alone would
+cut it at 45."""
 
 
 class _WholeHelp(click.Command):
@@ -251,7 +252,7 @@ def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
     """Write the stored profile into FILE, as it is ("-" is standard output)."""
     from omi_rt.profiles.commands import get_profile
 
-    # First: naming the method opens the file, and empties what was there.
+    # The profile is fetched first, because naming a method of the file opens it, and empties what was there.
     wav = _with_store(lambda store: get_profile(store, uid, person_id))
     with _one_line_errors():
         try:
@@ -362,7 +363,7 @@ def _settings(**overrides: str) -> Settings:
 
 
 def _print(line: str) -> None:
-    """Print a line that was asked for. Raises ``OSError``; ends where nobody reads any more."""
+    """Print a line that was asked for. Raises ``OSError``; exits where nobody reads any more."""
     try:
         click.echo(line)
     except BrokenPipeError:
@@ -393,15 +394,15 @@ def _give_up(descriptor: int) -> None:
 def _fill_standard_descriptors() -> None:
     """Put something where a standard stream was closed at the start.
 
-    Else the next socket gets its number, and with it what is written to standard error. Python has
-    None for such a stream; standard output gets one that cannot be written, so that a command
-    which prints says so.
+    Otherwise the next socket would get its number, and with it what is written to standard error. Python
+    has None for such a stream; standard output gets one that cannot be written, so that a command that
+    prints says so.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number: this one.
+            # The system gives out the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDONLY)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process

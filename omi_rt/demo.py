@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from omi_rt.client.terminal import Terminal
 
 DEMO_SECONDS = 120.0
-"""After which something is wrong: the sample takes 12."""
+"""A demo that takes this long has failed; the sample takes 12 s."""
 
 
 async def run_demo(terminal: Terminal) -> dict[str, str]:
@@ -48,7 +48,7 @@ async def run_demo(terminal: Terminal) -> dict[str, str]:
 
     @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
-        # An interrupt waits until this is done: a line that is half drawn could not be erased.
+        # An interrupt waits until this is done, because a line that is half drawn could not be erased.
         if interrupted.is_set():
             return
         if isinstance(event, AudioSent):
@@ -118,14 +118,14 @@ async def _wait_for_interrupt(
     terminal: Terminal,
     scope: trio.CancelScope,
 ) -> None:
-    """Set ``interrupted`` and cancel ``scope`` when a signal comes, with no progress left to see.
+    """Set ``interrupted`` and cancel ``scope`` when a signal comes, and take the progress away.
 
-    Raised wherever the server happens to be, an interrupt would be one connection's fault, and the
-    client would tell of a lost connection.
+    An interrupt that was raised wherever the server happens to be would count as one connection's fault,
+    and the client would tell of a lost connection.
     """
     async for _number in signals:
         interrupted.set()
-        # The server logs what it loses as it ends: its lines would run into the progress.
+        # The server logs what it loses as it ends, and its lines would run into the progress.
         terminal.clear_progress()
         scope.cancel()
 

@@ -46,7 +46,7 @@ CLOSE_CODES = ("1008", "1011")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
-# Each series' time of birth: as many lines again, which nobody asked for.
+# Each series would have a second line with its time of birth, which nobody asked for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -61,7 +61,7 @@ class _Positions(Protocol):
 
 
 class _Audio(Protocol):
-    """What is asked of a session's coverage."""
+    """The part of a session's coverage that is asked here."""
 
     @property
     def audio_format(self) -> AudioFormat: ...
@@ -78,7 +78,7 @@ class _Concealing(Protocol):
 
 @frozen(eq=False)
 class AudioAccount:
-    """One session's audio, as it stands whenever it is asked."""
+    """One session's audio, as it stands whenever somebody asks."""
 
     coverage: _Audio
     cost: Cost
@@ -88,8 +88,8 @@ class AudioAccount:
 class AudioAccounts(Collector):
     """The audio of all sessions, those that run included, added up when somebody asks.
 
-    So the way of a frame costs nothing more. The sums are whole nanoseconds: a sum of fractions
-    would depend on its order, and a counter that falls by the last digit counts as a restart.
+    In this way a frame costs nothing more on its way. The sums are whole nanoseconds, because a sum of
+    fractions would depend on its order, and a counter that falls by the last digit counts as a restart.
     """
 
     def __init__(self) -> None:
@@ -97,11 +97,11 @@ class AudioAccounts(Collector):
         self._ended = _Sums()
 
     def open(self, account: AudioAccount) -> None:
-        """A session has begun."""
+        """Count a session's audio from now on."""
         self._running.add(account)
 
     def close(self, account: AudioAccount) -> None:
-        """A session has ended: its figures are final. A second close does nothing."""
+        """Take a session's figures as final, because it has ended. A second close does nothing."""
         if account in self._running:
             self._running.discard(account)
             self._ended.add(account)
@@ -181,12 +181,12 @@ class _Sums:
 
 @frozen
 class MetricRow:
-    """One metric of ours, as a table shows it."""
+    """One of our own metrics, as a table shows it."""
 
     name: str
     kind: str
     labels: Mapping[str, Sequence[str]] = field(factory=dict)
-    """The values of each label."""
+    """The values that each label can have."""
     text: str = ""
 
 
@@ -319,7 +319,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def rows(self) -> list[MetricRow]:
-        """Return what there is of our own, without prometheus_client's figures of the process."""
+        """Return our own metrics, without prometheus_client's figures of the process."""
         rows = []
         for family in self._registry.collect():
             if not family.name.startswith("omi_rt_"):

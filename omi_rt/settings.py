@@ -330,7 +330,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         try:
             values[attribute.name] = parse(text)
         except (ValueError, KeyError):
-            # Without the value: it may be a key that went into the wrong variable.
+            # The value is left out, because it may be a key that went into the wrong variable.
             problems.append(f"{name}: must be {parse.__doc__}")
     problems += [
         f"{name}: no such setting"
@@ -351,13 +351,13 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
 
 
 def shadowed_settings(environment: Mapping[str, str]) -> list[str]:
-    """The settings whose variables Kubernetes has taken for a Service: they are not set."""
+    """Return the settings that are not set, because Kubernetes has taken their variables for a Service."""
     names = [attribute.metadata["env"] for attribute in attrs.fields(Settings)]
     return [name for name in names if is_service_variable(name, environment.get(name, ""))]
 
 
 def settings_table() -> list[tuple[str, str, str]]:
-    """Name, default and meaning of every setting, in the order of their definition."""
+    """Return name, default and meaning of every setting, in the order of their definition."""
     return [
         (attribute.metadata["env"], _shown(attribute.default), attribute.metadata["doc"])
         for attribute in attrs.fields(Settings)
@@ -365,9 +365,10 @@ def settings_table() -> list[tuple[str, str, str]]:
 
 
 def settings_lines(width: int | None) -> list[str]:
-    """Return the table for a reader: wrapped to ``width`` columns, or a line each where that is None.
+    """Return the table for a reader.
 
-    It holds defaults and no values: there is no secret in it.
+    The lines are wrapped to ``width`` columns; where that is None, each setting is one line. The table
+    holds defaults and no values, so there is no secret in it.
     """
     rows = [("variable", "default", "meaning"), *settings_table()]
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -376,7 +377,7 @@ def settings_lines(width: int | None) -> list[str]:
         return lines
     indent = first + second + 4
     if indent > width // 2:
-        # No room for a third column: what a setting means stands below its name.
+        # There is no room for a third column, so the meaning of a setting stands below its name.
         indent = 4
         lines = [f"{name}  {default}".rstrip() + f"\n{text}" for name, default, text in rows]
     return [wrapped for line in lines for wrapped in _wrap(line, width, indent)]

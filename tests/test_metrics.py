@@ -256,11 +256,11 @@ async def test_after_a_loss_only_what_became_final_has_a_lag(autojump_clock: Moc
 def test_receipts_are_one_a_step_and_leave_once() -> None:
     receipts = ReceiptTimes(10)
     for end, now in ((4, 1.0), (9, 2.0), (12, 3.0), (41, 4.0)):
-        receipts.received(end, now)
-    assert receipts.finalised(9, 5.0) == []
-    assert receipts.finalised(20, 5.0) == [2.0, 1.0]
-    assert receipts.finalised(20, 6.0) == []
-    receipts.given_up(35)
-    assert receipts.finalised(100, 6.0) == [2.0]
-    receipts.received(50, 7.0)
-    assert receipts.finalised(50, 8.0) == [1.0]
+        receipts.record_received(end, now)
+    assert receipts.record_finalised(9, 5.0) == []
+    assert receipts.record_finalised(20, 5.0) == [2.0, 1.0]
+    assert receipts.record_finalised(20, 6.0) == []
+    receipts.record_given_up(35)
+    assert receipts.record_finalised(100, 6.0) == [2.0]
+    receipts.record_received(50, 7.0)
+    assert receipts.record_finalised(50, 8.0) == [1.0]

@@ -204,3 +204,17 @@ async def test_what_failed_connections_leave_behind_is_freed_within_seconds(
             nursery.cancel_scope.cancel()
     finally:
         gc.enable()
+
+
+async def test_a_request_head_of_over_16_kib_is_dropped_at_once(autojump_clock: MockClock) -> None:
+    async with running_server(unreachable) as world:
+        line = b"X-Long: " + b"x" * 992
+        fitting = "/healthz HTTP/1.1\r\n" + (line.decode() + "\r\n") * 16 + "X: "
+        assert (await world.get(fitting))[0] == 200
+        stream = world.open_stream()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            for _ in range(100):
+                await stream.send_all(line + b"\r\n")
+        assert await read_all(stream) == b""
+        assert trio.current_time() < 1.0, "not only after the ten seconds that a request may take"

@@ -32,7 +32,7 @@ class Refusal:
 
     obstacle: Obstacle
     reason: str
-    """For whoever asks; it holds no secret."""
+    """The sentence that the refused peer is shown; it holds no secret."""
 
 
 def find_refusal(
@@ -46,15 +46,17 @@ def find_refusal(
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
 
-    A profile store that fails is no reason: it costs a session the names, and no word.
+    A profile store that fails is no reason to send anybody away: sessions lose the speakers' names by
+    it, but not a word.
 
     Args:
-        is_draining: the server is going.
-        sessions: that run.
-        max_sessions: that may run.
-        is_memory_full: what the sessions keep has reached its bound.
-        has_room: the recogniser can carry another session, as far as it says.
-        refused: the HTTP status with which Deepgram refuses what all sessions have in common.
+        is_draining: whether the server is shutting down.
+        sessions: the number of sessions that run now.
+        max_sessions: the number of sessions that may run at once.
+        is_memory_full: whether the audio that all sessions keep has reached its bound.
+        has_room: whether the recogniser can carry another session, as far as it says.
+        refused: the HTTP status with which Deepgram refuses what all sessions have in common; None
+            where it refuses nothing.
     """
     if is_draining:
         return Refusal(Obstacle.DRAINING, "going away")

@@ -50,7 +50,8 @@ KEEP_ALIVE = '{"type":"KeepAlive"}'
 FINALIZE = '{"type":"Finalize"}'
 CLOSE_STREAM = '{"type":"CloseStream"}'
 PROGRESS_TYPE = "OmiRtProgress"
-"""Of a message that Deepgram does not have: the embedded recogniser sends it while it is behind."""
+"""The type of a message that Deepgram does not have; the embedded recogniser sends it while it is
+behind."""
 
 
 def configure(keyterms: Sequence[str] | None, *, numerals: bool | None) -> str:
@@ -97,9 +98,9 @@ def listen_url(
     """Make the URL of one live connection.
 
     Args:
-        base: ws(s) or http(s), with or without a path; ``/v1/listen`` is appended.
-        request: the client's. Its rate and channels go up, and its language; where it has options of
-            its own, they go up as they came, and the defaults do not.
+        base: a ws(s) or http(s) address, with or without a path; ``/v1/listen`` is appended.
+        request: the client's request. Its rate and channels go up, and its language; where it has
+            options of its own, they go up as they came, and the defaults do not.
         options: parameters that replace or join the defaults; a value is a list, repeated in the
             query; an empty list leaves the parameter out. The client's own go before them.
     """
@@ -133,7 +134,7 @@ def is_retryable_status(status: int) -> bool:
 
 
 def retry_after_seconds(header: str) -> float | None:
-    """Read ``Retry-After``; its date form (RFC 9110) is sent by no provider known, and ignored."""
+    """Read ``Retry-After`` in seconds; its date form (RFC 9110) is ignored, as no known provider uses it."""
     try:
         return max(0.0, float(header))
     except ValueError:
@@ -143,16 +144,16 @@ def retry_after_seconds(header: str) -> float | None:
 def is_retryable_close(code: int) -> bool:
     """Tell whether a connection that ended with this close code is worth another.
 
-    Only 1008 is final: the same bytes would be refused again. An unasked 1000 is abnormal and
-    retried; so are the undocumented 4xxx, on which Deepgram's own examples disagree: the back-off
-    bounds what that costs, and giving up would cost words.
+    Only 1008 is final, because the same bytes would be refused again. A 1000 that nobody asked for is
+    abnormal and retried. So are the undocumented 4xxx, on which Deepgram's own examples disagree: the
+    back-off bounds what that costs, and giving up would cost words.
     """
     return code not in _FINAL_CLOSE_CODES
 
 
-# Each time may be anything that JSON can say; what is no usable number becomes None here.
+# A time may be anything that JSON can say; what is not a usable number becomes None here.
 def _number(value: Any) -> float | None:
-    # Nearly all are plain floats, three a word: asked first, that halves what they cost.
+    # Nearly all values are plain floats, three for each word: asking for that first halves the cost.
     if type(value) is float and 0.0 <= value < math.inf:
         return value
     if isinstance(value, bool) or not isinstance(value, int | float):
@@ -161,7 +162,7 @@ def _number(value: Any) -> float | None:
 
 
 def _label(value: Any) -> int | None:
-    # Of the exact type: True is no label.
+    # The type must be exact, because True is an int to isinstance, and no label.
     return value if type(value) is int and 0 <= value <= MAX_LABEL else None
 
 
@@ -222,11 +223,11 @@ class Channel:
 
 @frozen
 class Results:
-    """A transcript of a stretch of one channel; only ``is_final`` ones count for us."""
+    """A transcript of a stretch of one channel; only those with ``is_final`` count here."""
 
     channel: Channel
     channel_index: tuple[int, int] | None = field(default=None, converter=_channel_index)
-    """Which channel, of how many; None if it says nothing usable."""
+    """The channel, counted from 0, and the number of channels; None if the message does not say."""
     start: float | None = field(default=None, converter=_number)
     duration: float | None = field(default=None, converter=_number)
     is_final: bool = field(default=False, converter=_flag)
@@ -281,16 +282,16 @@ class Ignored:
 
 @frozen
 class Progress:
-    """The embedded recogniser is busy: how far it has come, in seconds of this connection's audio."""
+    """How far the embedded recogniser has come while it is busy, in seconds of this connection's audio."""
 
     seconds_worked: float | None = field(default=None, converter=_number)
-    """Worked through so far."""
+    """Seconds of audio that it has worked through so far."""
     seconds_behind: float | None = field(default=None, converter=_number)
-    """Received, and still to be worked through."""
+    """Seconds of audio that it has received and still has to work through."""
 
     @property
     def is_usable(self) -> bool:
-        """Whether it says both."""
+        """Whether the message holds both figures."""
         return self.seconds_worked is not None and self.seconds_behind is not None
 
 
@@ -331,12 +332,12 @@ Message = (
     | Ignored
 )
 
-# The field converters above do the lenient part, so the hooks hand every value to them as it is.
+# The field converters above tolerate what is wrong, so cattrs hands every value to them as it is.
 _converter = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=True)
 
 
 def parse_message(text: str | bytes) -> Message:
-    """Structure one message. Never raises: what is wrong is a `Malformed`."""
+    """Structure one message. This never raises; a message that cannot be understood is a `Malformed`."""
     try:
         data = loads(text)
     except JSONError:

@@ -1,18 +1,21 @@
-"""Words on the session clock, and those delivered last: they tell a word that comes again from a new one."""
+"""Words on the session clock. Those delivered last tell a word that comes again from a new one."""
 
 from __future__ import annotations
 
 from attrs import define, field
 
 MAX_WORDS = 1024
-"""A final with more words than that would be the longest ever seen."""
+"""At most this many words are remembered; a final with more would be the longest ever seen."""
 SAME_SHARE = 0.5
 """Two words lie on the same audio if they share this much of the shorter one."""
 
 
 @define
 class HeardWord:
-    """A word on the session clock. Nobody changes one: frozen would cost 0.4 µs for each."""
+    """A word on the session clock.
+
+    Nobody changes a word, but it is not declared frozen: that would cost 0.4 µs for each.
+    """
 
     text: str = field(repr=False)
     start: int
@@ -32,8 +35,8 @@ class HeardWord:
 class SaidWords:
     """The last delivered words of one channel, on the session clock.
 
-    Those that a final can still bring again are kept: the words of the last one, and what lies up
-    to ten seconds before it.
+    Words that a final can still bring again are kept: those of the last final, and those up to ten
+    seconds before it.
     """
 
     end: int = 0
@@ -55,11 +58,11 @@ class SaidWords:
             self._words = [word for word in words if word[1] >= position][-MAX_WORDS:]
 
     def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
-        """Tell whether this very word was delivered: in the same letters, and at the same time.
+        """Tell whether this very word was delivered, in the same letters and at the same time.
 
-        A word's start and end count where they lie within the bounds of its final: there providers
-        are sure of them. Where no such time is common to both, both must agree. ``tolerance`` is by
-        how many samples times may differ.
+        A word's start or end counts where it lies within the bounds of its final, because there
+        providers are sure of it. Where neither counts for both words, both times must agree. Times
+        agree if they differ by at most ``tolerance`` samples.
         """
         letters = _letters(word.text)
         for start, end, text, (lower, upper) in self._words:
@@ -76,7 +79,7 @@ class SaidWords:
         return False
 
     def has_like(self, word: HeardWord) -> bool:
-        """Tell whether a delivered word is this one, maybe heard otherwise: most of both is shared."""
+        """Tell whether a delivered word is this one, maybe heard otherwise, since they share most audio."""
         return any(
             _shared(word, start, end) > SAME_SHARE * (max(word.end, end) - min(word.start, start))
             for start, end, *_ in self._words

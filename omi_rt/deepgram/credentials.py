@@ -14,7 +14,7 @@ from omi_rt.core.deepgram import is_retryable_status, retry_after_seconds
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
 
 HTTPClient = httpx.AsyncClient
-# Of the last two kinds are host names that the library takes for none, found when they are used.
+# The last two are raised for host names that the library refuses, which it notices only in use.
 HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
 GRANT_PATH = "/v1/auth/grant"
 GRANT_TIMEOUT_SECONDS = 5.0
@@ -22,13 +22,13 @@ _MAX_SHOWN_CHARACTERS = 200
 
 
 class Credentials(Protocol):
-    """Where the ``Authorization`` header of a dial comes from."""
+    """The source of the ``Authorization`` header of a dial."""
 
     is_renewable: bool
     """Whether a 401 may pass with the next header."""
 
     async def authorization(self) -> str:
-        """Return the header's value; "" for none. Cancelling is safe."""
+        """Return the header's value, or "" where no header is to be sent. Cancelling is safe."""
 
 
 class APIKey:
@@ -43,12 +43,12 @@ class APIKey:
         return "APIKey(...)"
 
     async def authorization(self) -> str:
-        """``Token KEY``, or "" for a self-hosted Deepgram that asks for none."""
+        """Return ``Token KEY``, or "" for a self-hosted Deepgram that asks for no key."""
         return f"Token {self._key}" if self._key else ""
 
 
 class GrantedToken:
-    """A fresh token from ``/v1/auth/grant`` for each dial; Deepgram checks it there only."""
+    """A fresh token from ``/v1/auth/grant`` for each dial; Deepgram checks it at the dial only."""
 
     is_renewable = True
 

@@ -130,7 +130,7 @@ class Transcriber:
             if samples == self._coverage.backlog.end:
                 self._report.note_first_audio()
             if self._coverage.backlog.end >= self._report.receipts.next_mark:
-                self._report.receipts.received(self._coverage.backlog.end, now)
+                self._report.receipts.record_received(self._coverage.backlog.end, now)
             self._absence.note_audio(now)
             if self._serving is not None:
                 self._serving.offer(now)
@@ -219,7 +219,7 @@ class Transcriber:
             self._note_sent(self._serving)
             self._report.note_loss(self._coverage.lose_pending(self._sent_until))
             self._report.close()
-            self._lateness.connection_ended(trio.current_time())
+            self._lateness.note_connection_end(trio.current_time())
         if refusal is not None:
             raise refusal
 
@@ -228,7 +228,7 @@ class Transcriber:
             await primer.run()
 
     async def _keep_serving(self) -> ProviderError | None:
-        """Run one epoch after another; returns the refusal that ends it all, if there is one."""
+        """Run one epoch after another; return the refusal that ends the session, if there is one."""
         wait_seconds = 0.0
         while not self._is_done():
             if self._serving is None:
@@ -288,9 +288,9 @@ class Transcriber:
             former.retire()
             if was_open:
                 self._report.log_replaced(former, "switch")
-                self._lateness.connection_ended(trio.current_time())
+                self._lateness.note_connection_end(trio.current_time())
         self._between.cancel()
-        # They are counted in the votes; what comes later is the tail's.
+        # These words are counted in the votes already; those that come later are the tail's.
         epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(
             epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
@@ -315,7 +315,7 @@ class Transcriber:
         epoch.wake()
 
     def _finish(self, epoch: Epoch) -> None:
-        # While it is primed it has the session's audio still to come; it is finished when it is live.
+        # An epoch that is being primed has session audio still to come; it is finished once it is live.
         if epoch.exchange.phase is Phase.LIVE:
             epoch.exchange.finish()
             epoch.wake()
@@ -364,7 +364,7 @@ class Transcriber:
         if heard.claims_unsent:
             self._report.tell_clock_ahead(epoch, final.results)
         if epoch is not self._serving:
-            # It is being primed: what it hears is for the votes alone.
+            # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
         if epoch.exchange.timeline.lead_in_words:
@@ -392,7 +392,7 @@ class Transcriber:
             return
         now = trio.current_time()
         self._absence.note_work(now)
-        self._lateness.worked(seconds_behind, now)
+        self._lateness.note_work(seconds_behind, now)
         if self._audio_ended and self._may_wait_for_work:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
 
@@ -456,7 +456,7 @@ class Transcriber:
     def _conclude(self, epoch: Epoch) -> Decision:
         """Account for the session's own epoch, which has ended, and carry out what follows from it."""
         if epoch.opened.is_set():
-            self._lateness.connection_ended(trio.current_time())
+            self._lateness.note_connection_end(trio.current_time())
             self._report.compare_accounts(epoch)
             self._note_sent(epoch)
             self._pass_by_unanswered(epoch)
@@ -469,7 +469,7 @@ class Transcriber:
                     cause = "unfinished" if failure is None else "lost"
                     self._report.log_replaced(epoch, cause, str(failure or ""))
             case Finish(refusal=ProviderRefused(status=status)):
-                if self._provider.breaker.refused(status, trio.current_time()):
+                if self._provider.breaker.record_refusal(status, trio.current_time()):
                     self._log.error("breaker_opened", status=status)
             case Finish(takes_metadata=True):
                 for news in epoch.exchange.apply_metadata():

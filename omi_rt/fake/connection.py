@@ -53,15 +53,16 @@ if TYPE_CHECKING:
 HEARING_SECONDS = 0.2
 """Audio is recognised in pieces of this length or longer, or when it has waited for as long."""
 READING_SECONDS = 0.05
-"""Shorter messages are read together: what a network would do."""
+"""Messages that hold less audio than this are read together, as a network would deliver them."""
 RAW_SEND_SECONDS = 5.0
+"""A malformed frame is given up when the client has not taken it for this long."""
 FLUSH_SECONDS = 0.1
 """What is queued gets this long to leave before the connection breaks."""
 _PROTOCOL_ERRORS = frozenset({1002, 1003, 1007, 1009})
 
 
 class ConnectionOver(Exception):
-    """The connection has ended as it should: leaves the nursery."""
+    """Raised to leave the nursery, because the connection has ended as it should."""
 
 
 class ListenConnection:
@@ -109,8 +110,8 @@ class ListenConnection:
         """Serve until the connection ends. Cancelling this leaves the stream to be closed.
 
         Raises:
-            ConnectionOver: it ended by this side.
-            PeerClosed: it ended by the other, or by the network.
+            ConnectionOver: this side has ended it.
+            PeerClosed: the client has ended it, or the network.
             PeerTooSlow: the client does not read.
         """
         while True:
@@ -156,7 +157,7 @@ class ListenConnection:
             self._hear(now)
         elif self._audio.unheard_seconds and self._hear_at == math.inf:
             self._hear_at = now + HEARING_SECONDS
-        # Asking fills it up to now.
+        # The bucket fills up to now when it is asked for a delay.
         self._bucket.delay(0.0, now)
         self._bucket.take(taken)
         throttled = self._bucket.delay(0.0, now)
@@ -167,7 +168,7 @@ class ListenConnection:
             self._reads_from = max(self._reads_from, now + READING_SECONDS)
 
     def _pause(self, until: float) -> None:
-        """Stop reading for a while; what was not looked for cannot be missed."""
+        """Stop reading for a while, in which the client cannot be found to be idle either."""
         self._reads_from = max(self._reads_from, until)
         self._idle_at = max(self._idle_at, until + self._options.idle_timeout)
 
@@ -220,7 +221,7 @@ class ListenConnection:
             self._outbox.put_result(result, channel, self._audio.seconds, self._due(now))
 
     def _due(self, now: float) -> float:
-        """When results come of what was heard now."""
+        """The time at which the results of what is heard now are sent."""
         return now + self._options.delay + self._rng.uniform(*self._options.lateness)
 
     def _close_stream(self, now: float) -> None:
@@ -260,8 +261,8 @@ class ListenConnection:
         elif isinstance(message, str):
             self._websocket.send_nowait(message)
         elif isinstance(message, RawFrame):
-            # Past the writer, which has nothing to do until this task gives it something. The
-            # client may be gone or offended; the next read tells.
+            # This passes by the writer, which has nothing to do until this task gives it something.
+            # Whether the client is gone, or offended, shows at the next read.
             self._sent_rubbish = True
             with trio.move_on_after(RAW_SEND_SECONDS) as limit, suppress(*STREAM_ERRORS):
                 await self._websocket.drained()
@@ -320,7 +321,7 @@ class ListenConnection:
         raise ConnectionOver
 
     def ended_by(self, error: PeerClosed) -> None:
-        """Note how the other side ended it."""
+        """Note how the other side has ended the connection."""
         record = self._record
         record.received_code = error.code
         record.closed_before_metadata = self._closing

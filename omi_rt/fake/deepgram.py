@@ -7,9 +7,9 @@ script says so. It runs over any Trio stream: memory streams on a virtual clock,
 Of the REST API there is ``GET /v1/auth/token``, which says whether a key passes; it is no connection
 in the fake's sense, and no fault concerns it.
 
-Not here: ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16, the
-credential in ``Sec-WebSocket-Protocol``. Options that only change
-the wording of a transcript are accepted and change nothing.
+It does not have ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16,
+or the credential in ``Sec-WebSocket-Protocol``. Options that only change the wording of a transcript are
+accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 KEY_PATH = "/v1/auth/token"
 SEND_SECONDS = 60.0
-"""How long the fake waits for a client that does not read."""
+"""The fake waits this long for a client that does not read."""
 
 _ERROR_CODES = {
     400: "INVALID_QUERY_PARAMETER",
@@ -64,9 +64,9 @@ class FakeDeepgram:
     options: Options = field(factory=Options)
     faults: FaultScript = field(factory=FaultScript)
     connections: list[ConnectionRecord] = field(factory=list)
-    """One for every stream that came in, in order."""
+    """The records of all streams that came in, in order."""
     violations: list[str] = field(factory=list)
-    """What clients did that Deepgram does not allow; a good client leaves this empty."""
+    """Everything that clients did and Deepgram does not allow; a good client leaves this empty."""
 
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one stream to its end, and close it. Nothing but a cancellation comes out of this.
@@ -137,7 +137,7 @@ class FakeDeepgram:
                     faulty, handshake, request, record, self.faults.plan(record.index)
                 )
         except* (HandshakeFailed, trio.BrokenResourceError, trio.ClosedResourceError):
-            # Whoever came was no client, or is gone; the record says how far it got.
+            # Whoever came was not a client, or is gone; the record says how far they got.
             pass
         finally:
             if record is not None:

@@ -72,9 +72,9 @@ class MessageMaker:
         """Draw the labels.
 
         Args:
-            parameters: of the connection.
-            request_id: of the connection.
-            rng: for the labels, the model's id and the jitter.
+            parameters: what the connection asked for.
+            request_id: the connection's id.
+            rng: the source of the labels, the model's id and the jitter.
             decimals: digits after the decimal point of a time.
             jitter: seconds by which a word's times are wrong at most, either way.
             labelling: what goes wrong in telling voices apart.
@@ -134,7 +134,7 @@ class MessageMaker:
         return dumps(live_api.configure_success(self._request_id, control.keyterms))
 
     def metadata(self, samples: int, offset: float, sha256: str, created: str) -> str:
-        """Make the Metadata message. Where no audio came, it tells of no channels either."""
+        """Make the Metadata message. Where no audio has come, it counts no channels either."""
         duration = max(0.0, self._seconds(samples) + offset)
         return dumps(
             live_api.metadata(

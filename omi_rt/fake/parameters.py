@@ -50,11 +50,12 @@ class ListenParameters:
     multichannel: bool = False
     diarize: bool = False
     punctuate: bool = False
-    """Also where ``smart_format`` asks for it."""
+    """Whether words are punctuated; ``smart_format`` asks for that too."""
     languages: bool = False
-    """Whether words carry their language: with ``language=multi``."""
+    """Whether words carry their language, as they do with ``language=multi``."""
     endpointing: float | None = 0.010
-    """Seconds of pause, or None where it is off. Deepgram's default is 10 ms."""
+    """Seconds of pause that end an utterance; None where endpointing is off. Deepgram's default is
+    10 ms."""
     model: str = "base-general"
     interim_results: bool = False
     vad_events: bool = False
@@ -65,7 +66,7 @@ class ListenParameters:
 
     @property
     def tracks(self) -> int:
-        """How many channels are transcribed: one where they are mixed."""
+        """How many channels are transcribed, which is one where they are mixed."""
         return self.channels if self.multichannel else 1
 
     def all_of(self, name: str) -> list[str]:
@@ -77,11 +78,11 @@ def parse_target(target: str, extra: Collection[str] = ()) -> ListenParameters:
     """Judge the target of an upgrade request.
 
     Args:
-        target: path and query.
+        target: the request's path and query.
         extra: further names of parameters that are let through unjudged.
 
     Raises:
-        Refused: 404 for another path, else 400 with a message that names the parameter.
+        Refused: with 404 for another path, else with 400 and a message that names the parameter.
     """
     try:
         parts = urlsplit(target)

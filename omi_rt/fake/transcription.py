@@ -1,4 +1,4 @@
-"""All the audio of one connection: bytes in, finals of each channel out. No clock."""
+"""All the audio of one connection: bytes go in, finals of each channel come out, without a clock."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omi_rt.fake.records import Options
 
 ChannelFinal = tuple[int, Final]
-"""A final and the channel that it is of."""
+"""The channel of a final, and the final."""
 
 
 class StreamTranscriber:
@@ -73,7 +73,7 @@ class StreamTranscriber:
 
     @property
     def unheard_seconds(self) -> float:
-        """Seconds taken and not heard yet."""
+        """Seconds of audio that were taken and have not been heard yet."""
         return (self.samples - self._heard) / self._parameters.sample_rate
 
     @property
@@ -93,7 +93,7 @@ class StreamTranscriber:
         self.samples += len(data) // self._frame_bytes
 
     def hear(self) -> list[ChannelFinal]:
-        """Listen to what was taken: the cost is in the call, not in the length."""
+        """Listen to what was taken. A call costs much the same however much there is to hear."""
         if not self._unheard:
             return []
         samples: Samples = np.frombuffer(b"".join(self._unheard), dtype="<i2")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from omi_rt.local.pool import WorkerPool
 
 DEFAULT_MAX_CONNECTIONS = 64
-"""A worker takes 90 to 330 MB. How many of these can be carried is for `Capacity` to say."""
+"""A worker takes 160 to 380 MiB. How many of these can be carried is for `Capacity` to say."""
 MAX_MESSAGE_BYTES = 1_048_576
 """Five seconds of the widest audio that is taken, 48 kHz stereo."""
 SEND_SECONDS = 10.0

@@ -30,8 +30,8 @@ class TCPStream(trio.abc.HalfCloseableStream):
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.socket = socket
         socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        # The descriptor, which Trio has put in non-blocking mode: its own send and recv add
-        # checkpoints. -1 once closed, so that a number that the system gave out again is not used.
+        # The descriptor is used directly, because Trio's send and recv add checkpoints; Trio has put it
+        # in non-blocking mode. It is -1 once closed, since the system may give the number out again.
         self._fd = socket.fileno()
         self._expects_data = False
 
@@ -54,7 +54,7 @@ class TCPStream(trio.abc.HalfCloseableStream):
     def send_nowait(
         self, data: bytes | bytearray | memoryview
     ) -> bytes | bytearray | memoryview | None:
-        """Send what the kernel takes at once; returns the rest, or None if nothing is left.
+        """Send what the kernel takes at once; return the rest, or None if nothing is left.
 
         ``send_all`` must be called with a rest before anything else is sent. Raises as it does.
         Nobody may be in ``send_all``.
@@ -92,9 +92,9 @@ class TCPStream(trio.abc.HalfCloseableStream):
                 raise _stream_error(error) from error
 
     def expect_data(self) -> None:
-        """Let the next receive read before it waits: after a pause there is data, most likely.
+        """Let the next receive read before it waits, because after a pause there is most likely data.
 
-        That receive is then no checkpoint; the pause was.
+        That receive is then not a checkpoint, as the pause was one.
         """
         self._expects_data = True
 

@@ -1,4 +1,7 @@
-"""TLS for the hot path: a send that need not wait."""
+"""TLS for the hot path, with a send that need not wait.
+
+Over ``trio.SSLStream`` 60 streams took 5.8 ms of CPU a stream-second, over this one 4.05 (bench/README.md).
+"""
 
 from __future__ import annotations
 
@@ -11,7 +14,7 @@ if TYPE_CHECKING:
     from omi_rt.net.stream import TCPStream
 
 _RECORD_BYTES = 16_384
-"""The most plaintext that a record holds (RFC 8446, 5.1)."""
+"""A record holds at most this much plaintext (RFC 8446, 5.1)."""
 
 
 class TLSStream(trio.abc.Stream):
@@ -33,9 +36,9 @@ class TLSStream(trio.abc.Stream):
         """Prepare; `do_handshake` must follow.
 
         Args:
-            stream: connected, and used by nobody else.
-            context: says whom to trust.
-            server_hostname: that the certificate must be for.
+            stream: a connected stream that nobody else uses.
+            context: whom to trust.
+            server_hostname: the name that the certificate must be for.
         """
         self._stream = stream
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
@@ -43,7 +46,7 @@ class TLSStream(trio.abc.Stream):
             self._incoming, self._outgoing, server_hostname=server_hostname
         )
         self._unsent = b""
-        """Encrypted already."""
+        """Bytes that are encrypted already and have not been sent."""
         self._is_closed = False
 
     async def do_handshake(self) -> None:
@@ -109,7 +112,7 @@ class TLSStream(trio.abc.Stream):
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
     async def aclose(self) -> None:
-        """Close the socket, without TLS's goodbye: half a record may be on the wire."""
+        """Close the socket without TLS's goodbye, because half a record may be on the wire."""
         self._is_closed = True
         await self._stream.aclose()
 

@@ -1,4 +1,4 @@
-"""What sessions get their stored voices from: one store, one cache, for the whole process."""
+"""Where sessions get their stored voices from: one store and one cache for the whole process."""
 
 from __future__ import annotations
 
@@ -48,13 +48,12 @@ class Profiles:
     async def anchors(self, uid: str, audio_format: AudioFormat) -> list[Anchor]:
         """Load a user's voices: the user first, then the people changed last, then the contrast.
 
-        The list is empty if none is stored.
-
-        Bounded by `omi_rt.profiles.loading.LOAD_SECONDS`. Cancelling is safe.
+        The list is empty if none is stored. This takes at most `omi_rt.profiles.loading.LOAD_SECONDS`.
+        Cancelling is safe.
 
         Raises:
             StoreUnavailable: the store failed or was too slow.
-            ProfileUnusable: there are some, but none that can be used.
+            ProfileUnusable: voices are stored, but none of them can be used.
         """
         loaded = await load_anchors(self.store, self._cache, uid, audio_format, self._limits)
         if loaded.problems:
