@@ -528,7 +528,7 @@ async def test_a_finalize_that_a_lost_connection_took_is_answered_by_the_next(
     ):
         await device.stream_audio(synthesise(TALK, 16_000)[: 2 * 32_000], 32_000)
         device.send('{"type":"Finalize"}')
-        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=15)
+        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=6)
         assert said_finally(device) == ["amber", "bako", "celu"]
     assert len(fake.connections) == 2
 
@@ -693,3 +693,31 @@ async def test_other_sessions_do_not_notice_what_one_client_does_wrong(
     assert said_finally(good) == TALK.transcript()
     assert good.events("Error") == []
     assert "sesame" not in "".join(capsys.readouterr())
+
+
+async def test_finalize_waits_for_audio_that_has_not_gone_up_yet(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"endpointing": "5000"}
+    async with listening_server() as (world, _fake), world.client(PATH, query) as device:
+        await device.stream_audio(synthesise(TALK, 16_000), 32_000, speed=50)
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=5)
+        assert said_finally(device) == TALK.transcript()
+
+
+async def test_with_a_uid_voices_are_told_apart_for_us_and_words_say_whose_they_are(
+    autojump_clock: MockClock,
+) -> None:
+    query = {"encoding": "linear16", "sample_rate": "16000", "uid": "u1"}
+    async with listening_server() as (world, fake), world.client(PATH, query) as device:
+        await play(device, TALK)
+    assert "diarize=true" in str(fake.connections[0].target)
+    assert words(device)[0].keys() == {
+        "word",
+        "start",
+        "end",
+        "confidence",
+        "is_user",
+        "person_id",
+    }

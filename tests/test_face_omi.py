@@ -361,3 +361,16 @@ def test_only_the_two_bytes_of_an_empty_pong_are_a_fake_pong() -> None:
 def test_each_path_of_the_table_is_told_as_a_websocket_endpoint() -> None:
     text = (Path(__file__).parent.parent / "README.md").read_text()
     assert all(f"`{path}`" in text for path in FACES)
+
+
+async def test_interims_that_the_operator_asked_for_are_not_told_to_who_did_not(
+    autojump_clock: MockClock,
+) -> None:
+    options = {"interim_results": ("true",)}
+    async with (
+        listening_server(deepgram_options=options) as (world, _fake),
+        open_path(world, "/listen") as device,
+    ):
+        await play(device)
+    assert device.events("interim") == []
+    assert words_of(device.segments) == TALK.transcript()

@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from omi_rt.fake import synthesise
 from omi_rt.profiles.commands import list_profiles
@@ -196,8 +197,6 @@ async def test_a_store_that_hangs_holds_the_session_for_ten_seconds_at_most(
 ) -> None:
     class Hanging(MemoryProfileStore):
         async def put(self, uid: str, person_id: str | None, wav: bytes) -> Any:
-            import trio
-
             await trio.sleep_forever()
 
     profiles = Profiles(Hanging(), 10.0)
@@ -213,3 +212,38 @@ async def test_a_store_that_hangs_holds_the_session_for_ten_seconds_at_most(
     ]
     assert device.closed is not None
     assert device.closed.code == 1000
+
+
+async def test_a_name_that_another_voice_had_is_taken_from_it(autojump_clock: MockClock) -> None:
+    async with (
+        listening_server(profiles=stored(user=False), profile_learn=False) as (world, _fake),
+        world.device(**SOUND) as device,
+    ):
+        await hear_and_assign(
+            device,
+            assign(speaker_id=0, person_id="anna"),
+            assign(speaker_id=1, person_id="anna"),
+        )
+    taken = [e for e in device.events("speaker_identified") if e["person_id"] is None]
+    assert [(event["speaker_id"], event["is_user"]) for event in taken] == [(0, False)]
+    assert taken[0]["segment_ids"]
+    later = {(s["speaker_id"], s["person_id"]) for s in device.segments if s["start"] > 32}
+    assert later == {(0, None), (1, "anna")}
+
+
+async def test_the_end_waits_for_a_voice_that_is_being_stored(autojump_clock: MockClock) -> None:
+    class Slow(MemoryProfileStore):
+        async def put(self, uid: str, person_id: str | None, wav: bytes) -> Any:
+            await trio.sleep(5)
+            return await super().put(uid, person_id, wav)
+
+    async with (
+        listening_server(profiles=Profiles(Slow(), 10.0)) as (world, _fake),
+        world.device(**SOUND) as device,
+    ):
+        script = conversation((ANNA, BEN), 45)
+        await device.stream_audio(synthesise(script, RATE), 2 * RATE)
+        device.send(assign(speaker_id=0, person_id="anna"))
+        device.send(CLOSE_STREAM)
+        await device.ended()
+    assert device.event("speaker_assigned")["stored"] is True
