@@ -296,6 +296,25 @@ def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
             _print(f"deleted {sample.name}")
 
 
+@main.group()
+def token() -> None:
+    """Make tokens for OMI_RT_AUTH=tokens."""
+
+
+@token.command("add")
+@click.argument("uid")
+def token_add(uid: str) -> None:
+    """Make a token for UID, put its hash into OMI_RT_TOKEN_FILE, and print it.
+
+    It is printed this once, and kept nowhere.
+    """
+    from omi_rt.auth.tokens import add_token
+
+    settings = _settings()
+    with _one_line_errors():
+        _print(add_token(settings.token_file, uid))
+
+
 @main.command("fake-deepgram")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535))

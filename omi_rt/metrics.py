@@ -29,6 +29,7 @@ import omi_rt
 from omi_rt.core.dials import DialCause
 from omi_rt.core.endings import EndingClass
 from omi_rt.core.ledger import Cost
+from omi_rt.core.login import BadToken, NoToken, TokenExpired
 from omi_rt.core.timeline import Discard
 
 if TYPE_CHECKING:
@@ -41,8 +42,17 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin", "request")
-CLOSE_CODES = ("1008", "1011")
+UPGRADE_REFUSALS = (
+    "draining",
+    "full",
+    "memory",
+    "recogniser",
+    "breaker",
+    "login",
+    "origin",
+    "request",
+)
+CLOSE_CODES = ("1008", "1011", "4001")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
@@ -235,13 +245,18 @@ class Metrics:
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",
-            "Upgrades answered 503, 403 for a foreign origin, or 400 for a bad request of a Deepgram client.",
+            "Upgrades answered 503, 403 for a foreign origin, or 400 or 401 for a bad request of a Deepgram client.",
             reason=UPGRADE_REFUSALS,
         )
         self.requests_closed = self._counter(
             "requests_closed",
             "Requests for /listen that were closed at once, by close code.",
             code=CLOSE_CODES,
+        )
+        self.login_failures = self._counter(
+            "login_failures",
+            "Clients that did not prove who they are.",
+            kind=tuple(error.kind for error in (NoToken, BadToken, TokenExpired)),
         )
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections that never became a request."

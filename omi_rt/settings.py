@@ -20,6 +20,12 @@ from omi_rt.core.origin import ANY, Origin, parse_origin
 DEEPGRAM_API = "https://api.deepgram.com"
 PROFILE_MODES = ("switch", "first", "off")
 _PROFILE_DIR = Path("profiles")
+AUTH_KINDS = ("none", "tokens", "firebase", "jwks")
+_TOKEN_FILE = Path("tokens")
+_AUTH_NEEDS = {
+    "firebase": ("firebase_project",),
+    "jwks": ("jwks_url", "jwt_issuer", "jwt_audience"),
+}
 _FIXED_OPTIONS = frozenset({"encoding", "sample_rate", "channels"})
 
 
@@ -95,6 +101,15 @@ def _url(text: str) -> str:
     return text
 
 
+def _web_url(text: str) -> str:
+    """an http or https address without a user"""
+    parts = urlsplit(_text(text))
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise ValueError
+    _ = parts.port
+    return text
+
+
 def _origins(text: str) -> frozenset[Origin]:
     """* or origins such as https://app.example.com, separated by commas"""
     found: set[Origin] = set()
@@ -163,6 +178,61 @@ class Settings:
         frozenset(),
         "origins of web pages, separated by commas, that may open /listen besides the server's own; "
         "* is any",
+    )
+    auth: str = _env(
+        "OMI_RT_AUTH",
+        _one_of(*AUTH_KINDS),
+        "none",
+        "none: a client is who it says; tokens: OMI_RT_TOKEN_FILE; firebase: ID tokens of "
+        "OMI_RT_FIREBASE_PROJECT; jwks: tokens of the OpenID provider behind OMI_RT_JWKS_URL",
+    )
+    insecure: bool = _env(
+        "OMI_RT_INSECURE",
+        _flag,
+        False,
+        "1: serve addresses other than loopback without a login",
+    )
+    token_file: Path = _env(
+        "OMI_RT_TOKEN_FILE",
+        Path,
+        _TOKEN_FILE,
+        "file of token uid lines; omi-rt token add UID makes one",
+    )
+    firebase_project: str = _env(
+        "OMI_RT_FIREBASE_PROJECT",
+        _text,
+        "",
+        "id of the Firebase project whose users may log in",
+    )
+    firebase_certs_url: str = _env(
+        "OMI_RT_FIREBASE_CERTS_URL",
+        _web_url,
+        "",
+        "where the certificates are that Firebase signs with (default Google's own address)",
+    )
+    firebase_emulator: str = _env(
+        "FIREBASE_AUTH_EMULATOR_HOST",
+        _text,
+        "",
+        "set to take the unsigned tokens of Firebase's emulator, on loopback only",
+    )
+    jwks_url: str = _env(
+        "OMI_RT_JWKS_URL",
+        _web_url,
+        "",
+        "address of an OpenID provider's public keys (a JSON Web Key Set)",
+    )
+    jwt_issuer: str = _env(
+        "OMI_RT_JWT_ISSUER",
+        _text,
+        "",
+        "issuer (iss) of its tokens, letter by letter",
+    )
+    jwt_audience: str = _env(
+        "OMI_RT_JWT_AUDIENCE",
+        _text,
+        "",
+        "audience (aud) of its tokens",
     )
     connect_timeout: float = _env(
         "OMI_RT_CONNECT_TIMEOUT",
@@ -312,6 +382,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     ]
     if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
         problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
+    problems += _missing(values)
     if problems:
         raise SettingsError(problems)
     if values.get("deepgram_api_key"):
@@ -321,6 +392,17 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         values["deepgram_url"] = address
         values["deepgram_options"] = {**_options(query), **values.get("deepgram_options", {})}
     return Settings(**values)
+
+
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """Find what the kind of login needs and is not set."""
+    kind = values.get("auth", "none")
+    fields = attrs.fields_dict(Settings)
+    return [
+        f"{fields[name].metadata['env']}: OMI_RT_AUTH={kind} needs it"
+        for name in _AUTH_NEEDS.get(kind, ())
+        if not values.get(name)
+    ]
 
 
 def shadowed_settings(environment: Mapping[str, str]) -> list[str]:

@@ -23,7 +23,7 @@ FLOORS = [
         "omi_rt.net",
         "omi_rt.codecs",
     },
-    {"omi_rt.profiles", "omi_rt.fake", "omi_rt.local", "omi_rt.client"},
+    {"omi_rt.auth", "omi_rt.profiles", "omi_rt.fake", "omi_rt.local", "omi_rt.client"},
     {"omi_rt.deepgram"},
     {"omi_rt.server"},
     {"omi_rt.demo"},
@@ -31,9 +31,11 @@ FLOORS = [
 ]
 ONE_IMPORTER = {
     "cachetools",
+    "cryptography",
     "click",
     "google",
     "httpx",
+    "jwt",
     "opuslib",
     "orjson",
     "pocketsphinx",

@@ -24,6 +24,7 @@ class Obstacle(Enum):
     MEMORY = "memory"
     RECOGNISER = "recogniser"
     BREAKER = "breaker"
+    LOGIN = "login"
 
 
 @frozen
@@ -43,6 +44,7 @@ def find_refusal(
     is_memory_full: bool,
     has_room: bool,
     refused: int | None,
+    login_problem: str | None = None,
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
 
@@ -55,6 +57,7 @@ def find_refusal(
         is_memory_full: what the sessions keep has reached its bound.
         has_room: the recogniser can carry another session, as far as it says.
         refused: the HTTP status with which Deepgram refuses what all sessions have in common.
+        login_problem: why nobody can log in.
     """
     if is_draining:
         return Refusal(Obstacle.DRAINING, "going away")
@@ -65,6 +68,8 @@ def find_refusal(
     if not has_room:
         words = "the embedded recogniser cannot carry another session now"
         return Refusal(Obstacle.RECOGNISER, words)
+    if login_problem is not None:
+        return Refusal(Obstacle.LOGIN, login_problem)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
         return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")

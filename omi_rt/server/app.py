@@ -17,10 +17,11 @@ from attrs import evolve
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
-from omi_rt.core.errors import BadRequest, HandshakeFailed, PeerClosed
+from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
 from omi_rt.core.json import dumps
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
+from omi_rt.core.login import BadToken
 from omi_rt.core.origin import is_allowed
 from omi_rt.faces.face import Call
 from omi_rt.faces.omi import AUTH_SECONDS, read_auth
@@ -28,6 +29,7 @@ from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.server.gate import Gate
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.session import Session
 
@@ -66,6 +68,7 @@ class Server:
         self._settings = shared.settings
         self._provider = shared.provider
         self._metrics = metrics = shared.metrics
+        self._gate = Gate(shared.login, metrics)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
@@ -85,6 +88,7 @@ class Server:
             is_memory_full=self._shared.budget.is_full,
             has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
+            login_problem=self._gate.problem,
         )
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -176,14 +180,22 @@ class Server:
         if refused is not None:
             await _respond(handshake, refused)
             return None
-        return await self._open(handshake, row, call)
+        return await self._open(handshake, row, call, peer)
 
-    async def _open(self, handshake: ServerHandshake, row: Row, call: Call) -> Session | None:
+    async def _open(
+        self, handshake: ServerHandshake, row: Row, call: Call, peer: str
+    ) -> Session | None:
         """Accept an upgrade, or refuse it as its clients can read it."""
         opening: Opening | None = None
         if row.refuses_upgrade:
             try:
+                call = await self._gate.identify(row, call, peer)
                 opening = self._read(row, call)
+            except BadToken as error:
+                await self._refuse_request(
+                    handshake, call, Refused(401, "INVALID_AUTH", str(error))
+                )
+                return None
             except Refused as error:
                 await self._refuse_request(handshake, call, error)
                 return None
@@ -200,8 +212,9 @@ class Server:
             if row.waits_for_proof:
                 call, early = await _receive_proof(websocket, call)
             if opening is None:
+                call = await self._gate.identify(row, call, peer)
                 opening = self._read(row, call)
-        except BadRequest as error:
+        except DeviceError as error:
             if row.waits_for_proof:
                 websocket.send_nowait(dumps(events.auth_response(success=False)))
             await self._close(websocket, error.close_code, str(error))

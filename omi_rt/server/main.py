@@ -11,15 +11,17 @@ import trio
 from attrs import define, field, frozen
 
 import omi_rt
+from omi_rt.auth.login import open_login
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.budget import BacklogBudget
-from omi_rt.deepgram.credentials import open_http_client
+from omi_rt.core.errors import OmiRtError
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
 from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
+from omi_rt.net.http_client import open_http_client
 from omi_rt.net.listeners import open_listeners
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
@@ -35,7 +37,12 @@ if TYPE_CHECKING:
 
     from omi_rt.deepgram.provider import Provider
     from omi_rt.log import Announce
+    from omi_rt.net.http_client import HTTPClient
     from omi_rt.settings import Settings
+
+
+class Unguarded(OmiRtError):
+    """The server would stand open to everybody; the message is one clear line."""
 
 
 @define
@@ -82,6 +89,7 @@ async def serve(
 
     Raises:
         BindFailed: the address cannot be bound.
+        Unguarded: there is no login, and others than this machine could come.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     raise_file_limit()
@@ -99,13 +107,15 @@ async def serve(
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
             await nursery.start(drain_on_signal, end.draining, end.force)
-        _warn_of_strangers(listeners)
+        _check_strangers(settings, listeners)
         async with (
-            _provider(settings, metrics, announce) as provider,
+            open_http_client() as client,
+            open_login(settings, client) as login,
+            _provider(settings, metrics, announce, client) as provider,
             _profiles(settings) as profiles,
         ):
             budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-            shared = Shared(settings, provider, metrics, pace, budget, profiles)
+            shared = Shared(settings, provider, metrics, pace, budget, profiles, login)
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
@@ -128,11 +138,10 @@ def _say_ready(announce: Announce, address: str) -> None:
 
 @asynccontextmanager
 async def _provider(
-    settings: Settings, metrics: Metrics, announce: Announce
+    settings: Settings, metrics: Metrics, announce: Announce, client: HTTPClient
 ) -> AsyncIterator[Provider]:
     """The way to Deepgram, looked at once, and watched beside the body."""
     async with (
-        open_http_client() as client,
         _upstream(settings, announce) as upstream,
         trio.open_nursery() as nursery,
     ):
@@ -152,16 +161,27 @@ async def _provider(
         nursery.cancel_scope.cancel()
 
 
-def _warn_of_strangers(listeners: Sequence[trio.SocketListener]) -> None:
-    """Say that there is no login, where others than this machine can come."""
+def _check_strangers(settings: Settings, listeners: Sequence[trio.SocketListener]) -> None:
+    """Refuse to serve others than this machine without a login, or say so where that is wanted."""
     hosts = [listener.socket.getsockname()[0] for listener in listeners]
-    strangers = [host for host in hosts if not is_loopback_address(host)]
-    if strangers:
-        get_logger().warning(
-            "no_login",
-            address=", ".join(strangers),
-            meaning="whoever reaches this address can use the server",
+    strangers = ", ".join(host for host in hosts if not is_loopback_address(host))
+    if not strangers:
+        return
+    if settings.auth == "firebase" and settings.firebase_emulator:
+        raise Unguarded(
+            f"FIREBASE_AUTH_EMULATOR_HOST: its tokens prove nothing, and {strangers} is not loopback"
         )
+    if settings.auth != "none":
+        return
+    if not settings.insecure:
+        raise Unguarded(
+            f"without a login everybody could use {strangers}: set OMI_RT_AUTH, or OMI_RT_INSECURE=1"
+        )
+    get_logger().warning(
+        "no_login",
+        address=strangers,
+        meaning="whoever reaches this address can use the server",
+    )
 
 
 @asynccontextmanager

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from attrs import frozen
 
+from omi_rt.auth.login import Login
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.deepgram.provider import Provider
 from omi_rt.metrics import Metrics
@@ -24,3 +25,5 @@ class Shared:
     """Bounds the bytes of audio that all sessions keep together."""
     profiles: Profiles | None = None
     """Stored voices; None where speech profiles are switched off."""
+    login: Login | None = None
+    """Tells whose a token is; None where clients are believed."""
