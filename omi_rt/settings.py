@@ -14,6 +14,7 @@ import attrs
 from attrs import field, frozen
 
 from omi_rt.core.errors import SettingsError
+from omi_rt.core.forwarded import Network, parse_networks
 from omi_rt.core.kubernetes import is_service_variable
 from omi_rt.core.origin import ANY, Origin, parse_origin
 
@@ -108,6 +109,11 @@ def _web_url(text: str) -> str:
         raise ValueError
     _ = parts.port
     return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    """addresses or networks such as 10.0.0.0/8, separated by commas"""
+    return parse_networks(text)
 
 
 def _origins(text: str) -> frozenset[Origin]:
@@ -233,6 +239,25 @@ class Settings:
         _text,
         "",
         "audience (aud) of its tokens",
+    )
+    tls_cert: Path | None = _env(
+        "OMI_RT_TLS_CERT",
+        Path,
+        None,
+        "PEM file with the server's certificate and those that it was signed with; speaks TLS; read "
+        "again on SIGHUP",
+    )
+    tls_key: Path | None = _env(
+        "OMI_RT_TLS_KEY",
+        Path,
+        None,
+        "PEM file with the certificate's key, without a password",
+    )
+    trusted_proxies: tuple[Network, ...] = _env(
+        "OMI_RT_TRUSTED_PROXIES",
+        _networks,
+        (),
+        "addresses and networks, separated by commas, whose X-Forwarded-For is believed",
     )
     connect_timeout: float = _env(
         "OMI_RT_CONNECT_TIMEOUT",
@@ -383,6 +408,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
         problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
     problems += _missing(values)
+    if (values.get("tls_cert") is None) != (values.get("tls_key") is None):
+        problems.append("OMI_RT_TLS_CERT, OMI_RT_TLS_KEY: one needs the other")
     if problems:
         raise SettingsError(problems)
     if values.get("deepgram_api_key"):

@@ -18,6 +18,7 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
+from omi_rt.core.forwarded import client_address
 from omi_rt.core.json import dumps
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
@@ -28,7 +29,8 @@ from omi_rt.faces.omi import AUTH_SECONDS, read_auth
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.net.tls import TLSStream
+from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
 from omi_rt.server.gate import Gate
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.session import Session
@@ -129,6 +131,8 @@ class Server:
         """
         self._connections += 1
         try:
+            if isinstance(stream, TLSStream) and not await self._secure(stream):
+                return
             # What the handshake needed is let go of before the session, which may last for days.
             session = await self._admit(
                 ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
@@ -145,11 +149,23 @@ class Server:
             self._connection_left = trio.Event()
             await trio.aclose_forcefully(stream)
 
+    async def _secure(self, stream: TLSStream) -> bool:
+        """Make the TLS handshake; whether it succeeded in time."""
+        with trio.move_on_after(HANDSHAKE_SECONDS), contextlib.suppress(*STREAM_ERRORS):
+            await stream.do_handshake()
+            return True
+        self._metrics.connections_dropped.inc()
+        return False
+
     async def _accept(self, stream: trio.SocketStream) -> None:
         is_loopback = False
         with contextlib.suppress(OSError):  # who is gone already has no address
             is_loopback = is_loopback_address(stream.socket.getsockname()[0])
-        await self.handle(TCPStream(stream.socket), is_loopback=is_loopback)
+        tcp, certificate = TCPStream(stream.socket), self._shared.certificate
+        if certificate is None:
+            await self.handle(tcp, is_loopback=is_loopback)
+            return
+        await self.handle(TLSStream(tcp, certificate.context, None), is_loopback=is_loopback)
 
     async def _admit(
         self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
@@ -175,21 +191,26 @@ class Server:
             )
             return None
         session_id = uuid.uuid4().hex
-        call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
+        address = client_address(
+            _host(peer), request.headers.get("x-forwarded-for", ""), self._settings.trusted_proxies
+        )
+        # Behind a proxy on this machine everybody would seem to be on it.
+        is_near = is_loopback and (not address or is_loopback_address(address))
+        call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
         refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
         if refused is not None:
             await _respond(handshake, refused)
             return None
-        return await self._open(handshake, row, call, peer)
+        return await self._open(handshake, row, call, address)
 
     async def _open(
-        self, handshake: ServerHandshake, row: Row, call: Call, peer: str
+        self, handshake: ServerHandshake, row: Row, call: Call, address: str
     ) -> Session | None:
         """Accept an upgrade, or refuse it as its clients can read it."""
         opening: Opening | None = None
         if row.refuses_upgrade:
             try:
-                call = await self._gate.identify(row, call, peer)
+                call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
             except BadToken as error:
                 await self._refuse_request(
@@ -212,7 +233,7 @@ class Server:
             if row.waits_for_proof:
                 call, early = await _receive_proof(websocket, call)
             if opening is None:
-                call = await self._gate.identify(row, call, peer)
+                call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
         except DeviceError as error:
             if row.waits_for_proof:
@@ -326,7 +347,12 @@ class Server:
 
 
 def _peer(stream: trio.abc.Stream) -> str:
-    return stream.peer if isinstance(stream, TCPStream) else ""
+    return stream.peer if isinstance(stream, TCPStream | TLSStream) else ""
+
+
+def _host(peer: str) -> str:
+    """The address alone, of an address and a port."""
+    return peer.rpartition(":")[0].strip("[]")
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:

@@ -21,6 +21,7 @@ from omi_rt.local.process import Room, run_local_recogniser
 from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
+from omi_rt.net.certificate import Certificate
 from omi_rt.net.http_client import open_http_client
 from omi_rt.net.listeners import open_listeners
 from omi_rt.profiles.commands import open_store
@@ -92,21 +93,20 @@ async def serve(
         Unguarded: there is no login, and others than this machine could come.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
-    raise_file_limit()
-    calm_the_collector()
-    _load_libopus(announce)
+    _prepare(announce)
     metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
     metrics.load.set_function(lambda: pace.load)
     log_lines().count_lost_with(metrics.log_lines_lost.inc)
+    certificate = await _load_certificate(settings)
     listeners = await open_listeners(host, port, backlog=LISTEN_BACKLOG)
-    bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
-    address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+    address, s = _address(listeners), "" if certificate is None else "s"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log_lines().run)
         end = _End(nursery.cancel_scope)
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
-            await nursery.start(drain_on_signal, end.draining, end.force)
+            reload = None if certificate is None else certificate.reload
+            await nursery.start(partial(drain_on_signal, end.draining, end.force, reload=reload))
         _check_strangers(settings, listeners)
         async with (
             open_http_client() as client,
@@ -115,23 +115,44 @@ async def serve(
             _profiles(settings) as profiles,
         ):
             budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-            shared = Shared(settings, provider, metrics, pace, budget, profiles, login)
+            shared = Shared(settings, provider, metrics, pace, budget, profiles, login, certificate)
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )
-            _say_ready(announce, address)
-            task_status.started(f"ws://{address}")
+            _say_ready(announce, address, s)
+            task_status.started(f"ws{s}://{address}")
             await server.serve(listeners)
         nursery.cancel_scope.cancel()
     return end.cut_sessions
 
 
-def _say_ready(announce: Announce, address: str) -> None:
+def _prepare(announce: Announce) -> None:
+    raise_file_limit()
+    calm_the_collector()
+    _load_libopus(announce)
+
+
+def _address(listeners: Sequence[trio.SocketListener]) -> str:
+    """Return host and port as they stand in a URL."""
+    bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
+    return f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+
+
+async def _load_certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    certificate = Certificate(settings.tls_cert, settings.tls_key)
+    await certificate.load()
+    return certificate
+
+
+def _say_ready(announce: Announce, address: str, s: str) -> None:
+    """Say it; ``s`` is what TLS puts at the end of a scheme."""
     announce(
-        f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)",
+        f"omi-rt is ready on http{s}://{address} (devices: ws{s}://{address}/listen)",
         "ready",
-        address=f"http://{address}",
+        address=f"http{s}://{address}",
         version=omi_rt.__version__,
     )
 
