@@ -43,16 +43,10 @@ if TYPE_CHECKING:
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
 UPGRADE_REFUSALS = (
-    "draining",
-    "full",
-    "memory",
-    "recogniser",
-    "breaker",
-    "login",
-    "origin",
-    "request",
+    *("draining", "full", "memory", "recogniser", "breaker", "login", "lag"),
+    *("unfinished", "address", "uid", "day", "origin", "request"),
 )
-CLOSE_CODES = ("1008", "1011", "4001")
+CLOSE_CODES = ("1008", "1011", "1013", "4001", "4002")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
@@ -235,6 +229,7 @@ class Metrics:
         )
         self.draining = self._gauge("draining", "1 while the server ends its sessions to go.")
         self.load = self._gauge("loop_load", "Share of time that the event loop works.")
+        self.lag = self._gauge("loop_lag_seconds", "Seconds that the event loop is late.")
         self.backlog_bytes = self._gauge(
             "backlog_bytes", "Memory that the audio kept by all sessions takes."
         )
@@ -245,7 +240,7 @@ class Metrics:
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",
-            "Upgrades answered 503, 403 for a foreign origin, or 400 or 401 for a bad request of a Deepgram client.",
+            "Connections and upgrades refused: by a limit, 503, 403 for a foreign origin, or 400 or 401 as Deepgram does.",
             reason=UPGRADE_REFUSALS,
         )
         self.requests_closed = self._counter(

@@ -22,6 +22,7 @@ DEEPGRAM_API = "https://api.deepgram.com"
 PROFILE_MODES = ("switch", "first", "off")
 _PROFILE_DIR = Path("profiles")
 AUTH_KINDS = ("none", "tokens", "firebase", "jwks")
+_DAILY_FILE = Path("daily.json")
 _TOKEN_FILE = Path("tokens")
 _AUTH_NEEDS = {
     "firebase": ("firebase_project",),
@@ -301,6 +302,48 @@ class Settings:
         _integer(1, 1_000_000),
         2000,
         "sessions at once; further upgrades get 503",
+    )
+    max_uid_sessions: int = _env(
+        "OMI_RT_MAX_UID_SESSIONS",
+        _integer(0, 1_000_000),
+        0,
+        "sessions at once of one uid; 0 is any number",
+    )
+    max_address_connections: int = _env(
+        "OMI_RT_MAX_ADDRESS_SESSIONS",
+        _integer(0, 1_000_000),
+        0,
+        "sessions at once of one address (IPv6: of a /64), those that begin included; 0 is any number",
+    )
+    max_unfinished: int = _env(
+        "OMI_RT_MAX_UNFINISHED",
+        _integer(1, 1_000_000),
+        1000,
+        "connections at once that have not become sessions",
+    )
+    daily_seconds: int = _env(
+        "OMI_RT_DAILY_SECONDS",
+        _integer(0, 10_000_000),
+        0,
+        "seconds of audio of one uid and day (UTC); 0 is any number",
+    )
+    daily_file: Path = _env(
+        "OMI_RT_DAILY_FILE",
+        Path,
+        _DAILY_FILE,
+        "file in which the seconds of the day outlive the process",
+    )
+    idle_seconds: float = _env(
+        "OMI_RT_IDLE_SECONDS",
+        _seconds(0, 86_400),
+        90.0,
+        "seconds without any audio, silence included, after which a session is ended; 0 is never",
+    )
+    max_lag_ms: float = _env(
+        "OMI_RT_MAX_LAG",
+        _seconds(0, 10_000),
+        100.0,
+        "ms that the event loop may be late; beyond that further upgrades get 503; 0 is any",
     )
     redial_rate: float = _env(
         "OMI_RT_REDIAL_RATE",

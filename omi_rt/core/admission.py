@@ -25,6 +25,7 @@ class Obstacle(Enum):
     RECOGNISER = "recogniser"
     BREAKER = "breaker"
     LOGIN = "login"
+    LAG = "lag"
 
 
 @frozen
@@ -45,6 +46,8 @@ def find_refusal(
     has_room: bool,
     refused: int | None,
     login_problem: str | None = None,
+    lag_ms: float = 0.0,
+    max_lag_ms: float = 100.0,
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
 
@@ -58,6 +61,8 @@ def find_refusal(
         has_room: the recogniser can carry another session, as far as it says.
         refused: the HTTP status with which Deepgram refuses what all sessions have in common.
         login_problem: why nobody can log in.
+        lag_ms: by how much the event loop is late.
+        max_lag_ms: that it may be late; 0 is any.
     """
     if is_draining:
         return Refusal(Obstacle.DRAINING, "going away")
@@ -68,6 +73,8 @@ def find_refusal(
     if not has_room:
         words = "the embedded recogniser cannot carry another session now"
         return Refusal(Obstacle.RECOGNISER, words)
+    if 0 < max_lag_ms < lag_ms:
+        return Refusal(Obstacle.LAG, f"too busy: {lag_ms:.0f} ms late, of {max_lag_ms:g} ms")
     if login_problem is not None:
         return Refusal(Obstacle.LOGIN, login_problem)
     if refused is not None:

@@ -76,7 +76,7 @@ class TLSStream(trio.abc.Stream):
             except ssl.SSLError as error:
                 # The other side is told why, if it is still there.
                 with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    await self._flush()
+                    self._stream.send_nowait(self._outgoing.read())
                 raise trio.BrokenResourceError("no TLS connection") from error
             else:
                 await self._flush()

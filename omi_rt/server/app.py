@@ -20,6 +20,7 @@ from omi_rt.core.admission import Obstacle, Refusal, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
 from omi_rt.core.forwarded import client_address
 from omi_rt.core.json import dumps
+from omi_rt.core.limits import LimitReached, Occupancy
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
 from omi_rt.core.login import BadToken
@@ -32,6 +33,7 @@ from omi_rt.net.stream import TCPStream
 from omi_rt.net.tls import TLSStream
 from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
 from omi_rt.server.gate import Gate
+from omi_rt.server.guard import Guard
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.session import Session
 
@@ -71,12 +73,15 @@ class Server:
         self._provider = shared.provider
         self._metrics = metrics = shared.metrics
         self._gate = Gate(shared.login, metrics)
+        self.guard = Guard(shared.settings)
+        self._occupancy = Occupancy(shared.settings.max_address_connections)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
         metrics.max_sessions.set(shared.settings.max_sessions)
         metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
+        metrics.lag.set_function(lambda: self.guard.lag)
         metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
@@ -91,6 +96,8 @@ class Server:
             has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
             login_problem=self._gate.problem,
+            lag_ms=self.guard.lag * 1000,
+            max_lag_ms=self._settings.max_lag_ms,
         )
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -100,6 +107,7 @@ class Server:
         """
         async with trio.open_nursery() as connections:
             connections.start_soon(self._shared.pace.run)
+            await connections.start(self.guard.run, self.sessions)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(
@@ -133,12 +141,19 @@ class Server:
         try:
             if isinstance(stream, TLSStream) and not await self._secure(stream):
                 return
-            # What the handshake needed is let go of before the session, which may last for days.
-            session = await self._admit(
-                ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
-            )
-            if session is not None:
-                await self._run_session(session)
+            unfinished, most = self._connections - len(self.sessions), self._settings.max_unfinished
+            if unfinished > most:
+                reason = f"too many connections that are no sessions: more than {most}"
+                await self._turn_away(ServerHandshake(stream), "unfinished", reason)
+                return
+            with contextlib.ExitStack() as leaving:
+                # What the handshake needed is let go of before the session, which may last for days.
+                admit = partial(self._admit, leaving=leaving, is_loopback=is_loopback)
+                session = await admit(ServerHandshake(stream), _peer(stream))
+                del admit
+                if session is not None:
+                    leaving.callback(self.guard.leave, session)
+                    await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
@@ -168,7 +183,12 @@ class Server:
         await self.handle(TLSStream(tcp, certificate.context, None), is_loopback=is_loopback)
 
     async def _admit(
-        self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
+        self,
+        handshake: ServerHandshake,
+        peer: str,
+        *,
+        leaving: contextlib.ExitStack,
+        is_loopback: bool,
     ) -> Session | None:
         """Answer a request; returns the session that it opens, if it does."""
         try:
@@ -201,7 +221,19 @@ class Server:
         if refused is not None:
             await _respond(handshake, refused)
             return None
+        if not self._occupancy.enter(address):
+            most = self._settings.max_address_connections
+            await self._turn_away(
+                handshake, "address", f"too many sessions of this address: {most} of {most}"
+            )
+            return None
+        leaving.callback(self._occupancy.leave, address)
         return await self._open(handshake, row, call, address)
+
+    async def _turn_away(self, handshake: ServerHandshake, limit: str, reason: str) -> None:
+        """Answer 503 because of a limit."""
+        self._metrics.upgrades_refused.labels(limit).inc()
+        await _respond(handshake, unavailable(reason, self._retry_seconds()))
 
     async def _open(
         self, handshake: ServerHandshake, row: Row, call: Call, address: str
@@ -212,6 +244,11 @@ class Server:
             try:
                 call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
+                self._check_limits(opening)
+            except LimitReached as error:
+                refused = Refused(error.status, "LIMIT_REACHED", str(error))
+                await self._refuse_request(handshake, call, refused)
+                return None
             except BadToken as error:
                 await self._refuse_request(
                     handshake, call, Refused(401, "INVALID_AUTH", str(error))
@@ -235,6 +272,7 @@ class Server:
             if opening is None:
                 call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
+                self._check_limits(opening)
         except DeviceError as error:
             if row.waits_for_proof:
                 websocket.send_nowait(dumps(events.auth_response(success=False)))
@@ -248,6 +286,13 @@ class Server:
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
+
+    def _check_limits(self, opening: Opening) -> None:
+        try:
+            self.guard.check(opening.request.uid, self.sessions)
+        except LimitReached as error:
+            self._metrics.upgrades_refused.labels(error.limit.value).inc()
+            raise
 
     def _read(self, row: Row, call: Call) -> Opening:
         opening = row.open(call)

@@ -165,6 +165,39 @@ class Session:
                 await self._websocket.abort(self._ending.close_code, self._ending.reason)
 
     @property
+    def uid(self) -> str:
+        """Whose session it is; empty where nobody was named."""
+        return self._request.uid
+
+    @property
+    def received_samples(self) -> int:
+        """Samples of audio per channel that have come so far."""
+        return self.coverage.ledger.received
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return self.coverage.audio_format.sample_rate
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the device is read now: a full backlog or memory makes it wait."""
+        return self._is_reading
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether more audio may come: the session is not ending yet."""
+        return self._takes_audio
+
+    def end(self, ending: Ending) -> None:
+        """End the session: finalise what has come, tell the device, close.
+
+        A session that ends already goes on doing so.
+        """
+        if self._takes_audio:
+            self._end(ending)
+
+    @property
     def has_said_all(self) -> bool:
         """Whether everything is final, and the device has been sent its account, if it is there."""
         return self._has_taken_leave and self._websocket.has_sent_all
