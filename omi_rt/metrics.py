@@ -253,6 +253,11 @@ class Metrics:
             "Clients that did not prove who they are.",
             kind=tuple(error.kind for error in (NoToken, BadToken, TokenExpired)),
         )
+        self.records_lost = self._counter(
+            "records_lost",
+            "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
+            kind=("line", "audio"),
+        )
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections that never became a request."
         )

@@ -394,6 +394,24 @@ class Settings:
         10.0,
         "seconds of the user's profile that are sent",
     )
+    transcript_dir: Path | None = _env(
+        "OMI_RT_TRANSCRIPT_DIR",
+        Path,
+        None,
+        "directory in which each session's segments and corrections are kept; without it nothing is",
+    )
+    record_audio: bool = _env(
+        "OMI_RT_RECORD_AUDIO",
+        _flag,
+        False,
+        "1: keep the audio beside them, as WAV",
+    )
+    retention_days: float = _env(
+        "OMI_RT_RETENTION_DAYS",
+        _seconds(0, 36_500),
+        0.0,
+        "days after which what is kept of a session is removed; 0 is never",
+    )
     log_level: str = _env(
         "OMI_RT_LOG_LEVEL",
         _one_of("debug", "info", "warning", "error"),
@@ -450,6 +468,8 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     ]
     if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
         problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
+    if values.get("record_audio") and not values.get("transcript_dir"):
+        problems.append("OMI_RT_RECORD_AUDIO: needs OMI_RT_TRANSCRIPT_DIR")
     problems += _missing(values)
     if (values.get("tls_cert") is None) != (values.get("tls_key") is None):
         problems.append("OMI_RT_TLS_CERT, OMI_RT_TLS_KEY: one needs the other")

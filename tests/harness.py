@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
     from omi_rt.auth.login import Login
+    from omi_rt.core.observers import Watch
     from omi_rt.deepgram.connection import Dial
     from omi_rt.profiles.service import Profiles
 
@@ -222,6 +223,7 @@ async def running_server(
     settings: Settings | None = None,
     profiles: Profiles | None = None,
     login: Login | None = None,
+    watches: tuple[Watch, ...] = (),
     seed: int = 1,
     find_carried: Callable[[], int | None] = lambda: None,
     load: float = 0.0,
@@ -247,7 +249,8 @@ async def running_server(
         cpu_clock=lambda: load * trio.current_time(),
     )
     budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-    server = BalancedServer(Shared(settings, provider, metrics, pace, budget, profiles, login))
+    shared = Shared(settings, provider, metrics, pace, budget, profiles, login, None, watches)
+    server = BalancedServer(shared)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)

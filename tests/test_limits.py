@@ -38,7 +38,7 @@ TODAY = date(2026, 11, 27)
 async def guarded(**settings: Any) -> AsyncIterator[World]:
     async with listening_server(**settings) as (world, _):
         async with trio.open_nursery() as nursery:
-            await nursery.start(world.server.guard.run, world.server.sessions)
+            await nursery.start(world.server.guard.watch_sessions, world.server.sessions)
             yield world
             await world.sessions_ended()
             nursery.cancel_scope.cancel()

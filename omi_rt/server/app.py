@@ -107,7 +107,7 @@ class Server:
         """
         async with trio.open_nursery() as connections:
             connections.start_soon(self._shared.pace.run)
-            await connections.start(self.guard.run, self.sessions)
+            await connections.start(self.guard.watch_sessions, self.sessions)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(

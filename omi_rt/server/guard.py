@@ -87,7 +87,7 @@ class Guard:
         if self.account.is_used_up(uid, self._today()):
             raise DayUsedUp(f"the day's {self._settings.daily_seconds} s of audio are used up")
 
-    async def run(
+    async def watch_sessions(
         self,
         sessions: Collection[Watched],
         *,

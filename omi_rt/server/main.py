@@ -26,6 +26,7 @@ from omi_rt.net.http_client import open_http_client
 from omi_rt.net.listeners import open_listeners
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
+from omi_rt.records.service import Records
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
 from omi_rt.server.memory import calm_the_collector, default_backlog_bytes, keep_memory_low
 from omi_rt.server.pace import Pace
@@ -36,6 +37,7 @@ from omi_rt.server.signals import drain_on_signal
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from omi_rt.core.observers import Watch
     from omi_rt.deepgram.provider import Provider
     from omi_rt.log import Announce
     from omi_rt.net.http_client import HTTPClient
@@ -94,9 +96,8 @@ async def serve(
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
     _prepare(announce)
-    metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
-    metrics.load.set_function(lambda: pace.load)
-    log_lines().count_lost_with(metrics.log_lines_lost.inc)
+    pace = Pace(settings.message_cap_ms / 1000)
+    metrics = _metrics(pace)
     certificate = await _load_certificate(settings)
     listeners = await open_listeners(host, port, backlog=LISTEN_BACKLOG)
     address, s = _address(listeners), "" if certificate is None else "s"
@@ -105,17 +106,19 @@ async def serve(
         end = _End(nursery.cancel_scope)
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
-            reload = None if certificate is None else certificate.reload
-            await nursery.start(partial(drain_on_signal, end.draining, end.force, reload=reload))
+            await _handle_signals(nursery, end, certificate)
         _check_strangers(settings, listeners)
         async with (
             open_http_client() as client,
             open_login(settings, client) as login,
             _provider(settings, metrics, announce, client) as provider,
             _profiles(settings) as profiles,
+            _records(settings, metrics) as watches,
         ):
             budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-            shared = Shared(settings, provider, metrics, pace, budget, profiles, login, certificate)
+            shared = Shared(
+                settings, provider, metrics, pace, budget, profiles, login, certificate, watches
+            )
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
@@ -131,6 +134,20 @@ def _prepare(announce: Announce) -> None:
     raise_file_limit()
     calm_the_collector()
     _load_libopus(announce)
+
+
+async def _handle_signals(
+    nursery: trio.Nursery, end: _End, certificate: Certificate | None
+) -> None:
+    reload = None if certificate is None else certificate.reload
+    await nursery.start(partial(drain_on_signal, end.draining, end.force, reload=reload))
+
+
+def _metrics(pace: Pace) -> Metrics:
+    metrics = Metrics()
+    metrics.load.set_function(lambda: pace.load)
+    log_lines().count_lost_with(metrics.log_lines_lost.inc)
+    return metrics
 
 
 def _address(listeners: Sequence[trio.SocketListener]) -> str:
@@ -212,6 +229,24 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
         return
     async with open_store(settings.profile_bucket or None, settings.profile_dir) as store:
         yield Profiles(store, settings.profile_seconds)
+
+
+@asynccontextmanager
+async def _records(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[Watch, ...]]:
+    """What observes each session, as long as the body runs."""
+    if settings.transcript_dir is None:
+        yield ()
+        return
+    records = Records(
+        settings.transcript_dir,
+        metrics,
+        keeps_audio=settings.record_audio,
+        retention_days=settings.retention_days,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.write_records)
+        yield (records.watch,)
+        nursery.cancel_scope.cancel()
 
 
 def _load_libopus(announce: Announce) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from omi_rt.core.asks import Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
+from omi_rt.core.observers import SessionFacts
 from omi_rt.core.transcript import Transcript
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.faces.face import SHORT_BYTES
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
 
     from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.observers import Observer
     from omi_rt.core.updates import Update
     from omi_rt.faces.face import Opening
     from omi_rt.net.websocket import WebSocket
@@ -114,6 +118,7 @@ class Session:
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
         )
+        self._observers = _observe(session_id, request, shared)
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
         self._incoming = trio.CancelScope()
         self._incoming_ended = trio.Event()
@@ -161,6 +166,8 @@ class Session:
             self._decoder.close()
             self.coverage.lose_pending()
             self._report()
+            for observer in self._observers:
+                observer.close()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._websocket.abort(self._ending.close_code, self._ending.reason)
 
@@ -324,6 +331,8 @@ class Session:
         if parts:
             payload = parts[0] if len(parts) == 1 else b"".join(parts)
             self._face.hear(payload)
+            for observer in self._observers:
+                observer.hear(payload)
             self._transcriber.receive(payload, now)
 
     def _follow(self, ask: Ask) -> None:
@@ -412,16 +421,15 @@ class Session:
     async def _take_leave(self) -> None:
         self._incoming.cancel()
         await self._incoming_ended.wait()
-        if self._device_is_there:
-            self._tell(
-                events.session_ended(
-                    self.coverage.balance(),
-                    self._transcriber.cost,
-                    self.coverage.audio_format,
-                    self._ending.reason,
-                    self._transcript.identities_known_from,
-                )
+        self._tell(
+            events.session_ended(
+                self.coverage.balance(),
+                self._transcriber.cost,
+                self.coverage.audio_format,
+                self._ending.reason,
+                self._transcript.identities_known_from,
             )
+        )
         self._has_taken_leave = True
         if self._device_is_there:
             await self._websocket.aclose(self._ending.close_code, self._ending.reason)
@@ -442,6 +450,8 @@ class Session:
     # What goes to the device.
 
     def _tell(self, update: Update) -> None:
+        for observer in self._observers:
+            observer.note(update)
         if self._device_is_there:
             self._send(self._face.write(update))
 
@@ -473,6 +483,13 @@ class Session:
         )
         if not balance.is_exact:
             self._log.error("ledger_unbalanced", **account)
+
+
+def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Observer]:
+    facts = SessionFacts(
+        session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
+    )
+    return [watch(facts) for watch in shared.watches]
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:

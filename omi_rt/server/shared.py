@@ -6,6 +6,7 @@ from attrs import frozen
 
 from omi_rt.auth.login import Login
 from omi_rt.core.budget import BacklogBudget
+from omi_rt.core.observers import Watch
 from omi_rt.deepgram.provider import Provider
 from omi_rt.metrics import Metrics
 from omi_rt.net.certificate import Certificate
@@ -30,3 +31,5 @@ class Shared:
     """Tells whose a token is; None where clients are believed."""
     certificate: Certificate | None = None
     """For TLS; None where it is not spoken here."""
+    watches: tuple[Watch, ...] = ()
+    """Make the observers of each session."""
