@@ -200,6 +200,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._build_server_metrics()
+        self._build_keeping_metrics()
         self._build_provider_metrics()
         self.audio = AudioAccounts()
         self._registry.register(self.audio)
@@ -253,11 +254,6 @@ class Metrics:
             "Clients that did not prove who they are.",
             kind=tuple(error.kind for error in (NoToken, BadToken, TokenExpired)),
         )
-        self.records_lost = self._counter(
-            "records_lost",
-            "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
-            kind=("line", "audio"),
-        )
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections that never became a request."
         )
@@ -267,6 +263,25 @@ class Metrics:
         )
         self.log_lines_lost = self._counter(
             "log_lines_lost", "Log lines that could not be written."
+        )
+
+    def _build_keeping_metrics(self) -> None:
+        self.records_lost = self._counter(
+            "records_lost",
+            "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
+            kind=("line", "audio"),
+        )
+        kinds = ("transcript", "audio")
+        self.webhooks = self._counter(
+            "webhooks",
+            "Messages to webhooks.",
+            kind=kinds,
+            outcome=("delivered", "failed"),
+        )
+        self.webhooks_dropped = self._counter(
+            "webhooks_dropped",
+            "Segments and pieces of audio that a slow webhook left no room for.",
+            kind=kinds,
         )
 
     def _build_provider_metrics(self) -> None:

@@ -17,6 +17,7 @@ from omi_rt.core.errors import SettingsError
 from omi_rt.core.forwarded import Network, parse_networks
 from omi_rt.core.kubernetes import is_service_variable
 from omi_rt.core.origin import ANY, Origin, parse_origin
+from omi_rt.core.webhooks import AudioHook, parse_audio_hook, parse_secret
 
 DEEPGRAM_API = "https://api.deepgram.com"
 PROFILE_MODES = ("switch", "first", "off")
@@ -115,6 +116,18 @@ def _web_url(text: str) -> str:
 def _networks(text: str) -> tuple[Network, ...]:
     """addresses or networks such as 10.0.0.0/8, separated by commas"""
     return parse_networks(text)
+
+
+def _audio_hook(text: str) -> AudioHook:
+    """an http or https address, a comma, and 1 to 60 seconds"""
+    hook = parse_audio_hook(text)
+    _web_url(hook.url)
+    return hook
+
+
+def _webhook_secret(text: str) -> bytes:
+    """whsec_ and 24 to 64 bytes in base64"""
+    return parse_secret(text)
 
 
 def _origins(text: str) -> frozenset[Origin]:
@@ -411,6 +424,33 @@ class Settings:
         _seconds(0, 36_500),
         0.0,
         "days after which what is kept of a session is removed; 0 is never",
+    )
+    webhook_transcript: str = _env(
+        "OMI_RT_WEBHOOK_TRANSCRIPT",
+        _web_url,
+        "",
+        "address that segments are posted to, once a second",
+        secret=True,
+    )
+    webhook_audio: AudioHook | None = _env(
+        "OMI_RT_WEBHOOK_AUDIO",
+        _audio_hook,
+        None,
+        "URL,SECONDS: address that raw audio is posted to, and how much of it at once",
+        secret=True,
+    )
+    webhook_secret: bytes | None = _env(
+        "OMI_RT_WEBHOOK_SECRET",
+        _webhook_secret,
+        None,
+        "signs what is posted (Standard Webhooks)",
+        secret=True,
+    )
+    webhook_private: bool = _env(
+        "OMI_RT_WEBHOOK_PRIVATE",
+        _flag,
+        False,
+        "1: webhooks may be in private networks, loopback included",
     )
     log_level: str = _env(
         "OMI_RT_LOG_LEVEL",

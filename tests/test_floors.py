@@ -26,6 +26,7 @@ FLOORS = [
     {
         "omi_rt.auth",
         "omi_rt.profiles",
+        "omi_rt.webhooks",
         "omi_rt.records",
         "omi_rt.fake",
         "omi_rt.local",

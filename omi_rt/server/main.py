@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING
 
 import trio
@@ -33,6 +34,7 @@ from omi_rt.server.pace import Pace
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.server.shared import Shared
 from omi_rt.server.signals import drain_on_signal
+from omi_rt.webhooks.service import Hooks, Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
@@ -108,17 +110,8 @@ async def serve(
             # Before anything else: a signal may come while the recogniser starts.
             await _handle_signals(nursery, end, certificate)
         _check_strangers(settings, listeners)
-        async with (
-            open_http_client() as client,
-            open_login(settings, client) as login,
-            _provider(settings, metrics, announce, client) as provider,
-            _profiles(settings) as profiles,
-            _records(settings, metrics) as watches,
-        ):
-            budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-            shared = Shared(
-                settings, provider, metrics, pace, budget, profiles, login, certificate, watches
-            )
+        async with _shared(settings, metrics, pace, certificate, announce) as shared:
+            provider = shared.provider
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
@@ -128,6 +121,36 @@ async def serve(
             await server.serve(listeners)
         nursery.cancel_scope.cancel()
     return end.cut_sessions
+
+
+@asynccontextmanager
+async def _shared(
+    settings: Settings,
+    metrics: Metrics,
+    pace: Pace,
+    certificate: Certificate | None,
+    announce: Announce,
+) -> AsyncIterator[Shared]:
+    """Hold open what all sessions share."""
+    async with (
+        open_http_client() as client,
+        open_login(settings, client) as login,
+        _provider(settings, metrics, announce, client) as provider,
+        _profiles(settings) as profiles,
+        _records(settings, metrics) as records,
+        _webhooks(settings, metrics, client) as hooks,
+    ):
+        yield Shared(
+            settings,
+            provider,
+            metrics,
+            pace,
+            BacklogBudget(settings.backlog_bytes or default_backlog_bytes()),
+            profiles,
+            login,
+            certificate,
+            records + hooks,
+        )
 
 
 def _prepare(announce: Announce) -> None:
@@ -247,6 +270,26 @@ async def _records(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[
         await nursery.start(records.write_records)
         yield (records.watch,)
         nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _webhooks(
+    settings: Settings, metrics: Metrics, client: HTTPClient
+) -> AsyncIterator[tuple[Watch, ...]]:
+    if not settings.webhook_transcript and settings.webhook_audio is None:
+        yield ()
+        return
+    hooks = Hooks(
+        settings.webhook_transcript,
+        settings.webhook_audio,
+        settings.webhook_secret,
+        settings.webhook_private,
+    )
+    webhooks = Webhooks(hooks, client, metrics, Random())  # seeded by the system
+    async with trio.open_nursery() as nursery:
+        end = await nursery.start(webhooks.post_all)
+        yield (webhooks.watch,)
+        end()
 
 
 def _load_libopus(announce: Announce) -> None:
