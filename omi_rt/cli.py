@@ -297,6 +297,68 @@ def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
             _print(f"deleted {sample.name}")
 
 
+@main.command()
+@click.argument("session")
+@click.option(
+    "--format",
+    "form",
+    default="txt",
+    show_default=True,
+    type=click.Choice(["srt", "vtt", "txt", "json"]),
+)
+def export(session: str, form: str) -> None:
+    """Print what OMI_RT_TRANSCRIPT_DIR keeps of SESSION, corrected."""
+    from omi_rt.core.exports import FORMATS
+    from omi_rt.records.commands import read_session
+
+    settings = _settings()
+    with _one_line_errors():
+        record = read_session(settings.transcript_dir, session)
+        _print(FORMATS[form](record).removesuffix("\n"))
+
+
+@main.command()
+@click.argument("uid")
+def forget(uid: str) -> None:
+    """Remove everything kept of UID: records, audio, voices and tokens."""
+    from omi_rt.profiles.commands import ProfileNotFound, delete_profiles
+    from omi_rt.records.commands import forget_person
+
+    settings = _settings()
+    with _one_line_errors():
+        for line in forget_person(settings.transcript_dir, settings.token_file, uid):
+            _print(line)
+
+    async def forget_voices(store: ProfileStore) -> int:
+        try:
+            return len(await delete_profiles(store, uid, everything=True))
+        except ProfileNotFound:
+            return 0
+
+    voices = _with_store(forget_voices)
+    with _one_line_errors():
+        _print(f"voices removed: {voices}")
+
+
+@main.group()
+def token() -> None:
+    """Make tokens for OMI_RT_AUTH=tokens."""
+
+
+@token.command("add")
+@click.argument("uid")
+def token_add(uid: str) -> None:
+    """Make a token for UID, put its hash into OMI_RT_TOKEN_FILE, and print it.
+
+    It is printed this once, and kept nowhere.
+    """
+    from omi_rt.auth.tokens import add_token
+
+    settings = _settings()
+    with _one_line_errors():
+        _print(add_token(settings.token_file, uid))
+
+
 @main.command("fake-deepgram")
 @click.option("--host", default="127.0.0.1", show_default=True)
 @click.option("--port", default=0, show_default=True, type=click.IntRange(0, 65535))

@@ -29,6 +29,7 @@ import omi_rt
 from omi_rt.core.dials import DialCause
 from omi_rt.core.endings import EndingClass
 from omi_rt.core.ledger import Cost
+from omi_rt.core.login import BadToken, NoToken, TokenExpired
 from omi_rt.core.timeline import Discard
 
 if TYPE_CHECKING:
@@ -41,8 +42,11 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin", "request")
-CLOSE_CODES = ("1008", "1011")
+UPGRADE_REFUSALS = (
+    *("draining", "full", "memory", "recogniser", "breaker", "login", "lag"),
+    *("unfinished", "address", "uid", "day", "origin", "request"),
+)
+CLOSE_CODES = ("1008", "1011", "1013", "4001", "4002")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
@@ -196,6 +200,7 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._build_server_metrics()
+        self._build_keeping_metrics()
         self._build_provider_metrics()
         self.audio = AudioAccounts()
         self._registry.register(self.audio)
@@ -225,6 +230,7 @@ class Metrics:
         )
         self.draining = self._gauge("draining", "1 while the server ends its sessions to go.")
         self.load = self._gauge("loop_load", "Share of time that the event loop works.")
+        self.lag = self._gauge("loop_lag_seconds", "Seconds that the event loop is late.")
         self.backlog_bytes = self._gauge(
             "backlog_bytes", "Memory that the audio kept by all sessions takes."
         )
@@ -235,13 +241,18 @@ class Metrics:
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",
-            "Upgrades answered 503, 403 for a foreign origin, or 400 for a bad request of a Deepgram client.",
+            "Connections and upgrades refused: by a limit, 503, 403 for a foreign origin, or 400 or 401 as Deepgram does.",
             reason=UPGRADE_REFUSALS,
         )
         self.requests_closed = self._counter(
             "requests_closed",
             "Requests for /listen that were closed at once, by close code.",
             code=CLOSE_CODES,
+        )
+        self.login_failures = self._counter(
+            "login_failures",
+            "Clients that did not prove who they are.",
+            kind=tuple(error.kind for error in (NoToken, BadToken, TokenExpired)),
         )
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections that never became a request."
@@ -252,6 +263,25 @@ class Metrics:
         )
         self.log_lines_lost = self._counter(
             "log_lines_lost", "Log lines that could not be written."
+        )
+
+    def _build_keeping_metrics(self) -> None:
+        self.records_lost = self._counter(
+            "records_lost",
+            "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
+            kind=("line", "audio"),
+        )
+        kinds = ("transcript", "audio")
+        self.webhooks = self._counter(
+            "webhooks",
+            "Messages to webhooks.",
+            kind=kinds,
+            outcome=("delivered", "failed"),
+        )
+        self.webhooks_dropped = self._counter(
+            "webhooks_dropped",
+            "Segments and pieces of audio that a slow webhook left no room for.",
+            kind=kinds,
         )
 
     def _build_provider_metrics(self) -> None:

@@ -29,6 +29,8 @@ from omi_rt.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from omi_rt.auth.login import Login
+    from omi_rt.core.observers import Watch
     from omi_rt.deepgram.connection import Dial
     from omi_rt.profiles.service import Profiles
 
@@ -114,6 +116,10 @@ class World:
             yield device
             nursery.cancel_scope.cancel()
         self.server.assert_balanced()
+
+    def exposition(self) -> str:
+        """The server's metrics, as text."""
+        return self.metrics.exposition().decode()
 
     async def sessions_ended(self, within: float = 200.0) -> None:
         """Wait until no session is left."""
@@ -218,6 +224,8 @@ async def running_server(
     *,
     settings: Settings | None = None,
     profiles: Profiles | None = None,
+    login: Login | None = None,
+    watches: tuple[Watch, ...] = (),
     seed: int = 1,
     find_carried: Callable[[], int | None] = lambda: None,
     load: float = 0.0,
@@ -244,7 +252,8 @@ async def running_server(
         cpu_clock=lambda: load * trio.current_time(),
     )
     budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-    server = BalancedServer(Shared(settings, provider, metrics, pace, budget, profiles))
+    shared = Shared(settings, provider, metrics, pace, budget, profiles, login, None, watches)
+    server = BalancedServer(shared)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)

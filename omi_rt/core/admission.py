@@ -24,6 +24,8 @@ class Obstacle(Enum):
     MEMORY = "memory"
     RECOGNISER = "recogniser"
     BREAKER = "breaker"
+    LOGIN = "login"
+    LAG = "lag"
 
 
 @frozen
@@ -43,6 +45,9 @@ def find_refusal(
     is_memory_full: bool,
     has_room: bool,
     refused: int | None,
+    login_problem: str | None = None,
+    lag_ms: float = 0.0,
+    max_lag_ms: float = 100.0,
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
 
@@ -57,6 +62,9 @@ def find_refusal(
         has_room: whether the recogniser can carry another session, as far as it says.
         refused: the HTTP status with which Deepgram refuses what all sessions have in common; None
             where it refuses nothing.
+        login_problem: why nobody can log in; None where logins work.
+        lag_ms: the milliseconds by which the event loop is late.
+        max_lag_ms: the milliseconds by which it may be late; 0 allows any.
     """
     if is_draining:
         return Refusal(Obstacle.DRAINING, "going away")
@@ -67,6 +75,10 @@ def find_refusal(
     if not has_room:
         words = "the embedded recogniser cannot carry another session now"
         return Refusal(Obstacle.RECOGNISER, words)
+    if 0 < max_lag_ms < lag_ms:
+        return Refusal(Obstacle.LAG, f"too busy: {lag_ms:.0f} ms late, of {max_lag_ms:g} ms")
+    if login_problem is not None:
+        return Refusal(Obstacle.LOGIN, login_problem)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
         return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")

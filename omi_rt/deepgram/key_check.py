@@ -7,7 +7,8 @@ from http import HTTPStatus
 
 import trio
 
-from omi_rt.deepgram.credentials import HTTP_ERRORS, HTTPClient, rest_url
+from omi_rt.deepgram.credentials import rest_url
+from omi_rt.net.http_client import HTTP_ERRORS, HTTPClient
 
 KEY_PATH = "/v1/auth/token"
 """Deepgram documents this path as the quick test of a key."""

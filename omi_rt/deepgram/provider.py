@@ -16,7 +16,7 @@ from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import BadRequest, ProviderError, ProviderRefused
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
-from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
+from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken
 from omi_rt.metrics import Metrics, status_label
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.net.http_client import HTTPClient
     from omi_rt.settings import Settings
 
 

@@ -251,7 +251,7 @@ def open_deepgram(call: Call) -> Opening:
         raise bad_parameter(f"uid must have {ID_RULE}")
     options = {name: texts for name, texts in values.items() if name not in _OURS}
     request = ListenRequest(
-        uid=uid,
+        uid=uid if call.uid is None else call.uid,
         language=language,
         sample_rate=rate,
         codec=encoding,
@@ -263,6 +263,20 @@ def open_deepgram(call: Call) -> Opening:
     )
     created = call.called_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Opening(request, DeepgramFace(request, request_id_of(call.session_id), created))
+
+
+def deepgram_token(call: Call) -> str:
+    """Return the key that a client shows, in the header or as a subprotocol; empty where it shows none.
+
+    Raises:
+        Refused: 400 or 401; it shows two, or half of one.
+    """
+    _check_keys(call)
+    scheme, _, credential = call.headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() in _KEY_SCHEMES:
+        return credential.strip()
+    protocols = _protocols(call)
+    return protocols[1] if protocols and protocols[0].lower() in _KEY_SCHEMES else ""
 
 
 def request_id_of(session_id: str) -> str:
@@ -345,7 +359,7 @@ def _sound(values: Mapping[str, tuple[str, ...]], encoding: str) -> tuple[int, i
 
 
 def _check_keys(call: Call) -> None:
-    """See that a key is given in one place at most. There is no login here, so that any will do."""
+    """See that a key is given in one place at most; without a login any will do."""
     scheme, _, credential = call.headers.get("authorization", "").strip().partition(" ")
     in_header = scheme.lower() in _KEY_SCHEMES
     if in_header and not credential.strip():

@@ -21,6 +21,7 @@ from omi_rt.net.protocol import (
     ends_stream,
 )
 from omi_rt.net.stream import TCPStream
+from omi_rt.net.tls import TLSStream
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
@@ -42,7 +43,8 @@ _BYTES_OF_A_FRAME = 8_192
 """A read counts as a frame for each of them."""
 _TLS_HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, 5.1), and of no HTTP request."""
-_STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a stream raises whose other side, or whose own, has gone."""
 
 
 class WebSocket:
@@ -57,6 +59,7 @@ class WebSocket:
         "_allowance",
         "_allowed_at",
         "_ends_sending",
+        "_has_rest",
         "_is_writer_idle",
         "_outgoing",
         "_protocol",
@@ -72,12 +75,14 @@ class WebSocket:
 
     def __init__(self, stream: trio.abc.Stream, protocol: WebSocketProtocol) -> None:
         self._stream = stream
-        self._tcp = stream if isinstance(stream, TCPStream) else None
+        self._tcp = stream if isinstance(stream, TCPStream | TLSStream) else None
         self._protocol = protocol
         self._outgoing = bytearray()
         self._ends_sending = False
         """Whether the sending side ends after what is in the queue."""
         self._queued_bytes = 0
+        self._has_rest = False
+        """Whether the stream itself keeps a rest of what it was offered, as TLS does."""
         self._is_writer_idle = False
         self._wake_writer = trio.Event()
         self._writer_done = trio.Event()
@@ -192,8 +197,8 @@ class WebSocket:
                 self._wake_writer = trio.Event()
                 data, self._outgoing = self._outgoing, bytearray()
                 ends_sending = self._ends_sending
-                if data:
-                    self.is_sending = True
+                if data or self._has_rest:
+                    self.is_sending, self._has_rest = True, False
                     with trio.move_on_after(send_timeout) as limit:
                         await self._stream.send_all(data)
                     if limit.cancelled_caught:
@@ -206,7 +211,7 @@ class WebSocket:
                     if isinstance(self._stream, trio.abc.HalfCloseableStream):
                         await self._stream.send_eof()
                     return
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             # The reader meets the same end and tells it.
             return
         finally:
@@ -225,7 +230,7 @@ class WebSocket:
         """
         data, self._outgoing = self._outgoing, bytearray()
         self.is_sending = True
-        with trio.move_on_after(send_timeout) as limit, contextlib.suppress(*_STREAM_ERRORS):
+        with trio.move_on_after(send_timeout) as limit, contextlib.suppress(*STREAM_ERRORS):
             await self._stream.send_all(data)
         if limit.cancelled_caught:
             raise PeerTooSlow(f"took no data for {send_timeout:g} s")
@@ -267,7 +272,7 @@ class WebSocket:
         self.close_nowait(code, reason)
         with trio.move_on_after(ABORT_SECONDS, shield=True):
             if not self.is_sending:
-                with contextlib.suppress(*_STREAM_ERRORS):
+                with contextlib.suppress(*STREAM_ERRORS):
                     await self._stream.send_all(self._outgoing)
         await trio.aclose_forcefully(self._stream)
 
@@ -302,7 +307,7 @@ class WebSocket:
             await self._let_others_go_first()
         try:
             data = await self._stream.receive_some()
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             data = b""
         self.received_at = trio.current_time()
         self._allowance -= len(data) // _BYTES_OF_A_FRAME
@@ -317,11 +322,12 @@ class WebSocket:
         if self._is_writer_idle and self._tcp is not None and not ends_sending:
             try:
                 rest = self._tcp.send_nowait(data)
-            except _STREAM_ERRORS:
+            except STREAM_ERRORS:
                 rest = data  # the writer meets the same
             if rest is None:
                 return
             data = rest
+            self._has_rest = not data
         self._is_writer_idle = False
         self._outgoing += data
         self._ends_sending = self._ends_sending or ends_sending
@@ -353,7 +359,7 @@ class ServerHandshake:
                     raise HandshakeFailed("the request head is too long")
                 try:
                     data = await self._stream.receive_some()
-                except _STREAM_ERRORS:
+                except STREAM_ERRORS:
                     data = b""
                 if not data:
                     raise HandshakeFailed("closed before a whole request")
@@ -393,7 +399,7 @@ class ServerHandshake:
         content = body.encode() if isinstance(body, str) else body
         fields = {"Content-Type": content_type, **(headers or {})}
         data = self._protocol.plain_response(status, content, fields)
-        with trio.move_on_after(within), contextlib.suppress(*_STREAM_ERRORS):
+        with trio.move_on_after(within), contextlib.suppress(*STREAM_ERRORS):
             await self._stream.send_all(data)
 
 
@@ -417,7 +423,7 @@ async def open_websocket(
             await stream.send_all(opening.take_request())
             while opening.is_waiting:
                 opening.receive(await stream.receive_some())
-        except _STREAM_ERRORS as error:
+        except STREAM_ERRORS as error:
             raise HandshakeFailed("connection lost during the handshake") from error
     if limit.cancelled_caught:
         raise HandshakeFailed(f"no answer within {within:g} s")

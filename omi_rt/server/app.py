@@ -17,17 +17,23 @@ from attrs import evolve
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
-from omi_rt.core.errors import BadRequest, HandshakeFailed, PeerClosed
+from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
+from omi_rt.core.forwarded import client_address
 from omi_rt.core.json import dumps
+from omi_rt.core.limits import LimitReached, Occupancy
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
+from omi_rt.core.login import BadToken
 from omi_rt.core.origin import is_allowed
 from omi_rt.faces.face import Call
 from omi_rt.faces.omi import AUTH_SECONDS, read_auth
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.net.tls import TLSStream
+from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
+from omi_rt.server.gate import Gate
+from omi_rt.server.guard import Guard
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.session import Session
 
@@ -66,12 +72,16 @@ class Server:
         self._settings = shared.settings
         self._provider = shared.provider
         self._metrics = metrics = shared.metrics
+        self._gate = Gate(shared.login, metrics)
+        self.guard = Guard(shared.settings)
+        self._occupancy = Occupancy(shared.settings.max_address_connections)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
         metrics.max_sessions.set(shared.settings.max_sessions)
         metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
+        metrics.lag.set_function(lambda: self.guard.lag)
         metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
@@ -85,6 +95,9 @@ class Server:
             is_memory_full=self._shared.budget.is_full,
             has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
+            login_problem=self._gate.problem,
+            lag_ms=self.guard.lag * 1000,
+            max_lag_ms=self._settings.max_lag_ms,
         )
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
@@ -94,6 +107,7 @@ class Server:
         """
         async with trio.open_nursery() as connections:
             connections.start_soon(self._shared.pace.run)
+            await connections.start(self.guard.watch_sessions, self.sessions)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(
@@ -125,12 +139,21 @@ class Server:
         """
         self._connections += 1
         try:
-            # What the handshake needed is let go of before the session, which may last for days.
-            session = await self._admit(
-                ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
-            )
-            if session is not None:
-                await self._run_session(session)
+            if isinstance(stream, TLSStream) and not await self._secure(stream):
+                return
+            unfinished, most = self._connections - len(self.sessions), self._settings.max_unfinished
+            if unfinished > most:
+                reason = f"too many connections that are no sessions: more than {most}"
+                await self._turn_away(ServerHandshake(stream), "unfinished", reason)
+                return
+            with contextlib.ExitStack() as leaving:
+                # What the handshake needed is let go of before the session, which may last for days.
+                admit = partial(self._admit, leaving=leaving, is_loopback=is_loopback)
+                session = await admit(ServerHandshake(stream), _peer(stream))
+                del admit
+                if session is not None:
+                    leaving.callback(self.guard.leave, session)
+                    await self._run_session(session)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
@@ -141,14 +164,31 @@ class Server:
             self._connection_left = trio.Event()
             await trio.aclose_forcefully(stream)
 
+    async def _secure(self, stream: TLSStream) -> bool:
+        """Make the TLS handshake; whether it succeeded in time."""
+        with trio.move_on_after(HANDSHAKE_SECONDS), contextlib.suppress(*STREAM_ERRORS):
+            await stream.do_handshake()
+            return True
+        self._metrics.connections_dropped.inc()
+        return False
+
     async def _accept(self, stream: trio.SocketStream) -> None:
         is_loopback = False
         with contextlib.suppress(OSError):  # who is gone already has no address
             is_loopback = is_loopback_address(stream.socket.getsockname()[0])
-        await self.handle(TCPStream(stream.socket), is_loopback=is_loopback)
+        tcp, certificate = TCPStream(stream.socket), self._shared.certificate
+        if certificate is None:
+            await self.handle(tcp, is_loopback=is_loopback)
+            return
+        await self.handle(TLSStream(tcp, certificate.context, None), is_loopback=is_loopback)
 
     async def _admit(
-        self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
+        self,
+        handshake: ServerHandshake,
+        peer: str,
+        *,
+        leaving: contextlib.ExitStack,
+        is_loopback: bool,
     ) -> Session | None:
         """Answer a request; returns the session that it opens, if it does."""
         try:
@@ -171,21 +211,51 @@ class Server:
             )
             return None
         session_id = uuid.uuid4().hex
-        call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
+        address = client_address(
+            _host(peer), request.headers.get("x-forwarded-for", ""), self._settings.trusted_proxies
+        )
+        # Behind a proxy on this machine everybody would seem to be on it.
+        is_near = is_loopback and (not address or is_loopback_address(address))
+        call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
         refused = self._refuse_origin(request, peer, is_loopback=is_loopback) or self._refuse()
         if refused is not None:
             await _respond(
                 handshake, _in_deepgrams_form(refused, call) if row.refuses_upgrade else refused
             )
             return None
-        return await self._open(handshake, row, call)
+        if not self._occupancy.enter(address):
+            most = self._settings.max_address_connections
+            await self._turn_away(
+                handshake, "address", f"too many sessions of this address: {most} of {most}"
+            )
+            return None
+        leaving.callback(self._occupancy.leave, address)
+        return await self._open(handshake, row, call, address)
 
-    async def _open(self, handshake: ServerHandshake, row: Row, call: Call) -> Session | None:
+    async def _turn_away(self, handshake: ServerHandshake, limit: str, reason: str) -> None:
+        """Answer 503 because of a limit."""
+        self._metrics.upgrades_refused.labels(limit).inc()
+        await _respond(handshake, unavailable(reason, self._retry_seconds()))
+
+    async def _open(
+        self, handshake: ServerHandshake, row: Row, call: Call, address: str
+    ) -> Session | None:
         """Accept an upgrade, or refuse it as its clients can read it."""
         opening: Opening | None = None
         if row.refuses_upgrade:
             try:
+                call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
+                self._check_limits(opening)
+            except LimitReached as error:
+                refused = Refused(error.status, "LIMIT_REACHED", str(error))
+                await self._refuse_request(handshake, call, refused)
+                return None
+            except BadToken as error:
+                await self._refuse_request(
+                    handshake, call, Refused(401, "INVALID_AUTH", str(error))
+                )
+                return None
             except Refused as error:
                 await self._refuse_request(handshake, call, error)
                 return None
@@ -202,8 +272,10 @@ class Server:
             if row.waits_for_proof:
                 call, early = await _receive_proof(websocket, call)
             if opening is None:
+                call = await self._gate.identify(row, call, address)
                 opening = self._read(row, call)
-        except BadRequest as error:
+                self._check_limits(opening)
+        except DeviceError as error:
             if row.waits_for_proof:
                 websocket.send_nowait(dumps(events.auth_response(success=False)))
             await self._close(websocket, error.close_code, str(error))
@@ -216,6 +288,13 @@ class Server:
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
+
+    def _check_limits(self, opening: Opening) -> None:
+        try:
+            self.guard.check(opening.request.uid, self.sessions)
+        except LimitReached as error:
+            self._metrics.upgrades_refused.labels(error.limit.value).inc()
+            raise
 
     def _read(self, row: Row, call: Call) -> Opening:
         opening = row.open(call)
@@ -313,7 +392,12 @@ class Server:
 
 
 def _peer(stream: trio.abc.Stream) -> str:
-    return stream.peer if isinstance(stream, TCPStream) else ""
+    return stream.peer if isinstance(stream, TCPStream | TLSStream) else ""
+
+
+def _host(peer: str) -> str:
+    """The address alone, of an address and a port."""
+    return peer.rpartition(":")[0].strip("[]")
 
 
 def _in_deepgrams_form(refusal: HTTPAnswer, call: Call, code: str | None = None) -> HTTPAnswer:

@@ -15,8 +15,8 @@ from omi_rt.deepgram.key_check import KeyVerdict, check_key
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
-    from omi_rt.deepgram.credentials import HTTPClient
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.net.http_client import HTTPClient
 
 _JITTER = 0.5
 """The pause between two probes is longer by at most this share of it, by chance, so that servers that

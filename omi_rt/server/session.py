@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -15,6 +16,7 @@ from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderst
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
+from omi_rt.core.observers import SessionFacts
 from omi_rt.core.transcript import Transcript
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.faces.face import SHORT_BYTES
@@ -28,6 +30,8 @@ if TYPE_CHECKING:
 
     from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
+    from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.observers import Observer
     from omi_rt.core.updates import Update
     from omi_rt.faces.face import Opening
     from omi_rt.net.websocket import WebSocket
@@ -115,6 +119,7 @@ class Session:
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
         )
+        self._observers = _observe(session_id, request, shared)
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
         self._nursery: trio.Nursery | None = None
         self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
@@ -165,8 +170,43 @@ class Session:
             self._decoder.close()
             self.coverage.lose_pending()
             self._report()
+            for observer in self._observers:
+                observer.close()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._websocket.abort(self._ending.close_code, self._ending.reason)
+
+    @property
+    def uid(self) -> str:
+        """Whose session it is; empty where nobody was named."""
+        return self._request.uid
+
+    @property
+    def received_samples(self) -> int:
+        """Samples of audio per channel that have come so far."""
+        return self.coverage.ledger.received
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return self.coverage.audio_format.sample_rate
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the device is read now: a full backlog or memory makes it wait."""
+        return self._is_reading
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether more audio may come: the session is not ending yet."""
+        return self._takes_audio
+
+    def end(self, ending: Ending) -> None:
+        """End the session: finalise what has come, tell the device, close.
+
+        A session that ends already goes on doing so.
+        """
+        if self._takes_audio:
+            self._end(ending)
 
     @property
     def has_said_all(self) -> bool:
@@ -295,6 +335,8 @@ class Session:
         if parts:
             payload = parts[0] if len(parts) == 1 else b"".join(parts)
             self._face.hear(payload)
+            for observer in self._observers:
+                observer.hear(payload)
             self._transcriber.receive(payload, now)
 
     def _follow(self, ask: Ask) -> None:
@@ -387,16 +429,15 @@ class Session:
         self._incoming.cancel()
         await self._incoming_ended.wait()
         await self._naming.wait_until_stored()
-        if self._device_is_there:
-            self._tell(
-                events.session_ended(
-                    self.coverage.balance(),
-                    self._transcriber.cost,
-                    self.coverage.audio_format,
-                    self._ending.reason,
-                    self._transcript.identities_known_from,
-                )
+        self._tell(
+            events.session_ended(
+                self.coverage.balance(),
+                self._transcriber.cost,
+                self.coverage.audio_format,
+                self._ending.reason,
+                self._transcript.identities_known_from,
             )
+        )
         self._has_taken_leave = True
         if self._device_is_there:
             await self._websocket.aclose(self._ending.close_code, self._ending.reason)
@@ -417,6 +458,8 @@ class Session:
     # What goes to the device.
 
     def _tell(self, update: Update) -> None:
+        for observer in self._observers:
+            observer.note(update)
         if self._device_is_there:
             self._send(self._face.write(update))
 
@@ -448,6 +491,13 @@ class Session:
         )
         if not balance.is_exact:
             self._log.error("ledger_unbalanced", **account)
+
+
+def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Observer]:
+    facts = SessionFacts(
+        session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
+    )
+    return [watch(facts) for watch in shared.watches]
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:
