@@ -32,6 +32,7 @@ ONE_IMPORTER = {
     "click",
     "google",
     "httpx",
+    "msgspec",
     "opuslib",
     "orjson",
     "pocketsphinx",
