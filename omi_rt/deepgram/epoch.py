@@ -230,6 +230,7 @@ class Epoch:
         """Apply what the provider says, until it closes after CloseStream."""
         try:
             while True:
+                await connection.pass_on(self._take)
                 # No name for the message: it would be kept until the next, 4 KB for each session.
                 self._take(await connection.receive())
         except ProviderClosed as closed:

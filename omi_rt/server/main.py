@@ -21,6 +21,7 @@ from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
 from omi_rt.net.listeners import open_listeners
+from omi_rt.net.poller import open_poller
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
@@ -103,6 +104,7 @@ async def serve(
             await nursery.start(drain_on_signal, end.draining, end.force)
         _warn_of_strangers(listeners)
         async with (
+            open_poller(pace.turn_pause),
             _provider(settings, metrics, announce) as provider,
             _profiles(settings) as profiles,
         ):
