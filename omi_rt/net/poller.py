@@ -51,7 +51,7 @@ class _Served:
     task: trio.lowlevel.Task
     serve: Serve
     kind: Kind
-    error: BaseException | None = None
+    error: Exception | None = None
     is_called: bool = False
     """Whether its function runs at this moment."""
     is_cancelled: bool = False
@@ -72,7 +72,7 @@ class Poller:
         """Call ``serve`` whenever ``fd`` is readable or has ended, until it returns True.
 
         Always a checkpoint. Cancelling is safe: the function is not called again. Whatever the
-        function raises is raised here.
+        function raises is raised here (an interrupt ends the poller instead).
 
         Raises:
             trio.BusyResourceError: somebody else serves the descriptor.
@@ -161,10 +161,10 @@ class Poller:
             # Another's function has ended it in this turn.
             return
         served.is_called = True
-        error = None
+        error: Exception | None = None
         try:
             is_done = served.serve(now)
-        except BaseException as raised:  # noqa: BLE001 - raised again in the owner's task
+        except Exception as raised:  # noqa: BLE001 - raised again in the owner's task
             is_done, error = True, raised
         served.is_called = False
         if (is_done or served.is_cancelled) and self._served.get(fd) is served:
@@ -172,7 +172,7 @@ class Poller:
         # It holds this frame, so the frame must not hold it.
         error = None
 
-    def _finish(self, fd: int, served: _Served, error: BaseException | None) -> None:
+    def _finish(self, fd: int, served: _Served, error: Exception | None) -> None:
         served.error = error
         self._forget(fd, served)
         trio.lowlevel.reschedule(served.task)
