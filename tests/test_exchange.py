@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
-from attrs import define, evolve, field
+from attrs import define, field
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import OVERLAP_SECONDS, Coverage
@@ -683,7 +683,7 @@ def untimed(start: float) -> Results:
     """A final that says where it begins, and nothing of where it or its word ends."""
     timed = final(start, start)
     words = (Word("a"),)
-    return evolve(timed, duration=None, channel=Channel([Alternative("a", words)]))
+    return Results("Results", Channel((Alternative("a", words),)), start=timed.start, is_final=True)
 
 
 def test_words_without_times_are_an_answer_to_all_that_had_gone_up_and_to_nothing_later() -> None:

@@ -46,6 +46,7 @@ ONE_IMPORTER = {
     "httpx",
     "jwt",
     "onnxruntime",
+    "msgspec",
     "opuslib",
     "orjson",
     "pocketsphinx",

@@ -45,17 +45,21 @@ class SaidWords:
     """Session position before which nothing is remembered."""
     _words: list[tuple[int, int, str, tuple[int, int]]] = field(factory=list, repr=False)
 
-    def add(self, word: HeardWord, bounds: tuple[int, int]) -> None:
-        """Remember a word that is delivered, and the bounds of the final that brought it."""
-        self._words.append((word.start, word.end, word.text, bounds))
-        self.end = max(self.end, word.end)
+    def add(self, words: list[HeardWord], bounds: tuple[int, int]) -> None:
+        """Remember words that are delivered, and the bounds of the final that brought them."""
+        if words:
+            self._words += [(word.start, word.end, word.text, bounds) for word in words]
+            self.end = max(self.end, max([word.end for word in words]))
 
     def forget(self, position: int) -> None:
         """Forget the words that end before ``position``."""
         self.horizon = max(self.horizon, position)
         words = self._words
-        if words and (words[0][1] < position or len(words) > MAX_WORDS):
-            self._words = [word for word in words if word[1] >= position][-MAX_WORDS:]
+        # The oldest come first, so only they need be looked at: 120 are remembered of a fast speaker.
+        count = max(0, len(words) - MAX_WORDS)
+        while count < len(words) and words[count][1] < position:
+            count += 1
+        del words[:count]
 
     def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
         """Tell whether this very word was delivered, in the same letters and at the same time.

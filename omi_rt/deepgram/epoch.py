@@ -230,6 +230,7 @@ class Epoch:
         """Apply what the provider says, until it closes after CloseStream."""
         try:
             while True:
+                await connection.pass_on(self._take)
                 # The message gets no name, which would keep it until the next: 4 KB for each session.
                 self._take(await connection.receive())
         except ProviderClosed as closed:

@@ -122,6 +122,32 @@ class WebSocketProtocol:
         self._unread = self._unread[self._next :] + data if self._unread else bytes(data)
         self._next = 0
 
+    def take_only(self, data: bytes) -> bytes | None:
+        """Take ``data`` off the stream if it is one whole binary frame of under 64 KiB, and no more.
+
+        Nearly every read of a device's stream is. Returns the message; None where `receive` must be
+        given ``data``.
+        """
+        size = len(data)
+        if (
+            size < _SHORTEST_FRAME
+            or data[0] != _WHOLE_BINARY
+            or self._unread
+            or not (self._takes_plain and self._is_server)
+            or self._bytes_of_frame
+            or self._protocol.current_size is not None
+            or self._protocol.state is not OPEN
+        ):
+            return None
+        length, body = data[1] - _MASKED, 6
+        if length == _TWO_BYTE_LENGTH and size >= 8:
+            length, body = data[2] << 8 | data[3], 8
+        elif length == _EIGHT_BYTE_LENGTH:
+            return None
+        if body + length != size:
+            return None
+        return apply_mask(data[body:], data[body - 4 : body])
+
     def take_messages(self) -> list[bytes | str]:
         """Take the next whole messages that have arrived, of `FRAMES_PER_STEP` frames at most.
 

@@ -10,8 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib_socket
+from typing import TYPE_CHECKING
 
 import trio
+
+from omi_rt.net.poller import running_poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omi_rt.net.poller import Kind
 
 RECEIVE_BYTES = 65_536
 _CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
@@ -91,6 +99,38 @@ class TCPStream(trio.abc.HalfCloseableStream):
             except OSError as error:
                 raise _stream_error(error) from error
 
+    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
+        """Pass all that arrives to ``take``, with the time, until that returns True.
+
+        The poller's task calls it (`Poller.serve`): it must not wait. It is passed ``b""`` at the end
+        of the stream, or where the connection has broken, and must then return True. Cancelling is
+        safe. Nobody may be in ``receive_some``.
+
+        Returns:
+            False, at once and with nothing passed, where no poller runs.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed.
+        """
+        poller = running_poller()
+        if poller is None:
+            return False
+        if self._fd < 0:
+            raise trio.ClosedResourceError("this socket was closed")
+        fd = self._fd
+
+        def read(now: float) -> bool:
+            try:
+                data = os.read(fd, RECEIVE_BYTES)
+            except BlockingIOError:
+                return False
+            except OSError:
+                data = b""
+            return take(data, now)
+
+        await poller.serve(fd, read, kind)
+        return True
+
     def expect_data(self) -> None:
         """Let the next receive read before it waits, because after a pause there is most likely data.
 
@@ -108,6 +148,9 @@ class TCPStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Close the socket at once."""
+        poller = running_poller()
+        if poller is not None:
+            poller.release(self._fd)
         self._fd = -1
         self.socket.close()
         await trio.lowlevel.checkpoint()

@@ -11,7 +11,12 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.net.poller import running_poller
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omi_rt.net.poller import Kind
     from omi_rt.net.stream import TCPStream
 
 _RECORD_BYTES = 16_384
@@ -129,13 +134,39 @@ class TLSStream(trio.abc.Stream):
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
+    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
+        """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s."""
+        # Of what was read for another purpose a part may be left.
+        if running_poller() is None or self._pass_on(take, trio.current_time()):
+            return running_poller() is not None
+
+        def take_encrypted(data: bytes, now: float) -> bool:
+            self._add(data)
+            return self._pass_on(take, now)
+
+        return await self._stream.serve(take_encrypted, kind)
+
+    def _pass_on(self, take: Callable[[bytes, float], bool], now: float) -> bool:
+        """Pass on what can be decrypted; returns whether ``take`` has enough."""
+        while True:
+            try:
+                data = self._object.read(_RECORD_BYTES)
+            except ssl.SSLWantReadError:
+                return False
+            except ssl.SSLError:
+                data = b""
+            if take(data, now) or not data:
+                return True
+
     async def aclose(self) -> None:
         """Close the socket without TLS's goodbye, because half a record may be on the wire."""
         self._is_closed = True
         await self._stream.aclose()
 
     async def _read_more(self) -> None:
-        data = await self._stream.receive_some()
+        self._add(await self._stream.receive_some())
+
+    def _add(self, data: bytes) -> None:
         if data:
             self._incoming.write(data)
         else:

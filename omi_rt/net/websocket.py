@@ -7,12 +7,14 @@ a peer that does not read cannot keep pongs or a close frame from being seen.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerTooSlow
+from omi_rt.net.poller import Kind, running_poller
 from omi_rt.net.protocol import (
     ClientOpening,
     HTTPRequest,
@@ -26,6 +28,9 @@ from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Take = Callable[[list[bytes | str], float], list[bytes | str] | None]
+"""Takes messages at once and without waiting; returns None for more, else those that it leaves."""
 
 MAX_MESSAGE_BYTES = 65_536
 MAX_QUEUED_BYTES = 1_048_576
@@ -99,8 +104,12 @@ class WebSocket:
         self._allowed_at = self.received_at
         self._take_outgoing()
 
-    async def receive(self) -> list[bytes | str]:
+    async def receive(self, take: Take | None = None) -> list[bytes | str]:
         """Wait for the peer's messages and return those that have arrived, at least one.
+
+        Over TCP, where a poller runs, messages are passed to ``take`` as they arrive, with the time:
+        to return them costs a switch of tasks. What it does not take, or nothing, is returned once
+        it returns a list.
 
         One read takes everything that the system holds: under load the batches grow, and the cost
         of a message falls. Of many messages the first `FRAMES_PER_STEP` are returned; the next call
@@ -121,7 +130,13 @@ class WebSocket:
                 continue
             if not protocol.is_open:
                 raise protocol.closed()
-            await self._feed()
+            tcp = self._tcp
+            if take is not None and isinstance(tcp, TCPStream) and running_poller() is not None:
+                left = await self._pass_on(tcp, take)
+                if left is not None:
+                    return left
+            else:
+                await self._feed()
 
     @property
     def peer(self) -> str:
@@ -302,9 +317,44 @@ class WebSocket:
             self._take_outgoing()
         return messages
 
-    async def _feed(self) -> None:
+    async def _pass_on(self, tcp: TCPStream, take: Take) -> list[bytes | str] | None:
+        """Pass messages on as long as nothing else comes; returns what ``take`` has left, if it has."""
+        await self._wait_in_line()
+        protocol = self._protocol
+        left: list[bytes | str] | None = None
+
+        def take_data(data: bytes, now: float) -> bool:
+            nonlocal left
+            self.received_at = now
+            message = protocol.take_only(data)
+            if message is not None:
+                self._allowance -= 1
+                left = take([message], now)
+                return left is not None or self._allowance < 0
+            self._allowance -= len(data) // _BYTES_OF_A_FRAME
+            protocol.receive(data)
+            messages = self._take_step()
+            left = take(messages, now) if messages else None
+            return (
+                left is not None
+                or protocol.has_more
+                or not protocol.is_open
+                or self._allowance < 0
+                or self._queued_bytes >= MAX_QUEUED_BYTES
+            )
+
+        try:
+            await tcp.serve(take_data, Kind.DEVICE)
+        except STREAM_ERRORS:
+            protocol.receive(b"")
+        return left
+
+    async def _wait_in_line(self) -> None:
         if self._allowance < 0 or self._protocol.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:
             await self._let_others_go_first()
+
+    async def _feed(self) -> None:
+        await self._wait_in_line()
         try:
             data = await self._stream.receive_some()
         except STREAM_ERRORS:

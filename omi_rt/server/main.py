@@ -25,6 +25,7 @@ from omi_rt.metrics import Metrics
 from omi_rt.net.certificate import Certificate
 from omi_rt.net.http_client import open_http_client
 from omi_rt.net.listeners import open_listeners
+from omi_rt.net.poller import open_poller
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.records.service import Records
@@ -111,7 +112,10 @@ async def serve(
             # Before anything else: a signal may come while the recogniser starts.
             await _handle_signals(nursery, end, certificate)
         _check_strangers(settings, listeners)
-        async with _shared(settings, metrics, pace, certificate, announce) as shared:
+        async with (
+            open_poller(pace.turn_pause),
+            _shared(settings, metrics, pace, certificate, announce) as shared,
+        ):
             provider = shared.provider
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(

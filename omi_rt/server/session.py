@@ -241,7 +241,7 @@ class Session:
         early, self._early = self._early, []
         self._take(early, websocket.received_at)
         while True:
-            messages = await websocket.receive()
+            messages = await websocket.receive(self._take_at_once)
             # Asked once and passed on: every frame comes this way.
             now, before = websocket.received_at, backlog.end
             self._heard_at = now
@@ -259,12 +259,20 @@ class Session:
                 now = trio.current_time()
             if websocket.has_more:
                 continue
-            if pace.has_slack(now):
+            if not messages or pace.has_slack(now):
                 continue
             pause = pace.pause((backlog.end - before) / rate / len(messages))
             if pause > 0.0:
                 await pace.rest(pause)
                 websocket.expect_data()
+
+    def _take_at_once(self, messages: list[bytes | str], now: float) -> list[bytes | str] | None:
+        """Take messages as they arrive; returns what is left for the session's own task, which may wait."""
+        if len(messages) > self._messages_at_once:
+            return messages
+        self._heard_at = now
+        self._take(messages, now)
+        return [] if self.coverage.is_full or self._budget.is_scarce else None
 
     async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
         """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
