@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RATE = 8000
 NO_ROOM = "the embedded recogniser cannot carry another session now"
+_SLOW_SECONDS = 10.0
 TALK = random_script(Random(3), 90.0)
 
 
@@ -219,12 +220,17 @@ async def test_a_recogniser_that_can_carry_no_more_sends_upgrades_away(
 
 
 @pytest.mark.realtime
-async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replaced() -> None:
-    """Its process runs a thirtieth of the time, as where many want the processor."""
+@pytest.mark.parametrize("model", ["off", ""])
+async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replaced(
+    model: str,
+) -> None:
+    """Its process runs a thirtieth of the time, as where many want the processor.
+
+    pocketsphinx works in small steps and tells of each; Whisper decodes for long without a word.
+    """
     with sample_wav() as path:
         pcm = convert(read_wav(path.read_bytes()), 16000, 1).pcm
-    # pocketsphinx works in small steps, so that it is slow and never seems to stand still.
-    async with serving(OMI_RT_WHISPER_MODEL="off") as server:
+    async with serving(OMI_RT_WHISPER_MODEL=model) as server:
         async with (
             server.device(codec="pcm16", sample_rate=16000) as device,
             trio.open_nursery() as nursery,
@@ -238,6 +244,8 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
             with trio.fail_after(10):
                 while (answer := await server.get("/readyz"))[0] == 200:  # noqa: ASYNC110
                     await trio.sleep(0.1)
+            # For longer than a recogniser may be silent that has been sent speech.
+            await trio.sleep(_SLOW_SECONDS)
             is_slow.cancel()
             assert answer[::2] == (503, f"{NO_ROOM}\n")
             await device.finish(60)
@@ -248,7 +256,7 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
     assert device.event("session_ended")["sent"]["replay"] == 0.0
     assert device.event("session_ended")["lost"] == 0.0
     text = " ".join(segment["text"] for segment in device.segments)
-    assert word_accuracy(sample_text(), text) >= 0.8
+    assert word_accuracy(sample_text(), text) >= (0.8 if model == "off" else 0.95)
     for event in ("provider_behind", "provider_behind_ended", "connection_opened"):
         assert len(re.findall(rf"\b{event} ", log)) == 1
 
