@@ -512,3 +512,25 @@ def test_what_a_piece_may_cost_goes_by_what_speech_was_measured_to_cost() -> Non
     capacity.speech_share = 0.1
     assert capacity.piece_cpu_seconds(one) == pytest.approx(9.6)
     assert capacity.piece_cpu_seconds(two) == pytest.approx(19.2)
+
+
+# Much at once.
+
+
+async def test_a_minute_of_audio_sent_in_two_seconds_is_taken_and_worked_through(
+    autojump_clock: MockClock,
+) -> None:
+    process, began = FakeProcess.make(), trio.current_time()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 6.0)
+        for _ in range(20):
+            client.send(*[AUDIO] * 30)
+            await trio.sleep(0.1)
+        await client.websocket.drained()
+        assert trio.current_time() - began == pytest.approx(2.0, abs=0.1), "none was held back"
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+    assert trio.current_time() - began == pytest.approx(10.0, abs=0.5)
+    told = [m["seconds_behind"] for m in client.messages if m["type"] == PROGRESS_TYPE]
+    assert 40.0 < max(told) <= 60.0
+    assert client.messages[-1]["duration"] == pytest.approx(60.0)
