@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import tracemalloc
 from fractions import Fraction
 from itertools import count
 from typing import TYPE_CHECKING, Any
@@ -249,3 +250,75 @@ def test_a_worker_says_how_far_it_has_come_and_what_that_took(
 @pytest.mark.parametrize("cut", [0, 3, 20])
 def test_a_worker_ends_when_its_input_does(cut: int) -> None:
     assert worked((opening() + pipe.frame(Kind.AUDIO, LOUD * 20))[:cut]) == []
+
+
+# Much, and odd.
+
+
+def test_two_hours_are_worked_through_in_bounded_memory() -> None:
+    """A short word a minute; what is kept does not grow from the first hour to the second."""
+
+    class Forgetful(ScriptedDecoder):
+        def start(self) -> None:
+            self.utterances.clear()
+            ScriptedDecoder.start(self)
+
+    stream = recogniser(Forgetful(), pacing=WHISPER_PACING)
+    minute = LOUD * 10 + QUIET * 1_990
+    finals, covered, sizes = 0, 0.0, []
+    for hour in range(2):
+        for _ in range(60):
+            for final in stream.feed(minute):
+                assert final.start == covered
+                finals, covered = finals + bool(final.words), final.end
+        if hour == 0:
+            tracemalloc.start()
+        sizes.append(tracemalloc.get_traced_memory()[0])
+    tracemalloc.stop()
+    assert finals == 120
+    assert covered == pytest.approx(7_200.0, abs=3.5)
+    assert sizes[1] - sizes[0] < 64_000
+
+
+def test_an_hour_without_a_pause_is_cut_and_kept_no_longer_than_an_utterance() -> None:
+    decoder = ScriptedDecoder()
+    stream = recogniser(decoder, pacing=WHISPER_PACING)
+    lengths: list[int] = []
+    covered = 0.0
+    for _ in range(360):
+        for final in stream.feed(LOUD * 333):
+            assert final.end - final.start == pytest.approx(12.0, abs=0.03)
+            covered = final.end
+            lengths.append(len(decoder.utterances[0]))
+            decoder.utterances[:] = decoder.utterances[-1:]
+    assert covered == pytest.approx(3_596.4, abs=12.1)
+    assert max(lengths) <= 2 * (WHISPER_PACING.longest + FRAME_SAMPLES)
+
+
+@pytest.mark.parametrize("level", [32_767, -32_768, 12_000])
+@pytest.mark.parametrize("rate", [8_000, 44_100, 48_000])
+def test_full_scale_and_direct_current_pass_without_wrapping_round(level: int, rate: int) -> None:
+    decoder = ScriptedDecoder()
+    stream = recogniser(decoder, rate=rate)
+    audio = np.full(rate, level, "<i2").tobytes()
+    finals = [*stream.feed(audio), *stream.flush()]
+    assert finals[-1].end == 1.0
+    heard = np.frombuffer(b"".join(decoder.utterances), "<i2")
+    # The edges ring; between them it is what was sent.
+    assert np.abs(heard[1_000:-1_000].astype(int) - level).max() <= 200
+
+
+def test_eight_channels_of_full_scale_are_mixed_or_kept_apart() -> None:
+    frames = np.full((MODEL_RATE, 8), 32_767, "<i2")
+    frames[:, 3] = 0
+    decoders = [ScriptedDecoder() for _ in range(8)]
+    apart = recogniser(*decoders, channels=8, multichannel=True)
+    finals = [*apart.feed(frames.tobytes()), *apart.flush()]
+    assert [(f.channel, len(f.words), f.end) for f in finals] == [
+        (channel, int(channel != 3), 1.0) for channel in range(8)
+    ]
+    mixed = ScriptedDecoder()
+    one = recogniser(mixed, channels=8)
+    assert [len(f.words) for f in [*one.feed(frames.tobytes()), *one.flush()]] == [1]
+    heard = np.frombuffer(mixed.utterances[0], "<i2")
+    assert set(heard.tolist()) == {32_767 * 7 // 8}

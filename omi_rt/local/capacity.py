@@ -22,6 +22,11 @@ SPEECH_MARGIN = 1.5
 fits less well takes longer to search: espeak-ng's took 1.4 times as much as the recording."""
 _PRIOR_SECONDS = 15.0
 """A stream counts as speech without a pause until its own audio outweighs this much of it."""
+_PIECE_SECONDS = 12.0
+"""The longest utterance. It is decoded in one go, and each channel may have one that ends now."""
+_LEAST_SHARE = 0.05
+_PIECE_MARGIN = 8.0
+"""What repeats itself is decoded anew, and again behind its last word, and interims come on top."""
 _HAIR = 1e-6
 """By which a sum of fractions may miss a whole number."""
 _MEMORY_SECONDS = 60.0
@@ -98,6 +103,12 @@ class Capacity:
     def is_measured(self) -> bool:
         """Whether ``carried`` is more than a guess."""
         return self._is_fixed or self.speech_share is not None
+
+    def piece_cpu_seconds(self, load: StreamLoad) -> float:
+        """Return the processor time that a worker may take for one piece of work on a stream."""
+        # Not measured yet, a second of speech counts as a second: no slower model keeps up.
+        share = 1.0 if self.speech_share is None else max(self.speech_share, _LEAST_SHARE)
+        return load.channels * _PIECE_SECONDS * share * _PIECE_MARGIN
 
     def open(self, channels: int) -> StreamLoad:
         """A connection has begun, with so many channels that are recognised one by one."""

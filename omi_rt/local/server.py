@@ -12,7 +12,7 @@ from omi_rt.core.errors import HandshakeFailed, OmiRtError
 from omi_rt.core.groups import errors_in
 from omi_rt.local import wire
 from omi_rt.local.connection import FAULT, Connection
-from omi_rt.local.errors import RecogniserError, UnusableParameters
+from omi_rt.local.errors import UnusableParameters
 from omi_rt.local.wire import ListenParameters
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 
@@ -27,7 +27,6 @@ MAX_MESSAGE_BYTES = 1_048_576
 SEND_SECONDS = 10.0
 """For a client to take what it is sent."""
 ABORT_SECONDS = 2.0
-EXIT_SECONDS = 5.0
 
 _log = logging.getLogger("omi_rt.local")
 
@@ -108,16 +107,8 @@ class Server:
         load: StreamLoad,
     ) -> tuple[int, str]:
         """Serve an open connection with a worker; return the close code and reason to end with."""
-        try:
-            worker = await self._pool.take()
-        except RecogniserError as error:
-            _log.warning("connection %s has no recogniser: %s", request_id, error)
-            return FAULT
-        try:
-            close = await Connection(websocket, worker, parameters, request_id, load).relay()
-        finally:
-            with trio.move_on_after(EXIT_SECONDS, shield=True):
-                await worker.aclose()
+        connection = Connection(websocket, self._pool, parameters, request_id, self._capacity, load)
+        close = await connection.relay()
         if close is FAULT:
             _log.warning("the recogniser of connection %s failed", request_id)
         return close

@@ -219,8 +219,8 @@ def progress_message(*, seconds_worked: float, seconds_behind: float) -> str:
     return dumps(
         {
             "type": PROGRESS_TYPE,
-            "seconds_worked": round(seconds_worked, 3),
-            "seconds_behind": round(seconds_behind, 3),
+            "seconds_worked": _rounded(seconds_worked),
+            "seconds_behind": _rounded(seconds_behind),
         }
     )
 
