@@ -15,7 +15,7 @@ fmt:
 lint:
     ruff format --check .
     ruff check .
-    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 --startable-in-context-manager=run_local_recogniser,drain_on_signal $(git ls-files '*.py')
+    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 --startable-in-context-manager=run_local_recogniser,drain_on_signal,watch_sessions,write_records,post_all $(git ls-files '*.py')
 
 types:
     mypy
@@ -34,6 +34,10 @@ bench:
 bench-quick:
     {{python}} -m bench.run --quick
 
+# What the embedded recogniser understands, whom it tells apart, how late it is: 4 minutes.
+bench-recogniser *arguments:
+    {{python}} -m bench.recogniser {{arguments}}
+
 # A flame graph of a loaded server.
 profile *arguments:
     {{python}} -m bench.flame {{arguments}}
@@ -45,5 +49,9 @@ soak *arguments:
 # A hundred sockets that flood a server in every way, beside a running session: 5 minutes.
 flood *arguments:
     {{python}} -m bench.flood {{arguments}}
+
+# Autobahn's fuzzing client against the WebSocket shell: a minute. It needs Python 2.7 (AUTOBAHN_PYTHON).
+autobahn:
+    {{python}} -m tests.autobahn
 
 check: lint types test demo

@@ -30,6 +30,7 @@ from bench.records import (
     CAPACITY,
     GRID,
     MEMORY,
+    OVERLOAD,
     PROFILE,
     RECONNECT,
     SETUP,
@@ -39,7 +40,7 @@ from bench.records import (
 )
 from bench.report import write_json, write_markdown
 from bench.rig import Workshop
-from bench.scenarios import FULL, QUICK, SLOPE_FRAME_MS, Plan, Scenario
+from bench.scenarios import FULL, OVERLOAD_FACTOR, QUICK, SLOPE_FRAME_MS, Plan, Scenario
 from bench.servers import OURS, SERVERS, Server
 
 Work = Callable[[], Awaitable[Any]]
@@ -118,6 +119,12 @@ class Session:
         figures = await self._record(CAPACITY, "", server, number, work, SEARCH_SECONDS)
         if figures is not None and figures["streams"]:
             self.capacities[server.name] = figures["streams"]
+            if server.name == OURS:
+                scenario = Scenario(round(OVERLOAD_FACTOR * figures["streams"]))
+                beyond = partial(
+                    measure, self.workshop, server, scenario, self.plan.capacity.timing
+                )
+                await self._record(OVERLOAD, "", server, number, beyond)
 
     async def _record(
         self,

@@ -91,6 +91,8 @@ class Plan:
     slope_servers: tuple[str, ...]
 
 
+OVERLOAD_FACTOR = 1.3
+"""What is measured beyond the streams per core: whether anything starves there."""
 SLOPE_FRAME_MS = 100
 """A thousand streams at 20 ms are 50,000 messages a second, more than one core of any of these takes;
 at 100 ms, as some phones send, what grows with the number of sessions is seen, not saturation."""
@@ -121,7 +123,7 @@ FULL = Plan(
     grid=_grid(),
     capacity=CapacityPlan(
         start=60,
-        most=1_200,
+        most=2_000,
         growth=1.5,
         precision=1.08,
         timing=Timing(ramp=0.8, settle=1.2, window=2.5, grace=0.3),

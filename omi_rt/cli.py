@@ -31,11 +31,12 @@ T = TypeVar("T")
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_CUT = 3
-"""A server ended by force, and sessions with it."""
+"""The exit status of a server that was ended by force, and sessions with it."""
 EXIT_INTERRUPTED = 130
-"""128 + SIGINT, as shells have it."""
+"""The exit status is 128 + SIGINT, as shells have it."""
 _WHOLE_LINE = 1_000
-"""Characters of a command's description in the list of commands: click alone cuts it at 45."""
+"""A command's description may have this many characters in the list of commands, where click alone would
+cut it at 45."""
 
 
 class _WholeHelp(click.Command):
@@ -252,7 +253,7 @@ def profile_get(uid: str, file: IO[bytes], person_id: str | None) -> None:
     """Write the stored profile into FILE, as it is ("-" is standard output)."""
     from omi_rt.profiles.commands import get_profile
 
-    # First: naming the method opens the file, and empties what was there.
+    # The profile is fetched first, because naming a method of the file opens it, and empties what was there.
     wav = _with_store(lambda store: get_profile(store, uid, person_id))
     with _one_line_errors():
         try:
@@ -295,6 +296,68 @@ def profile_delete(uid: str, person_id: str | None, everything: bool) -> None:
     ):
         with _one_line_errors():
             _print(f"deleted {sample.name}")
+
+
+@main.command()
+@click.argument("session")
+@click.option(
+    "--format",
+    "form",
+    default="txt",
+    show_default=True,
+    type=click.Choice(["srt", "vtt", "txt", "json"]),
+)
+def export(session: str, form: str) -> None:
+    """Print what OMI_RT_TRANSCRIPT_DIR keeps of SESSION, corrected."""
+    from omi_rt.core.exports import FORMATS
+    from omi_rt.records.commands import read_session
+
+    settings = _settings()
+    with _one_line_errors():
+        record = read_session(settings.transcript_dir, session)
+        _print(FORMATS[form](record).removesuffix("\n"))
+
+
+@main.command()
+@click.argument("uid")
+def forget(uid: str) -> None:
+    """Remove everything kept of UID: records, audio, voices and tokens."""
+    from omi_rt.profiles.commands import ProfileNotFound, delete_profiles
+    from omi_rt.records.commands import forget_person
+
+    settings = _settings()
+    with _one_line_errors():
+        for line in forget_person(settings.transcript_dir, settings.token_file, uid):
+            _print(line)
+
+    async def forget_voices(store: ProfileStore) -> int:
+        try:
+            return len(await delete_profiles(store, uid, everything=True))
+        except ProfileNotFound:
+            return 0
+
+    voices = _with_store(forget_voices)
+    with _one_line_errors():
+        _print(f"voices removed: {voices}")
+
+
+@main.group()
+def token() -> None:
+    """Make tokens for OMI_RT_AUTH=tokens."""
+
+
+@token.command("add")
+@click.argument("uid")
+def token_add(uid: str) -> None:
+    """Make a token for UID, put its hash into OMI_RT_TOKEN_FILE, and print it.
+
+    It is printed this once, and kept nowhere.
+    """
+    from omi_rt.auth.tokens import add_token
+
+    settings = _settings()
+    with _one_line_errors():
+        _print(add_token(settings.token_file, uid))
 
 
 @main.command("fake-deepgram")
@@ -363,7 +426,7 @@ def _settings(**overrides: str) -> Settings:
 
 
 def _print(line: str) -> None:
-    """Print a line that was asked for. Raises ``OSError``; ends where nobody reads any more."""
+    """Print a line that was asked for. Raises ``OSError``; exits where nobody reads any more."""
     try:
         click.echo(line)
     except BrokenPipeError:
@@ -394,15 +457,15 @@ def _give_up(descriptor: int) -> None:
 def _fill_standard_descriptors() -> None:
     """Put something where a standard stream was closed at the start.
 
-    Else the next socket gets its number, and with it what is written to standard error. Python has
-    None for such a stream; standard output gets one that cannot be written, so that a command
-    which prints says so.
+    Otherwise the next socket would get its number, and with it what is written to standard error. Python
+    has None for such a stream; standard output gets one that cannot be written, so that a command that
+    prints says so.
     """
     for descriptor in (0, 1, 2):
         try:
             os.fstat(descriptor)
         except OSError:
-            # The lowest free number: this one.
+            # The system gives out the lowest free number, which is this one.
             os.open(os.devnull, os.O_RDONLY)
     if sys.stdout is None:
         sys.stdout = open(1, "w", closefd=False)  # noqa: SIM115 - for the life of the process
@@ -410,7 +473,7 @@ def _fill_standard_descriptors() -> None:
 
 @contextmanager
 def _one_line_errors() -> Iterator[None]:
-    """Turn an expected failure into one line and exit status 1."""
+    """Turn an expected failure into one line and exit status 1; 2 where a setting is wrong."""
     problem: BaseException | None = None
     was_interrupted = False
     try:
@@ -423,4 +486,4 @@ def _one_line_errors() -> Iterator[None]:
         sys.exit(EXIT_INTERRUPTED)
     if problem is not None:
         _complain(f"omi-rt: {problem}")
-        sys.exit(EXIT_FAILED)
+        sys.exit(EXIT_USAGE if isinstance(problem, SettingsError) else EXIT_FAILED)

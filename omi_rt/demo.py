@@ -35,9 +35,9 @@ if TYPE_CHECKING:
     from omi_rt.client.terminal import Terminal
 
 DEMO_SECONDS = 120.0
-"""After which something is wrong: the sample takes 12."""
+"""A demo that takes this long has failed; the sample takes 12 s."""
 UNPLUGGED_AT = (2.5, 5.6, 8.8)
-"""In seconds."""
+"""Seconds after the start at which the lines are cut."""
 
 
 async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, str]:
@@ -69,10 +69,7 @@ async def run_demo(terminal: Terminal, *, unplugs: bool = False) -> dict[str, st
                 _wait_for_interrupt, signals, interrupted, terminal, nursery.cancel_scope
             )
             address = await nursery.start(_server(terminal, cutter))
-            terminal.print_error(
-                f"streaming {recording.seconds:.1f} s of two voices as Opus; "
-                "without a key they are shown as one speaker"
-            )
+            terminal.print_error(f"streaming {recording.seconds:.1f} s of two voices as Opus")
             options = StreamOptions(url=f"{address}/listen", uid="demo", codec="opus")
             if unplugs:
                 nursery.start_soon(cutter.cut_at, *UNPLUGGED_AT)
@@ -118,7 +115,7 @@ def _shower(
 
     @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
-        # An interrupt waits until this is done: a line that is half drawn could not be erased.
+        # An interrupt waits until this is done, because a line that is half drawn could not be erased.
         if interrupted.is_set():
             return
         if isinstance(event, AudioSent):
@@ -141,11 +138,17 @@ def _summarise(
     return {
         "audio": f"{summary.audio_seconds:.1f} s",
         "segments": str(len(segments)),
-        "speakers": "one: without a key the voices are not told apart",
+        "speakers": _speakers({segment["speaker"] for segment in segments}),
         "words right": f"{word_accuracy(sample_text(), text):.0%}",
         "delay": _range(delays) + " from the end of a segment's last word to the segment",
         "seconds lost": f"{summary.session_ended['lost']:g}",
     }
+
+
+def _speakers(heard: set[str]) -> str:
+    if len(heard) > 1:
+        return f"{len(heard)}; the recording has 2"
+    return "1; the recording has 2: pip install 'omi-rt[speakers]' tells them apart, and so does Deepgram"
 
 
 async def _wait_for_interrupt(
@@ -154,14 +157,14 @@ async def _wait_for_interrupt(
     terminal: Terminal,
     scope: trio.CancelScope,
 ) -> None:
-    """Set ``interrupted`` and cancel ``scope`` when a signal comes, with no progress left to see.
+    """Set ``interrupted`` and cancel ``scope`` when a signal comes, and take the progress away.
 
-    Raised wherever the server happens to be, an interrupt would be one connection's fault, and the
-    client would tell of a lost connection.
+    An interrupt that was raised wherever the server happens to be would count as one connection's fault,
+    and the client would tell of a lost connection.
     """
     async for _number in signals:
         interrupted.set()
-        # The server logs what it loses as it ends: its lines would run into the progress.
+        # The server logs what it loses as it ends, and its lines would run into the progress.
         terminal.clear_progress()
         scope.cancel()
 

@@ -1,4 +1,4 @@
-"""Lines for somebody who may have stopped reading: written at once, or kept for a while, or counted.
+"""Lines for somebody who may have stopped reading are written at once, or kept for a while, or counted.
 
 A pipe whose reader rests, a disk that is full, a stream that was closed before we began: none of
 them may raise, and none may hold up the loop. A line is offered to the system at once. What a pipe
@@ -24,14 +24,15 @@ if TYPE_CHECKING:
 MAX_QUEUED_BYTES = 262_144
 MAX_LINE_BYTES = 65_536
 FLUSH_SECONDS = 1.0
-"""At the end of the process: for a reader that is slow."""
+"""At the end of the process a slow reader gets this long."""
 _RETRY_SECONDS = 1.0
+"""Where nothing tells when a descriptor takes more, it is tried again after this long."""
 
 
 class LineWriter:
     """Writes whole lines, in order, from any thread. No method raises; none waits but `flush`.
 
-    A descriptor that others share is never put into non-blocking mode: that would change theirs.
+    A descriptor that others share is never put into non-blocking mode, because that would change theirs.
     """
 
     def __init__(self, file: IO[str] | None) -> None:
@@ -43,11 +44,11 @@ class LineWriter:
         self._is_half = False
         """Whether the line at the head of the queue has been written in part."""
         self._is_torn = False
-        """Whether the last line that came out has no end: the next begins on a line of its own."""
+        """Whether the last line that came out has no end, so that the next one must begin a new line."""
         self._file: IO[str] | None = None
         self._fd = -1
         self._own_fd = -1
-        """Opened here, to be closed here."""
+        """The descriptor that was opened here and must be closed here; -1 where there is none."""
         self._socket: socket.socket | None = None
         self._polls = False
         self._work: trio.Event | None = None
@@ -55,7 +56,7 @@ class LineWriter:
         self.write_to(file)
 
     def write_to(self, file: IO[str] | None) -> None:
-        """Write to ``file`` from now on, below its own buffer; None is nowhere."""
+        """Write to ``file`` from now on, below its own buffer; None means nowhere."""
         with self._lock:
             self._let_go()
             self._file, self._fd = file, -1
@@ -65,11 +66,11 @@ class LineWriter:
                 file.flush()
                 self._open(file.fileno())
             except (OSError, ValueError):
-                # No descriptor at all, as where a test captures; or one that cannot be used.
+                # There is no descriptor, as where a test captures the output, or it cannot be used.
                 self._fd = -1
 
     def count_lost_with(self, on_lost: Callable[[int], object]) -> None:
-        """Tell ``on_lost`` how many lines are lost: those so far, and each that follows."""
+        """Tell ``on_lost`` how many lines have been lost so far, and of each that follows."""
         self._on_lost = on_lost
         if self.lost_lines:
             on_lost(self.lost_lines)
@@ -100,9 +101,9 @@ class LineWriter:
             self._on_lost(lines)
 
     async def run(self) -> None:
-        """Write what had to wait, as soon as it can be written; until cancelled.
+        """Write what had to wait, as soon as it can be written. This runs until it is cancelled.
 
-        Without it what waits is written together with the next line, or by `flush`.
+        Where it does not run, what waits is written together with the next line, or by `flush`.
         """
         self._work, self._token = trio.Event(), trio.lowlevel.current_trio_token()
         try:
@@ -138,8 +139,8 @@ class LineWriter:
             self._own_fd = os.dup(fd)
             self._socket = socket.socket(fileno=self._own_fd)
         elif self._polls:
-            # A description of our own, so that other processes keep theirs as it was. Where that is
-            # not allowed, small writes to what is ready do nearly as well.
+            # We open a description of our own, so that other processes keep theirs as it was. Where that
+            # is not allowed, small writes to what is ready do nearly as well.
             with contextlib.suppress(OSError):
                 flags = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
                 self._own_fd = os.open(f"/proc/self/fd/{fd}", flags)
@@ -203,7 +204,7 @@ class LineWriter:
 
 
 def _is_writable(fd: int, within: float) -> bool:
-    """Whether a write would not wait, or would fail at once; for ``within`` seconds."""
+    """Wait ``within`` seconds until a write would not wait, or would fail at once; tell whether it is so."""
     poll = select.poll()
     poll.register(fd, select.POLLOUT)
     return bool(poll.poll(within * 1000))

@@ -33,7 +33,7 @@ atexit.register(_lines.flush)
 
 
 class Announce(Protocol):
-    """Takes a line for whoever started a program; see `announce`."""
+    """Takes a line for whoever has started the program; see `announce`."""
 
     def __call__(self, line: str, event: str = ..., **fields: Any) -> None:
         """Say ``line``."""
@@ -43,9 +43,9 @@ def configure_logging(level: str = "info", form: str = "text", key: str = "") ->
     """Set up the process's logging.
 
     Args:
-        level: the least that is logged.
+        level: the least level that is logged.
         form: ``text`` or ``json``.
-        key: of `pseudonym`; without one each process has its own.
+        key: the key of `pseudonym`; where it is empty each process has its own.
     """
     global _key, _announcer
     _lines.write_to(sys.stderr)
@@ -81,7 +81,7 @@ def configure_logging(level: str = "info", form: str = "text", key: str = "") ->
         _announcer = structlog.wrap_logger(
             _LineLogger(), processors=processors, wrapper_class=everything
         )
-    # Libraries log through the standard module; theirs come out in the same form.
+    # Libraries log through the standard module; their lines come out in the same form.
     handler = _LineHandler()
     handler.setFormatter(
         structlog.stdlib.ProcessorFormatter(processor=renderer, foreign_pre_chain=shared)
@@ -98,7 +98,7 @@ def get_logger(**context: Any) -> Any:
 
 
 def log_lines() -> LineWriter:
-    """What the log is written with, to be run."""
+    """Return the writer of the log, which somebody must run."""
     return _lines
 
 
@@ -116,7 +116,7 @@ def announce(line: str, event: str = "notice", **fields: Any) -> None:
 def pseudonym(uid: str) -> str:
     """Return what stands for a uid in the log: the same for the same uid and key, and no way back.
 
-    It is the beginning of HMAC-SHA256, so that who has the key and a uid can find its lines.
+    It is the beginning of an HMAC-SHA256, so that whoever has the key and a uid can find its lines.
     """
     return hmac.digest(_key, uid.encode("utf-8", "surrogatepass"), "sha256").hex()[:_HASH_DIGITS]
 
@@ -152,7 +152,7 @@ class _Guarded:
 
 
 class _LineLogger:
-    """What structlog calls with a line that is ready."""
+    """The logger that structlog calls with a line that is ready."""
 
     def msg(self, message: str) -> None:
         _lines.write(message)

@@ -29,6 +29,7 @@ import omi_rt
 from omi_rt.core.dials import DialCause
 from omi_rt.core.endings import EndingClass
 from omi_rt.core.ledger import Cost
+from omi_rt.core.login import BadToken, NoToken, TokenExpired
 from omi_rt.core.resume import Outcome
 from omi_rt.core.timeline import Discard
 
@@ -42,12 +43,15 @@ if TYPE_CHECKING:
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 
-UPGRADE_REFUSALS = ("draining", "full", "memory", "recogniser", "breaker", "origin", "request")
-CLOSE_CODES = ("1008", "1011", "1013")
+UPGRADE_REFUSALS = (
+    *("draining", "full", "memory", "recogniser", "breaker", "login", "lag"),
+    *("unfinished", "address", "uid", "day", "origin", "request"),
+)
+CLOSE_CODES = ("1008", "1011", "1013", "4001", "4002")
 PROVIDER_STATUSES = ("400", "401", "402", "403", "404", "429", "500", "502", "503", "504", "other")
 _NANOSECONDS = 1_000_000_000
 
-# Each series' time of birth: as many lines again, which nobody asked for.
+# Each series would have a second line with its time of birth, which nobody asked for.
 disable_created_metrics()  # type: ignore[no-untyped-call]
 
 
@@ -62,7 +66,7 @@ class _Positions(Protocol):
 
 
 class _Audio(Protocol):
-    """What is asked of a session's coverage."""
+    """The part of a session's coverage that is asked here."""
 
     @property
     def audio_format(self) -> AudioFormat: ...
@@ -79,7 +83,7 @@ class _Concealing(Protocol):
 
 @frozen(eq=False)
 class AudioAccount:
-    """One session's audio, as it stands whenever it is asked."""
+    """One session's audio, as it stands whenever somebody asks."""
 
     coverage: _Audio
     cost: Cost
@@ -89,8 +93,8 @@ class AudioAccount:
 class AudioAccounts(Collector):
     """The audio of all sessions, those that run included, added up when somebody asks.
 
-    So the way of a frame costs nothing more. The sums are whole nanoseconds: a sum of fractions
-    would depend on its order, and a counter that falls by the last digit counts as a restart.
+    In this way a frame costs nothing more on its way. The sums are whole nanoseconds, because a sum of
+    fractions would depend on its order, and a counter that falls by the last digit counts as a restart.
     """
 
     def __init__(self) -> None:
@@ -98,11 +102,11 @@ class AudioAccounts(Collector):
         self._ended = _Sums()
 
     def open(self, account: AudioAccount) -> None:
-        """A session has begun."""
+        """Count a session's audio from now on."""
         self._running.add(account)
 
     def close(self, account: AudioAccount) -> None:
-        """A session has ended: its figures are final. A second close does nothing."""
+        """Take a session's figures as final, because it has ended. A second close does nothing."""
         if account in self._running:
             self._running.discard(account)
             self._ended.add(account)
@@ -182,12 +186,12 @@ class _Sums:
 
 @frozen
 class MetricRow:
-    """One metric of ours, as a table shows it."""
+    """One of our own metrics, as a table shows it."""
 
     name: str
     kind: str
     labels: Mapping[str, Sequence[str]] = field(factory=dict)
-    """The values of each label."""
+    """The values that each label can have."""
     text: str = ""
 
 
@@ -197,6 +201,8 @@ class Metrics:
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
         self._build_server_metrics()
+        self._build_resume_metrics()
+        self._build_keeping_metrics()
         self._build_provider_metrics()
         self.audio = AudioAccounts()
         self._registry.register(self.audio)
@@ -207,9 +213,6 @@ class Metrics:
 
     def _build_server_metrics(self) -> None:
         self.sessions = self._gauge("sessions", "Sessions that run.")
-        self.sessions_away = self._gauge(
-            "sessions_away", "Sessions that run and wait for their device to come back."
-        )
         self.max_sessions = self._gauge("max_sessions", "Sessions that may run at once.")
         self.sessions_degraded = self._gauge(
             "sessions_degraded", "Sessions that run and have no connection to Deepgram."
@@ -229,6 +232,7 @@ class Metrics:
         )
         self.draining = self._gauge("draining", "1 while the server ends its sessions to go.")
         self.load = self._gauge("loop_load", "Share of time that the event loop works.")
+        self.lag = self._gauge("loop_lag_seconds", "Seconds that the event loop is late.")
         self.backlog_bytes = self._gauge(
             "backlog_bytes", "Memory that the audio kept by all sessions takes."
         )
@@ -239,18 +243,18 @@ class Metrics:
         )
         self.upgrades_refused = self._counter(
             "upgrades_refused",
-            "Upgrades answered 503, 403 for a foreign origin, or 400 for a bad request of a Deepgram client.",
+            "Connections and upgrades refused: by a limit, 503, 403 for a foreign origin, or 400 or 401 as Deepgram does.",
             reason=UPGRADE_REFUSALS,
-        )
-        self.resumes = self._counter(
-            "resumes",
-            "Connections that wanted to take a session up, by what came of it.",
-            outcome=[outcome.value for outcome in Outcome],
         )
         self.requests_closed = self._counter(
             "requests_closed",
             "Requests for /listen that were closed at once, by close code.",
             code=CLOSE_CODES,
+        )
+        self.login_failures = self._counter(
+            "login_failures",
+            "Clients that did not prove who they are.",
+            kind=tuple(error.kind for error in (NoToken, BadToken, TokenExpired)),
         )
         self.connections_dropped = self._counter(
             "connections_dropped", "Connections that never became a request."
@@ -261,6 +265,35 @@ class Metrics:
         )
         self.log_lines_lost = self._counter(
             "log_lines_lost", "Log lines that could not be written."
+        )
+
+    def _build_resume_metrics(self) -> None:
+        self.sessions_away = self._gauge(
+            "sessions_away", "Sessions that run and wait for their device to come back."
+        )
+        self.resumes = self._counter(
+            "resumes",
+            "Connections that wanted to take a session up, by what came of it.",
+            outcome=[outcome.value for outcome in Outcome],
+        )
+
+    def _build_keeping_metrics(self) -> None:
+        self.records_lost = self._counter(
+            "records_lost",
+            "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
+            kind=("line", "audio"),
+        )
+        kinds = ("transcript", "audio")
+        self.webhooks = self._counter(
+            "webhooks",
+            "Messages to webhooks.",
+            kind=kinds,
+            outcome=("delivered", "failed"),
+        )
+        self.webhooks_dropped = self._counter(
+            "webhooks_dropped",
+            "Segments and pieces of audio that a slow webhook left no room for.",
+            kind=kinds,
         )
 
     def _build_provider_metrics(self) -> None:
@@ -328,7 +361,7 @@ class Metrics:
         return generate_latest(self._registry)
 
     def rows(self) -> list[MetricRow]:
-        """Return what there is of our own, without prometheus_client's figures of the process."""
+        """Return our own metrics, without prometheus_client's figures of the process."""
         rows = []
         for family in self._registry.collect():
             if not family.name.startswith("omi_rt_"):

@@ -14,12 +14,21 @@ import attrs
 from attrs import field, frozen
 
 from omi_rt.core.errors import SettingsError
+from omi_rt.core.forwarded import Network, parse_networks
 from omi_rt.core.kubernetes import is_service_variable
 from omi_rt.core.origin import ANY, Origin, parse_origin
+from omi_rt.core.webhooks import AudioHook, parse_audio_hook, parse_secret
 
 DEEPGRAM_API = "https://api.deepgram.com"
 PROFILE_MODES = ("switch", "first", "off")
 _PROFILE_DIR = Path("profiles")
+AUTH_KINDS = ("none", "tokens", "firebase", "jwks")
+_DAILY_FILE = Path("daily.json")
+_TOKEN_FILE = Path("tokens")
+_AUTH_NEEDS = {
+    "firebase": ("firebase_project",),
+    "jwks": ("jwks_url", "jwt_issuer", "jwt_audience"),
+}
 _FIXED_OPTIONS = frozenset({"encoding", "sample_rate", "channels"})
 
 
@@ -75,6 +84,13 @@ def _text(text: str) -> str:
     return text
 
 
+def _path_or_name(text: str) -> str:
+    """a path or a name"""
+    if not text.isprintable():
+        raise ValueError
+    return text
+
+
 def _log_key(text: str) -> str:
     """16 or more characters of printable ASCII without spaces"""
     if len(text) < 16:
@@ -93,6 +109,32 @@ def _url(text: str) -> str:
     if parts.query:
         _options(parts.query)
     return text
+
+
+def _web_url(text: str) -> str:
+    """an http or https address without a user"""
+    parts = urlsplit(_text(text))
+    if parts.scheme not in {"http", "https"} or not parts.hostname or parts.username is not None:
+        raise ValueError
+    _ = parts.port
+    return text
+
+
+def _networks(text: str) -> tuple[Network, ...]:
+    """addresses or networks such as 10.0.0.0/8, separated by commas"""
+    return parse_networks(text)
+
+
+def _audio_hook(text: str) -> AudioHook:
+    """an http or https address, a comma, and 1 to 60 seconds"""
+    hook = parse_audio_hook(text)
+    _web_url(hook.url)
+    return hook
+
+
+def _webhook_secret(text: str) -> bytes:
+    """whsec_ and 24 to 64 bytes in base64"""
+    return parse_secret(text)
 
 
 def _origins(text: str) -> frozenset[Origin]:
@@ -164,6 +206,80 @@ class Settings:
         "origins of web pages, separated by commas, that may open /listen besides the server's own; "
         "* is any",
     )
+    auth: str = _env(
+        "OMI_RT_AUTH",
+        _one_of(*AUTH_KINDS),
+        "none",
+        "none: a client is who it says; tokens: OMI_RT_TOKEN_FILE; firebase: ID tokens of "
+        "OMI_RT_FIREBASE_PROJECT; jwks: tokens of the OpenID provider behind OMI_RT_JWKS_URL",
+    )
+    insecure: bool = _env(
+        "OMI_RT_INSECURE",
+        _flag,
+        False,
+        "1: serve addresses other than loopback without a login",
+    )
+    token_file: Path = _env(
+        "OMI_RT_TOKEN_FILE",
+        Path,
+        _TOKEN_FILE,
+        "file of token uid lines; omi-rt token add UID makes one",
+    )
+    firebase_project: str = _env(
+        "OMI_RT_FIREBASE_PROJECT",
+        _text,
+        "",
+        "id of the Firebase project whose users may log in",
+    )
+    firebase_certs_url: str = _env(
+        "OMI_RT_FIREBASE_CERTS_URL",
+        _web_url,
+        "",
+        "where the certificates are that Firebase signs with (default Google's own address)",
+    )
+    firebase_emulator: str = _env(
+        "FIREBASE_AUTH_EMULATOR_HOST",
+        _text,
+        "",
+        "set to take the unsigned tokens of Firebase's emulator, on loopback only",
+    )
+    jwks_url: str = _env(
+        "OMI_RT_JWKS_URL",
+        _web_url,
+        "",
+        "address of an OpenID provider's public keys (a JSON Web Key Set)",
+    )
+    jwt_issuer: str = _env(
+        "OMI_RT_JWT_ISSUER",
+        _text,
+        "",
+        "issuer (iss) of its tokens, letter by letter",
+    )
+    jwt_audience: str = _env(
+        "OMI_RT_JWT_AUDIENCE",
+        _text,
+        "",
+        "audience (aud) of its tokens",
+    )
+    tls_cert: Path | None = _env(
+        "OMI_RT_TLS_CERT",
+        Path,
+        None,
+        "PEM file with the server's certificate and those that it was signed with; speaks TLS; read "
+        "again on SIGHUP",
+    )
+    tls_key: Path | None = _env(
+        "OMI_RT_TLS_KEY",
+        Path,
+        None,
+        "PEM file with the certificate's key, without a password",
+    )
+    trusted_proxies: tuple[Network, ...] = _env(
+        "OMI_RT_TRUSTED_PROXIES",
+        _networks,
+        (),
+        "addresses and networks, separated by commas, whose X-Forwarded-For is believed",
+    )
     connect_timeout: float = _env(
         "OMI_RT_CONNECT_TIMEOUT",
         _seconds(0.1, 60),
@@ -207,11 +323,67 @@ class Settings:
         30.0,
         "seconds for which a session whose device's connection was lost can be taken up again; 0: not",
     )
+    whisper_model: str = _env(
+        "OMI_RT_WHISPER_MODEL",
+        _path_or_name,
+        "",
+        "the embedded recogniser's Whisper model: a directory, a name that faster-whisper knows, or off "
+        "for pocketsphinx (default tiny.en where it is installed)",
+    )
+    local_connections: int = _env(
+        "OMI_RT_LOCAL_CONNECTIONS",
+        _integer(1, 1000),
+        0,
+        "connections that the embedded recogniser carries (default what it measures); a session takes "
+        "one, and for a while two where a stored voice is to be recognised",
+    )
     max_sessions: int = _env(
         "OMI_RT_MAX_SESSIONS",
         _integer(1, 1_000_000),
         2000,
         "sessions at once; further upgrades get 503",
+    )
+    max_uid_sessions: int = _env(
+        "OMI_RT_MAX_UID_SESSIONS",
+        _integer(0, 1_000_000),
+        0,
+        "sessions at once of one uid; 0 is any number",
+    )
+    max_address_connections: int = _env(
+        "OMI_RT_MAX_ADDRESS_SESSIONS",
+        _integer(0, 1_000_000),
+        0,
+        "sessions at once of one address (IPv6: of a /64), those that begin included; 0 is any number",
+    )
+    max_unfinished: int = _env(
+        "OMI_RT_MAX_UNFINISHED",
+        _integer(1, 1_000_000),
+        1000,
+        "connections at once that have not become sessions",
+    )
+    daily_seconds: int = _env(
+        "OMI_RT_DAILY_SECONDS",
+        _integer(0, 10_000_000),
+        0,
+        "seconds of audio of one uid and day (UTC); 0 is any number",
+    )
+    daily_file: Path = _env(
+        "OMI_RT_DAILY_FILE",
+        Path,
+        _DAILY_FILE,
+        "file in which the seconds of the day outlive the process",
+    )
+    idle_seconds: float = _env(
+        "OMI_RT_IDLE_SECONDS",
+        _seconds(0, 86_400),
+        90.0,
+        "seconds without any audio, silence included, after which a session is ended; 0 is never",
+    )
+    max_lag_ms: float = _env(
+        "OMI_RT_MAX_LAG",
+        _seconds(0, 10_000),
+        100.0,
+        "ms that the event loop may be late; beyond that further upgrades get 503; 0 is any",
     )
     redial_rate: float = _env(
         "OMI_RT_REDIAL_RATE",
@@ -262,6 +434,57 @@ class Settings:
         10.0,
         "seconds of the user's profile that are sent",
     )
+    profile_learn: bool = _env(
+        "OMI_RT_PROFILE_LEARN",
+        _flag,
+        True,
+        "0: a voice that a client names is not stored; it is known until its session ends",
+    )
+    transcript_dir: Path | None = _env(
+        "OMI_RT_TRANSCRIPT_DIR",
+        Path,
+        None,
+        "directory in which each session's segments and corrections are kept; without it nothing is",
+    )
+    record_audio: bool = _env(
+        "OMI_RT_RECORD_AUDIO",
+        _flag,
+        False,
+        "1: keep the audio beside them, as WAV",
+    )
+    retention_days: float = _env(
+        "OMI_RT_RETENTION_DAYS",
+        _seconds(0, 36_500),
+        0.0,
+        "days after which what is kept of a session is removed; 0 is never",
+    )
+    webhook_transcript: str = _env(
+        "OMI_RT_WEBHOOK_TRANSCRIPT",
+        _web_url,
+        "",
+        "address that segments are posted to, once a second",
+        secret=True,
+    )
+    webhook_audio: AudioHook | None = _env(
+        "OMI_RT_WEBHOOK_AUDIO",
+        _audio_hook,
+        None,
+        "URL,SECONDS: address that raw audio is posted to, and how much of it at once",
+        secret=True,
+    )
+    webhook_secret: bytes | None = _env(
+        "OMI_RT_WEBHOOK_SECRET",
+        _webhook_secret,
+        None,
+        "signs what is posted (Standard Webhooks)",
+        secret=True,
+    )
+    webhook_private: bool = _env(
+        "OMI_RT_WEBHOOK_PRIVATE",
+        _flag,
+        False,
+        "1: webhooks may be in private networks, loopback included",
+    )
     log_level: str = _env(
         "OMI_RT_LOG_LEVEL",
         _one_of("debug", "info", "warning", "error"),
@@ -309,7 +532,7 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
         try:
             values[attribute.name] = parse(text)
         except (ValueError, KeyError):
-            # Without the value: it may be a key that went into the wrong variable.
+            # The value is left out, because it may be a key that went into the wrong variable.
             problems.append(f"{name}: must be {parse.__doc__}")
     problems += [
         f"{name}: no such setting"
@@ -318,6 +541,11 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     ]
     if values.get("deepgram_grant") and not values.get("deepgram_api_key"):
         problems.append("OMI_RT_DEEPGRAM_GRANT: needs DEEPGRAM_API_KEY")
+    if values.get("record_audio") and not values.get("transcript_dir"):
+        problems.append("OMI_RT_RECORD_AUDIO: needs OMI_RT_TRANSCRIPT_DIR")
+    problems += _missing(values)
+    if (values.get("tls_cert") is None) != (values.get("tls_key") is None):
+        problems.append("OMI_RT_TLS_CERT, OMI_RT_TLS_KEY: one needs the other")
     if problems:
         raise SettingsError(problems)
     if values.get("deepgram_api_key"):
@@ -329,14 +557,25 @@ def load_settings(environment: Mapping[str, str]) -> Settings:
     return Settings(**values)
 
 
+def _missing(values: Mapping[str, Any]) -> list[str]:
+    """Find what the kind of login needs and is not set."""
+    kind = values.get("auth", "none")
+    fields = attrs.fields_dict(Settings)
+    return [
+        f"{fields[name].metadata['env']}: OMI_RT_AUTH={kind} needs it"
+        for name in _AUTH_NEEDS.get(kind, ())
+        if not values.get(name)
+    ]
+
+
 def shadowed_settings(environment: Mapping[str, str]) -> list[str]:
-    """The settings whose variables Kubernetes has taken for a Service: they are not set."""
+    """Return the settings that are not set, because Kubernetes has taken their variables for a Service."""
     names = [attribute.metadata["env"] for attribute in attrs.fields(Settings)]
     return [name for name in names if is_service_variable(name, environment.get(name, ""))]
 
 
 def settings_table() -> list[tuple[str, str, str]]:
-    """Name, default and meaning of every setting, in the order of their definition."""
+    """Return name, default and meaning of every setting, in the order of their definition."""
     return [
         (attribute.metadata["env"], _shown(attribute.default), attribute.metadata["doc"])
         for attribute in attrs.fields(Settings)
@@ -344,9 +583,10 @@ def settings_table() -> list[tuple[str, str, str]]:
 
 
 def settings_lines(width: int | None) -> list[str]:
-    """Return the table for a reader: wrapped to ``width`` columns, or a line each where that is None.
+    """Return the table for a reader.
 
-    It holds defaults and no values: there is no secret in it.
+    The lines are wrapped to ``width`` columns; where that is None, each setting is one line. The table
+    holds defaults and no values, so there is no secret in it.
     """
     rows = [("variable", "default", "meaning"), *settings_table()]
     first, second = (max(len(row[column]) for row in rows) for column in (0, 1))
@@ -355,7 +595,7 @@ def settings_lines(width: int | None) -> list[str]:
         return lines
     indent = first + second + 4
     if indent > width // 2:
-        # No room for a third column: what a setting means stands below its name.
+        # There is no room for a third column, so the meaning of a setting stands below its name.
         indent = 4
         lines = [f"{name}  {default}".rstrip() + f"\n{text}" for name, default, text in rows]
     return [wrapped for line in lines for wrapped in _wrap(line, width, indent)]

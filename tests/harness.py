@@ -1,4 +1,4 @@
-"""A whole server in memory: devices on bounded streams, a provider behind a dial of one's own."""
+"""A whole server in memory: devices on bounded streams, and a provider behind a dial of the test's own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from attrs import define, field
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import PeerClosed
 from omi_rt.deepgram.provider import Provider, make_provider
-from omi_rt.fake import FakeDeepgram, FaultScript, Options, plain_words
+from omi_rt.fake import FakeDeepgram, FaultScript, Options, Script, plain_words, synthesise
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
@@ -29,10 +29,14 @@ from omi_rt.settings import Settings
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 
+    from omi_rt.auth.login import Login
+    from omi_rt.core.observers import Watch
     from omi_rt.deepgram.connection import Dial
     from omi_rt.profiles.service import Profiles
 
 CLOSE_STREAM = '{"type":"CloseStream"}'
+RATE = 8000
+"""Of the audio that `play` sends, in samples a second, unless a test says otherwise."""
 
 
 class BalancedServer(Server):
@@ -44,7 +48,7 @@ class BalancedServer(Server):
         self.all_sessions: list[Session] = []
 
     def assert_balanced(self) -> None:
-        """Every session's ledger is exact at this instant."""
+        """Assert that every session's ledger is exact at this instant."""
         for session in self.all_sessions:
             balance = session.coverage.balance()
             assert balance.is_exact, str(balance)
@@ -70,7 +74,7 @@ class World:
         return here
 
     async def get(self, target: str, method: str = "GET") -> tuple[int, dict[str, str], str]:
-        """Make a plain HTTP request; returns status, headers and body."""
+        """Make a plain HTTP request; return status, headers and body."""
         stream = self.open_stream()
         await stream.send_all(f"{method} {target} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
         return split_response(await read_all(stream))
@@ -114,6 +118,10 @@ class World:
         self.server.assert_balanced()
         if "resume" not in dict(query):
             assert device.numbers == list(range(1, len(device.numbers) + 1))
+
+    def exposition(self) -> str:
+        """The server's metrics, as text."""
+        return self.metrics.exposition().decode()
 
     async def sessions_ended(self, within: float = 200.0) -> None:
         """Wait until no session is left."""
@@ -179,12 +187,12 @@ class Device:
         started = trio.current_time()
         for number, offset in enumerate(range(0, len(pcm), size)):
             await trio.sleep_until(started + (number + 1) * message_seconds / speed)
-            # A device has no more than its socket's buffer.
+            # A device can have no more under way than its socket's buffer holds.
             await self.websocket.drained(60_000)
             self.send(pcm[offset : offset + size])
 
     async def finish(self, within: float = 200.0) -> dict[str, Any]:
-        """Send CloseStream, wait for the end; returns ``session_ended``."""
+        """Send CloseStream and wait for the end; return ``session_ended``."""
         self.send(CLOSE_STREAM)
         await self.ended(within)
         return self.event("session_ended")
@@ -225,6 +233,8 @@ async def running_server(
     *,
     settings: Settings | None = None,
     profiles: Profiles | None = None,
+    login: Login | None = None,
+    watches: tuple[Watch, ...] = (),
     seed: int = 1,
     find_carried: Callable[[], int | None] = lambda: None,
     load: float = 0.0,
@@ -232,7 +242,8 @@ async def running_server(
 ) -> AsyncIterator[World]:
     """Run a server whose provider is reached through ``dial``; every ledger is checked at the end.
 
-    ``find_carried`` says how many sessions the provider can carry. ``load`` is what it takes its own load for: the share of virtual time that it works.
+    ``find_carried`` says how many sessions the provider can carry. ``load`` is the share of virtual time
+    for which the server believes that it works.
     """
     settings = settings or Settings(deepgram_api_key="secret", **more)
     metrics = Metrics()
@@ -250,7 +261,8 @@ async def running_server(
         cpu_clock=lambda: load * trio.current_time(),
     )
     budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-    server = BalancedServer(Shared(settings, provider, metrics, pace, budget, profiles))
+    shared = Shared(settings, provider, metrics, pace, budget, profiles, login, None, watches)
+    server = BalancedServer(shared)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)
@@ -293,14 +305,58 @@ def words_of(segments: list[dict[str, Any]], channel: int | None = None) -> list
     return plain_words(" ".join(texts))
 
 
+async def play(
+    device: Device,
+    script: Script,
+    rate: int = RATE,
+    *,
+    pcm: bytes | None = None,
+    within: float = 200.0,
+    **options: Any,
+) -> dict[str, Any]:
+    """Stream a script at real time, then ask for the end; returns ``session_ended``.
+
+    ``pcm`` is how the script sounds, where that is not as the fake would say it.
+    """
+    pcm = synthesise(script, rate) if pcm is None else pcm
+    await device.stream_audio(pcm, rate * 2 * script.channels, **options)
+    return await device.finish(within)
+
+
+def assert_whole(device: Device, script: Script, *, within: float | None = 0.002) -> None:
+    """The whole transcript and the whole account: a session that nothing was wrong with, in the end.
+
+    Every word comes once, in order, on its channel; segments lie where their words were said, to
+    ``within`` seconds and in order of time (None: the provider gave no times that could tell). Every second was finalised,
+    and went up for the first time once.
+    """
+    for channel in range(script.channels):
+        segments = [s for s in device.segments if s.get("channel", 0) == channel]
+        words = script.on_channel(channel)
+        assert words_of(segments) == [word.text for word in words]
+        starts = [segment["start"] for segment in segments]
+        assert within is None or starts == sorted(starts)
+        for segment in segments:
+            said, words = words[: len(words_of([segment]))], words[len(words_of([segment])) :]
+            if within is not None:
+                assert abs(segment["start"] - said[0].start) <= within
+                assert abs(segment["end"] - said[-1].end) <= within
+    account = device.event("session_ended")
+    assert account["received"] == account["finalised"] == script.seconds
+    assert (account["gated"], account["pending"], account["lost"]) == (0.0, 0.0, 0.0)
+    assert account["sent"]["live"] == script.seconds
+    assert device.events("audio_lost") == []
+    assert [] not in device.messages
+
+
 async def unreachable(url: str) -> trio.abc.Stream:
-    """A dial that fails as a closed port does."""
+    """Fail to dial, as at a closed port."""
     await trio.lowlevel.checkpoint()
     raise ConnectionRefusedError(111, "Connection refused")
 
 
 async def read_all(stream: trio.abc.Stream) -> bytes:
-    """Everything until the peer's end."""
+    """Read everything until the peer's end."""
     data = b""
     while True:
         try:

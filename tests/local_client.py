@@ -56,9 +56,9 @@ class Client:
                 seen = len(self.messages)
                 self.messages += map(json.loads, await self.websocket.receive())
 
-    async def read_to_end(self) -> PeerClosed:
+    async def read_to_end(self, within: float = PATIENCE) -> PeerClosed:
         """Collect until the server closes."""
-        with trio.fail_after(PATIENCE):
+        with trio.fail_after(within):
             try:
                 while True:
                     self.messages += map(json.loads, await self.websocket.receive())

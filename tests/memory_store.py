@@ -1,4 +1,7 @@
-"""Profiles in memory, with faults on request: for sessions on a virtual clock, where no thread may be."""
+"""Profiles in memory, with faults on request.
+
+They are for sessions on a virtual clock, where no thread may be used.
+"""
 
 from __future__ import annotations
 
@@ -26,9 +29,9 @@ class MemoryProfileStore:
     """
 
     delay: float = 0.0
-    """Seconds before each answer; ``math.inf`` never answers."""
+    """Seconds before each answer; with ``math.inf`` none comes."""
     failure: Exception | None = None
-    """Raised by every call while it is set."""
+    """The error that every call raises while it is set."""
     listings: int = 0
     """How often `list_samples` was called."""
     reads: int = 0
@@ -77,7 +80,7 @@ class MemoryProfileStore:
         return function()
 
     async def aclose(self) -> None:
-        """Do nothing: there is nothing to close."""
+        """Do nothing, because there is nothing to close."""
         await trio.lowlevel.checkpoint()
 
     async def _answer(self) -> None:

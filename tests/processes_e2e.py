@@ -40,7 +40,7 @@ START_SECONDS = 20.0
 EXIT_SECONDS = 10.0
 
 _COMMAND = [sys.executable, "-m", "omi_rt"]
-_SERVER_READY = re.compile(r"omi-rt is ready on http://[^ ]+:(\d+) \(devices: (ws://[^\s)]+)\)")
+_SERVER_READY = re.compile(r"omi-rt is ready on https?://[^ ]+:(\d+) \(devices: (wss?://[^\s)]+)\)")
 _FAKE_READY = re.compile(
     r"^fake Deepgram is ready on (ws://127\.0\.0\.1:\d+); to use it, paste:$", re.MULTILINE
 )

@@ -15,7 +15,6 @@ from omi_rt.core.admission import find_refusal
 from omi_rt.deepgram.key_check import KEY_CHECK_SECONDS, KeyVerdict, check_key
 from omi_rt.fake import Options
 from omi_rt.fake.faults import FaultScript, Refuse
-from omi_rt.local.wire import LANGUAGES
 from omi_rt.log import configure_logging
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.server import main, provider_watch
@@ -32,6 +31,7 @@ if TYPE_CHECKING:
 
     from tests.harness import World
 
+LANGUAGES = frozenset({"en", "multi"})
 UPGRADE = (
     "GET /listen?uid=u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
     "Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"

@@ -187,3 +187,27 @@ def test_what_is_dropped_is_the_oldest_and_is_told() -> None:
     assert coverage.drop_excess() == Gap(0, 20)
     assert coverage.watermark == 20
     assert coverage.balance().lost == 20
+
+
+def test_the_overlap_stays_half_a_second_long_however_short_the_steps_of_the_watermark() -> None:
+    coverage = Coverage(MONO, 60)
+    coverage.receive(pcm(0, 24_000))
+    for mark in (8_000, 8_100, 8_150, 9_000, 20_000, 20_010):
+        coverage.finalise(0, mark)
+        (chunk,) = coverage.overlap_before(mark, 8_000)
+        assert chunk == AudioChunk(mark - 4_000, 4_000, pcm(mark - 4_000, 4_000))
+
+
+def test_the_overlap_is_cut_into_messages_and_belongs_to_one_watermark_only() -> None:
+    coverage = Coverage(STEREO, 60)
+    coverage.receive(pcm(0, 32_000))
+    coverage.finalise(0, 9_000)
+    coverage.finalise(1, 8_000)
+    chunks = coverage.overlap_before(8_000, 1_500)
+    assert [(chunk.position, chunk.samples) for chunk in chunks] == [
+        (4_000, 1_500),
+        (5_500, 1_500),
+        (7_000, 1_000),
+    ]
+    assert b"".join(chunk.payload for chunk in chunks) == pcm(8_000, 8_000)
+    assert coverage.overlap_before(9_000, 1_500) == []

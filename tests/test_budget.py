@@ -13,7 +13,7 @@ from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import Script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.server.memory import BACKLOG_SHARE, default_backlog_bytes
-from tests.harness import listening_server, words_of
+from tests.harness import assert_whole, listening_server, words_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -110,3 +110,17 @@ def test_the_default_is_a_share_of_what_the_container_has(tmp_path: Path) -> Non
     assert default_backlog_bytes(tmp_path, own) == 200 * MIB * BACKLOG_SHARE
     own.write_text("4:memory:/nowhere\n")
     assert default_backlog_bytes(tmp_path, own) == machine
+
+
+async def test_a_device_that_we_do_not_read_for_want_of_memory_has_not_vanished(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(backlog_bytes=MIB) as (world, _fake), world.device() as device:
+        await device.stream_audio(PCM[:16_000], 16_000)
+        world.server.budget.held_bytes += MIB
+        await device.stream_audio(PCM[16_000:], 16_000)
+        await trio.sleep(150)
+        assert device.closed is None
+        world.server.budget.held_bytes -= MIB
+        await device.finish()
+    assert_whole(device, TALK)

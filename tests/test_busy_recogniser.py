@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
 RATE = 8000
 NO_ROOM = "the embedded recogniser cannot carry another session now"
+_SLOW_SECONDS = 10.0
 TALK = random_script(Random(3), 90.0)
 
 
@@ -219,11 +220,18 @@ async def test_a_recogniser_that_can_carry_no_more_sends_upgrades_away(
 
 
 @pytest.mark.realtime
-async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replaced() -> None:
-    """Its process runs a thirtieth of the time, as where many want the processor."""
+@pytest.mark.parametrize(("model", "stopped_seconds"), [("off", 0.6), ("", 2.0)])
+async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replaced(
+    model: str, stopped_seconds: float
+) -> None:
+    """Its process runs a thirtieth or a hundredth of the time, as where many want the processor.
+
+    pocketsphinx works in small steps and tells of each. Whisper decodes without a word, and at a
+    hundredth for longer than a recogniser may be silent that has been sent speech.
+    """
     with sample_wav() as path:
         pcm = convert(read_wav(path.read_bytes()), 16000, 1).pcm
-    async with serving() as server:
+    async with serving(OMI_RT_WHISPER_MODEL=model) as server:
         async with (
             server.device(codec="pcm16", sample_rate=16000) as device,
             trio.open_nursery() as nursery,
@@ -231,12 +239,13 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
             await device.until(lambda: "ready" in device.statuses(), 20)
             await trio.sleep(1.0)
             is_slow = trio.CancelScope()
-            nursery.start_soon(_slow_down, server.program.pid, is_slow)
+            nursery.start_soon(_slow_down, server.program.pid, stopped_seconds, is_slow)
             await device.stream_audio(pcm, 32000)
             await device.until(lambda: "stt_behind" in device.statuses(), 30)
             with trio.fail_after(10):
                 while (answer := await server.get("/readyz"))[0] == 200:  # noqa: ASYNC110
                     await trio.sleep(0.1)
+            await trio.sleep(_SLOW_SECONDS)
             is_slow.cancel()
             assert answer[::2] == (503, f"{NO_ROOM}\n")
             await device.finish(60)
@@ -244,29 +253,28 @@ async def test_a_real_worker_that_gets_little_of_a_core_is_behind_and_not_replac
         log = server.program.errors
     statuses = [s for s in device.statuses() if s.startswith("stt_")]
     assert statuses == ["stt_behind", "stt_caught_up"]
-    assert {segment["speaker"] for segment in device.segments} == {"SPEAKER_00"}
     assert device.event("session_ended")["sent"]["replay"] == 0.0
     assert device.event("session_ended")["lost"] == 0.0
     text = " ".join(segment["text"] for segment in device.segments)
-    assert word_accuracy(sample_text(), text) >= 0.8
+    assert word_accuracy(sample_text(), text) >= (0.8 if model == "off" else 0.95)
     for event in ("provider_behind", "provider_behind_ended", "connection_opened"):
         assert len(re.findall(rf"\b{event} ", log)) == 1
 
 
-async def _slow_down(server: int, scope: trio.CancelScope) -> None:
-    """Let the recogniser's workers run for a thirtieth of the time, until cancelled."""
+async def _slow_down(server: int, stopped_seconds: float, scope: trio.CancelScope) -> None:
+    """Stop the recogniser's workers for so long between every 20 ms, until cancelled."""
     (recogniser,) = children_of(server)
     with scope:
-        await _stop_now_and_then(recogniser)
+        await _stop_now_and_then(recogniser, stopped_seconds)
     for worker in descendants_of(recogniser):
         os.kill(worker, signal.SIGCONT)
 
 
-async def _stop_now_and_then(recogniser: int) -> None:
+async def _stop_now_and_then(recogniser: int, stopped_seconds: float) -> None:
     while True:
         for worker in children_of(recogniser):
             os.kill(worker, signal.SIGSTOP)
-        await trio.sleep(0.6)
+        await trio.sleep(stopped_seconds)
         for worker in children_of(recogniser):
             os.kill(worker, signal.SIGCONT)
         await trio.sleep(0.02)

@@ -6,10 +6,12 @@ import ctypes.util
 import subprocess
 import sys
 import weakref
+from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pytest
+import soundfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -285,3 +287,19 @@ def test_an_unknown_codec_is_refused() -> None:
 def test_a_fake_pong_would_be_10_ms_of_audio_to_the_decoder() -> None:
     """Why it must be dropped before it is decoded."""
     assert len(OpusDecoder(16_000, 1).decode(b"\x8a\x00")) == 320
+
+
+@pytest.mark.parametrize(("codec", "subtype"), [("mulaw", "ULAW"), ("alaw", "ALAW")])
+def test_g711_is_decoded_as_another_library_decodes_it(codec: str, subtype: str) -> None:
+    codes = bytes(range(256))
+    wanted, _ = soundfile.read(
+        BytesIO(codes), dtype="int16", format="RAW", subtype=subtype, samplerate=8000, channels=1
+    )
+    assert open_decoder(codec, 8000, 1).decode(codes) == wanted.astype("<i2").tobytes()
+
+
+def test_g711_of_several_channels_may_be_cut_anywhere() -> None:
+    codes = bytes(range(250))
+    whole = open_decoder("alaw", 8000, 2).decode(codes)
+    decoder = open_decoder("alaw", 8000, 2)
+    assert b"".join(decoder.decode(codes[start : start + 7]) for start in range(0, 250, 7)) == whole

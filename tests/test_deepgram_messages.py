@@ -213,3 +213,44 @@ def test_any_json_is_survived(value: Any, kind: str) -> None:
     if isinstance(message, Results):
         assert message.best is not None
         assert isinstance(message.words, tuple)
+
+
+@given(
+    st.dictionaries(
+        st.sampled_from(["channel_index", "start", "duration", "is_final"]), json_values
+    ),
+    st.dictionaries(
+        st.sampled_from(
+            ["word", "punctuated_word", "start", "end", "speaker", "confidence", "new"]
+        ),
+        json_values | st.sampled_from(["a", " a ", 0, 1, 999, 1000, 0.5, -0.5, 1.0, 1e300, 10**30]),
+    ),
+    st.booleans() | json_values,
+)
+def test_a_message_means_the_same_whether_or_not_a_field_of_it_is_odd(
+    fields: dict[str, Any], one: dict[str, Any], flag: Any
+) -> None:
+    """NaN is no JSON: where it stands in any field each of the others is read by itself."""
+    text = results([one, {"word": "b"}], speech_final=flag, **fields)
+    odd = text[:-1] + ', "new": NaN}'
+    first, second = parse_message(text), parse_message(odd)
+    if isinstance(first, Results) and isinstance(second, Results):
+        said = [
+            [(w.text, w.start, w.end, w.speaker, w.confidence) for w in message.words]
+            for message in (first, second)
+        ]
+        assert said[0] == said[1]
+        assert (first.end, first.is_final, first.speech_final, first.channel_index) == (
+            second.end,
+            second.is_final,
+            second.speech_final,
+            second.channel_index,
+        )
+    else:
+        assert first == second
+
+
+def test_no_type_is_malformed_however_good_the_rest() -> None:
+    whole = json.loads(results([{"word": "a", "start": 1.0, "end": 2.0}]))
+    del whole["type"]
+    assert parse_message(json.dumps(whole)) == Malformed()

@@ -154,7 +154,8 @@ async def test_a_kubernetes_service_of_the_same_name_is_no_setting_and_no_mistak
 async def test_an_address_that_others_can_reach_is_warned_of_in_one_line(
     host: str, warns: bool
 ) -> None:
-    async with running("serve", "--host", host, "--port", "0", DEEPGRAM_URL=NOWHERE) as program:
+    settings = {"DEEPGRAM_URL": NOWHERE, "OMI_RT_INSECURE": "1"}
+    async with running("serve", "--host", host, "--port", "0", **settings) as program:
         await program.says("is ready on")
         assert program.errors.count("no_login") == warns
         assert program.errors.count("\n") == 1 + warns

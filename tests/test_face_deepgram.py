@@ -478,3 +478,246 @@ async def test_an_upgrade_that_is_refused_is_no_session_to_a_websocket_client(
         with pytest.raises(HandshakeFailed) as caught:
             await open_websocket(world.open_stream(), f"ws://server{PATH}?model=nova-3")
     assert caught.value.status == 400
+
+
+def finals(device: Device) -> list[dict[str, Any]]:
+    return [message for message in results(device) if message["is_final"]]
+
+
+def said_finally(device: Device) -> list[str]:
+    texts = [message["channel"]["alternatives"][0]["transcript"] for message in finals(device)]
+    return plain_words(" ".join(texts))
+
+
+async def test_finalize_is_answered_once_with_what_had_come_by_then(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"endpointing": "5000"}
+    async with listening_server() as (world, _fake), world.client(PATH, query) as device:
+        pcm = synthesise(TALK, 16_000)
+        await device.stream_audio(pcm[: 2 * 32_000], 32_000)
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=3)
+        assert said_finally(device) == ["amber", "bako", "celu"]
+        await device.stream_audio(pcm[2 * 32_000 :], 32_000)
+        device.send(CLOSE_STREAM)
+        await device.ended()
+    assert [m["from_finalize"] for m in finals(device)].count(True) == 1
+    assert said_finally(device) == TALK.transcript()
+
+
+async def test_finalize_with_nothing_to_finalise_is_answered_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.client(PATH, QUERY) as device:
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: finals(device), within=0.1)
+    (answer,) = finals(device)
+    assert answer["from_finalize"] is True
+    assert answer["channel"]["alternatives"][0]["words"] == []
+
+
+async def test_a_finalize_that_a_lost_connection_took_is_answered_by_the_next(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"endpointing": "5000"}
+    faults = FaultScript.of([Drop(after_audio=2.0)])
+    async with (
+        listening_server(faults=faults) as (world, fake),
+        world.client(PATH, query) as device,
+    ):
+        await device.stream_audio(synthesise(TALK, 16_000)[: 2 * 32_000], 32_000)
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=6)
+        assert said_finally(device) == ["amber", "bako", "celu"]
+    assert len(fake.connections) == 2
+
+
+async def test_a_thousand_finalizes_a_second_cost_the_provider_a_few(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, fake), world.client(PATH, QUERY) as device:
+        pcm = synthesise(TALK, 16_000)
+        for start in range(0, len(pcm), 3_200):
+            await trio.sleep(0.1)
+            device.send(pcm[start : start + 3_200])
+            for _ in range(100):
+                device.send('{"type":"Finalize"}')
+        device.send(CLOSE_STREAM)
+        await device.ended()
+    assert said_finally(device) == TALK.transcript()
+    assert fake.connections[0].texts["Finalize"] <= 50
+    assert len(finals(device)) <= 100
+
+
+async def test_interims_come_where_asked_for_and_are_replaced_by_the_final(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"interim_results": "true", "endpointing": "300"}
+    async with listening_server() as (world, _fake), world.client(PATH, query) as device:
+        await play(device, LONG_TALK)
+        assert device.session.coverage.balance().is_exact
+    interims = [m for m in results(device) if not m["is_final"]]
+    assert interims
+    assert not any(m["speech_final"] or m["from_finalize"] for m in interims)
+    assert said_finally(device) == LONG_TALK.transcript()
+    times = {(w.text): (w.start, w.end) for w in LONG_TALK.words[:3]}
+    for word in interims[0]["channel"]["alternatives"][0]["words"]:
+        assert (word["start"], word["end"]) == pytest.approx(times[word["word"]], abs=0.001)
+
+
+async def test_interims_after_a_reconnect_are_on_the_session_clock_and_new(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"interim_results": "true", "endpointing": "300"}
+    faults = FaultScript.of([Drop(after_audio=3.0)])
+    async with (
+        listening_server(faults=faults) as (world, fake),
+        world.client(PATH, query) as device,
+    ):
+        await play(device, LONG_TALK)
+    assert len(fake.connections) == 2
+    covered = 0.0
+    for message in results(device):
+        for word in message["channel"]["alternatives"][0]["words"]:
+            assert word["end"] > covered
+            (said,) = [w for w in LONG_TALK.words if abs(w.start - word["start"]) < 0.01]
+            assert said.text == word["word"]
+        if message["is_final"]:
+            covered = message["start"] + message["duration"] - 0.1
+    assert said_finally(device) == LONG_TALK.transcript()
+
+
+async def test_speech_events_are_on_the_session_clock(autojump_clock: MockClock) -> None:
+    query = QUERY | {
+        "interim_results": "true",
+        "vad_events": "true",
+        "utterance_end_ms": "1000",
+    }
+    faults = FaultScript.of([Drop(after_audio=3.0)])
+    async with (
+        listening_server(faults=faults) as (world, _fake),
+        world.client(PATH, query) as device,
+    ):
+        await play(device, LONG_TALK)
+    starts = [event["timestamp"] for event in device.events("SpeechStarted")]
+    ends = [event["last_word_end"] for event in device.events("UtteranceEnd")]
+    for utterance_words in (LONG_TALK.words[:3], LONG_TALK.words[3:6], LONG_TALK.words[6:]):
+        assert any(abs(utterance_words[0].start - start) < 0.01 for start in starts)
+        assert any(abs(utterance_words[-1].end - end) < 0.01 for end in ends)
+    assert all(event["channel"] == [0, 1] for event in device.events("UtteranceEnd"))
+
+
+async def test_key_terms_are_changed_where_the_provider_has_them_and_kept_on_a_reconnect(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"keyterm": "old"}
+    faults = FaultScript.of([Drop(after_audio=2.0)])
+    async with (
+        listening_server(faults=faults) as (world, fake),
+        world.client(PATH, query) as device,
+    ):
+        device.send('{"type":"Configure","keyterms":["Omi","real time"]}')
+        await play(device, TALK)
+    answer = device.event("ConfigureSuccess")
+    assert answer["keyterms"] == ["Omi", "real time"]
+    assert answer["request_id"] == device.event("Metadata")["request_id"]
+    first, second = (str(connection.target) for connection in fake.connections)
+    assert "keyterm=old" in first
+    assert "keyterm=Omi&keyterm=real+time" in second
+    assert "old" not in second
+
+
+@pytest.mark.parametrize(
+    ("query", "configures", "code"),
+    [
+        ({"model": "nova-2"}, ['{"keyterms":["a"]}'], "CONFIGURE_KEYTERMS_NOT_SUPPORTED"),
+        ({}, ['{"keyterms":["' + "a " * 501 + '"]}'], "CONFIGURE_KEYTERM_LIMIT_EXCEEDED"),
+        ({}, ['{"keyterms":["a"]}'] * 2, "CONFIGURE_ALREADY_PENDING"),
+    ],
+)
+async def test_a_configure_that_cannot_be_is_answered_with_deepgrams_code(
+    autojump_clock: MockClock, query: dict[str, str], configures: list[str], code: str
+) -> None:
+    async with listening_server() as (world, _fake), world.client(PATH, QUERY | query) as device:
+        await trio.sleep(1)
+        for configure in configures:
+            device.send('{"type":"Configure",' + configure[1:])
+        await play(device, TALK)
+    assert device.event("ConfigureFailure")["code"] == code
+    assert said_finally(device) == TALK.transcript()
+
+
+async def test_a_full_server_says_so_in_deepgrams_form(autojump_clock: MockClock) -> None:
+    async with (
+        listening_server(max_sessions=1) as (world, _fake),
+        world.client(PATH, QUERY) as device,
+    ):
+        with pytest.raises(HandshakeFailed) as caught:
+            await open_websocket(world.open_stream(), f"ws://server{PATH}?{urlencode(QUERY)}")
+        await play(device, TALK)
+    assert caught.value.status == 503
+    assert caught.value.retry_after is not None
+    assert said_finally(device) == TALK.transcript()
+
+
+async def test_a_foreign_page_is_refused_in_deepgrams_form(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake):
+        status, headers, body = await refusal(world, QUERY, {"Origin": "https://evil.example"})
+    assert (status, body["err_code"]) == (403, "FORBIDDEN")
+    assert body["err_msg"] == headers["dg-error"]
+
+
+async def test_other_sessions_do_not_notice_what_one_client_does_wrong(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.client(PATH, QUERY) as good,
+        world.client(PATH, QUERY, headers=KEY) as bad,
+        world.client(PATH, QUERY) as worse,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(play, good, TALK)
+        for text in ["{" * 60_000] * 5 + ["no JSON", '{"type":"Finalize","channel":99}'] * 100:
+            bad.send(text)
+        # A text frame that is no UTF-8, masked with zeros.
+        await worse.stream.send_all(b"\x81\x82\x00\x00\x00\x00\xff\xfe")
+        await worse.ended()
+        bad.send(CLOSE_STREAM)
+        await bad.ended()
+    assert worse.closed is not None
+    assert worse.closed.code == 1007
+    assert bad.closed is not None
+    assert bad.closed.code == 1000
+    assert said_finally(good) == TALK.transcript()
+    assert good.events("Error") == []
+    assert "sesame" not in "".join(capsys.readouterr())
+
+
+async def test_finalize_waits_for_audio_that_has_not_gone_up_yet(
+    autojump_clock: MockClock,
+) -> None:
+    query = QUERY | {"endpointing": "5000"}
+    async with listening_server() as (world, _fake), world.client(PATH, query) as device:
+        await device.stream_audio(synthesise(TALK, 16_000), 32_000, speed=50)
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=5)
+        assert said_finally(device) == TALK.transcript()
+
+
+async def test_with_a_uid_voices_are_told_apart_for_us_and_words_say_whose_they_are(
+    autojump_clock: MockClock,
+) -> None:
+    query = {"encoding": "linear16", "sample_rate": "16000", "uid": "u1"}
+    async with listening_server() as (world, fake), world.client(PATH, query) as device:
+        await play(device, TALK)
+    assert "diarize=true" in str(fake.connections[0].target)
+    assert words(device)[0].keys() == {
+        "word",
+        "start",
+        "end",
+        "confidence",
+        "is_user",
+        "person_id",
+    }

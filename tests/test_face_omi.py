@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
+from omi_rt.core.asks import Pass
+from omi_rt.core.audio import AudioFormat
+from omi_rt.faces.omi import OmiFace, Proof, Version
+from omi_rt.faces.table import FACES
 from omi_rt.fake import FaultScript, Options, Script, plain_words, synthesise
-from omi_rt.fake.faults import Drop
+from omi_rt.fake.faults import Drop, Malformed
 from omi_rt.fake.speech import utterance
 from tests.harness import CLOSE_STREAM, Device, World, listening_server, words_of
 
@@ -313,3 +318,59 @@ async def test_no_face_shows_a_connection_that_was_lost(
     else:
         texts = [s["text"] for m in device.messages for s in m.get("segments", [])]
     assert plain_words(" ".join(texts)) == TALK.transcript()
+
+
+async def test_interims_come_where_asked_for_and_the_account_knows_nothing_of_them(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        open_path(world, "/listen", interim="true") as device,
+    ):
+        await play(device)
+    interims = device.events("interim")
+    assert interims
+    for event in interims:
+        assert event.keys() == {"type", "segments"}
+        assert all("id" not in segment and segment["text"] for segment in event["segments"])
+    assert words_of(device.segments) == TALK.transcript()
+    ended = device.event("session_ended")
+    assert ended["received"] == ended["finalised"] == 11.0
+    check_as_the_app_of_2024_does(device.messages)
+
+
+async def test_without_asking_no_interim_comes(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Malformed(what="interim", results=3)])
+    async with (
+        listening_server(faults=faults) as (world, _fake),
+        open_path(world, "/listen") as device,
+    ):
+        await play(device)
+    assert device.events("interim") == []
+    assert words_of(device.segments) == TALK.transcript()
+
+
+def test_only_the_two_bytes_of_an_empty_pong_are_a_fake_pong() -> None:
+    face = OmiFace(Version(Proof.UID_PARAMETER), AudioFormat(16_000, 1))
+    assert face.read_short(b"\x8a\x00") == Pass()
+    assert [face.read_short(each) for each in (b"", b"\x8a", b"\x00\x8a", b"\x08\x00")] == [
+        None
+    ] * 4
+
+
+def test_each_path_of_the_table_is_told_as_a_websocket_endpoint() -> None:
+    text = (Path(__file__).parent.parent / "README.md").read_text()
+    assert all(f"`{path}`" in text for path in FACES)
+
+
+async def test_interims_that_the_operator_asked_for_are_not_told_to_who_did_not(
+    autojump_clock: MockClock,
+) -> None:
+    options = {"interim_results": ("true",)}
+    async with (
+        listening_server(deepgram_options=options) as (world, _fake),
+        open_path(world, "/listen") as device,
+    ):
+        await play(device)
+    assert device.events("interim") == []
+    assert words_of(device.segments) == TALK.transcript()

@@ -15,9 +15,10 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.core.live_api import Refused
 from omi_rt.fake import FakeDeepgram, Options, Script, plain_words, random_script, synthesise
 from omi_rt.fake.language import VOCABULARY
-from omi_rt.fake.parameters import Refused, parse_target
+from omi_rt.fake.parameters import parse_target
 from omi_rt.fake.speech import utterance
 from omi_rt.net.websocket import open_websocket
 from tests.fake_client import CLOSE_STREAM, FINALIZE, KEEP_ALIVE, connected, target

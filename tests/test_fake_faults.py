@@ -413,13 +413,17 @@ async def test_a_malformed_message_can_come_instead(
     assert is_right(client.results[1])
 
 
-async def test_invalid_utf8_comes_as_a_text_frame(autojump_clock: MockClock) -> None:
-    async with connected(faulty(Malformed(what="invalid_utf8"))) as client:
-        await client.speak(PCM)
-        await client.finish()
-    (text,) = [text for text in client.raw if isinstance(text, str) and "\ufffd" in text]
-    assert text.startswith('{"type":"Results"')
-    assert client.heard() == TALK.transcript()
+async def test_invalid_utf8_comes_as_a_text_frame_that_ends_the_connection(
+    autojump_clock: MockClock,
+) -> None:
+    fake = faulty(Malformed(what="invalid_utf8"))
+    async with connected(fake) as client:
+        await client.speak(PCM[:40_000])
+        await client.until_closed()
+    assert client.closed is not None
+    assert client.closed.code == 1007
+    # It was the fake that began.
+    assert fake.violations == []
 
 
 async def test_a_huge_message_is_one_frame_over_the_limit_of_the_client(

@@ -11,6 +11,7 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.core.errors import PeerTooSlow
 from omi_rt.fake import Script
 from omi_rt.fake.speech import utterance
 from omi_rt.net.protocol import (
@@ -20,7 +21,14 @@ from omi_rt.net.protocol import (
     WebSocketProtocol,
 )
 from omi_rt.net.websocket import CLOSE_SECONDS, MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES, open_websocket
-from tests.harness import listening_server, read_all, running_server, unreachable, words_of
+from tests.harness import (
+    assert_whole,
+    listening_server,
+    play,
+    read_all,
+    running_server,
+    unreachable,
+)
 from tests.processes_e2e import UPGRADE, fake_in_process, resident_bytes, serving
 
 if TYPE_CHECKING:
@@ -247,8 +255,6 @@ async def test_a_flood_after_a_refusal_leaves_no_memory_behind(kind: bytes) -> N
 
 
 async def test_a_session_beside_floods_keeps_every_word(autojump_clock: MockClock) -> None:
-    from tests.test_session import play
-
     async with listening_server() as (world, _fake), world.device() as device:
         async with trio.open_nursery() as nursery:
             for kind in (ONE_BYTE, PING, frame(0x81, b"{}"), frame(0x82, b"")):
@@ -267,4 +273,55 @@ async def test_a_session_beside_floods_keeps_every_word(autojump_clock: MockCloc
             nursery.cancel_scope.cancel()
         for stream in world.streams[1:]:
             await stream.aclose()
-    assert words_of(device.segments) == TALK.transcript()
+    assert_whole(device, TALK)
+
+
+async def test_what_a_device_does_not_read_waits_in_a_bounded_queue(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable) as world:
+        stream = world.open_stream(2000)
+        await stream.send_all(UPGRADE.encode())
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        queued, refusal = 0, ""
+        while queued < 4 * MAX_QUEUED_BYTES and not refusal:
+            try:
+                session._line.websocket.send_nowait("x" * 1000)
+                queued += 1000
+            except PeerTooSlow as error:
+                refusal = str(error)
+        assert refusal == "the peer does not read what it is sent"
+        assert MAX_QUEUED_BYTES - 10_000 < queued < MAX_QUEUED_BYTES + 10_000
+        # The session ends as soon as it has something to say itself.
+        session._send(session._line, [{"type": "ping"}])
+        await world.sessions_ended()
+        assert session._ending.close_code == 1011
+
+
+async def test_frames_that_come_with_the_upgrade_are_taken_without_another_byte(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable) as world:
+        stream = world.open_stream()
+        await stream.send_all(UPGRADE.encode() + frame(0x82, bytes(1600)))
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        assert session.coverage.ledger.received == 800
+        await stream.aclose()
+
+
+async def test_behind_a_frame_that_was_cut_off_comes_no_close_frame(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable, send_timeout=5.0) as world:
+        stream = world.open_stream(2000)
+        await stream.send_all(UPGRADE.encode())
+        await trio.testing.wait_all_tasks_blocked()
+        (session,) = world.server.sessions
+        session._line.websocket.send_nowait("x" * 50_000)
+        await trio.sleep(5.5)
+        got = await read_all(stream)
+        assert b"took no data" not in got
+        await world.sessions_ended()
+        assert session._ending.reason == "took no data for 5 s"

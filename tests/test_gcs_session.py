@@ -8,8 +8,8 @@ from omi_rt.fake import synthesise
 from omi_rt.profiles.commands import put_profile
 from omi_rt.profiles.gcs import GCSProfileStore
 from omi_rt.profiles.service import Profiles
-from tests.harness import listening_server, words_of
-from tests.test_identities import ANNA, RATE, STRANGER, USER, conversation, known_after, voice_wav
+from tests.harness import RATE, listening_server, words_of
+from tests.test_identities import ANNA, STRANGER, USER, conversation, known_after, voice_wav
 from tests.test_profile_gcs import BUCKET, address_of, storage_emulator
 
 

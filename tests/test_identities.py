@@ -10,11 +10,11 @@ import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
-from omi_rt.fake.faults import Close, Drop, Fault, Refuse, Silence
+from omi_rt.fake.faults import Close, Drop, Fault, IgnoreCloseStream, Refuse, Silence
 from omi_rt.fake.speech import utterance
 from omi_rt.profiles.service import Profiles
 from omi_rt.profiles.store import StoreUnavailable, sample_name
-from tests.harness import Device, listening_server, words_of
+from tests.harness import RATE, Device, assert_whole, listening_server, play, words_of
 from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
     from omi_rt.fake.speech import SpokenWord
 
-RATE = 8000
 USER = 1
 ANNA, BEN, CARL = 4, 6, 2
 STRANGER = 7
@@ -64,20 +63,6 @@ def conversation(
         start = words[-1].end + pause
         turn += 1
     return Script(words, seconds)
-
-
-async def play(device: Device, script: Script) -> dict[str, Any]:
-    pcm = synthesise(script, RATE)
-    await device.stream_audio(pcm, RATE * 2 * script.channels)
-    return await device.finish()
-
-
-def assert_whole(device: Device, script: Script, ended: dict[str, Any]) -> None:
-    """Every word once; nothing of a lead-in; the cost adds up."""
-    assert words_of(device.segments) == script.transcript()
-    assert ended["received"] == ended["finalised"] == script.seconds
-    assert ended["lost"] == 0.0
-    assert ended["sent"]["live"] == script.seconds
 
 
 def voices_in(device: Device, script: Script) -> list[tuple[int, dict[str, Any]]]:
@@ -133,13 +118,14 @@ async def test_the_user_is_known_after_the_switch_and_nobody_else_is(
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert_identities(device, script, ended, {USER: None})
     assert known_after(ended) < 25
     # Whoever began to speak while the profile went up is in the first lead-in.
     assert len(fake.connections) == 2
     assert ended["sent"]["lead_in"] > 5.0
-    assert "USER" not in repr(device.messages)
+    # What goes up again goes up because of the switch: nothing was dropped.
+    assert (ended["sent"]["replay"], 0.0 < ended["sent"]["overlap"] < 5.0) == (0.0, True)
 
 
 async def test_the_user_before_the_switch_only_is_told_by_a_correction(
@@ -151,8 +137,8 @@ async def test_the_user_before_the_switch_only_is_told_by_a_correction(
     ]
     script = Script([*early.words, *shifted], 60.0)
     async with listening_server(profiles=stored()) as (world, _fake), world.device() as device:
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     (told,) = device.events("speaker_identified")
     ids = {s["id"] for voice, s in voices_in(device, script) if voice == USER}
     assert told == {
@@ -176,7 +162,7 @@ async def test_the_user_after_the_switch_only_is_known_from_the_first_word(
     script = Script([*quiet.words, *shifted], 60.0)
     async with listening_server(profiles=stored()) as (world, _fake), world.device() as device:
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert_identities(device, script, ended, {USER: None})
     assert device.events("speaker_identified") == []
 
@@ -192,7 +178,7 @@ async def test_three_people_and_the_user_are_all_known(
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     known = {USER: None, ANNA: "anna", BEN: "ben", CARL: "carl"}
     assert_identities(device, script, ended, known)
 
@@ -223,7 +209,7 @@ async def test_include_speech_profile_false_opens_no_second_connection(
         world.device(include_speech_profile="false") as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert len(fake.connections) == 2
     assert ended["sent"]["lead_in"] == 0.0
     assert not any(segment["is_user"] for segment in device.segments)
@@ -265,8 +251,8 @@ async def test_drops_around_the_switch_cost_no_word_and_no_identity(
         ) as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 160.0]
     assert {voice for voice, _ in last} == {STRANGER, USER, ANNA}
     for voice, segment in last:
@@ -292,8 +278,8 @@ async def test_without_a_profile_speakers_keep_their_numbers_over_reconnects(
         ) as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     numbers: dict[int, set[int]] = {}
     for voice, segment in voices_in(device, script):
         numbers.setdefault(voice, set()).add(merged_number(device, segment["speaker_id"]))
@@ -311,7 +297,7 @@ async def test_profile_first_holds_the_audio_until_the_lead_in_is_heard(
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert known_after(ended) == 0.0
     assert_identities(device, script, ended, {USER: None})
     assert len(fake.connections) == 1
@@ -337,7 +323,7 @@ async def test_a_store_that_gives_nothing_is_told_once_and_tried_again(
     service = profiles()
     async with listening_server(profiles=service) as (world, fake), world.device() as device:
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert len(fake.connections) == 1
     told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
     assert len(told) == 1
@@ -356,8 +342,8 @@ async def test_a_broken_wav_is_told_and_harmless(autojump_clock: MockClock) -> N
         listening_server(profiles=Profiles(store, 10.0)) as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     assert "identities_unavailable" in device.statuses()
 
 
@@ -371,7 +357,7 @@ async def test_a_second_connection_that_is_refused_is_tried_again_after_a_minute
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert_identities(device, script, ended, {USER: None})
     assert 60 < known_after(ended) < 100
     assert len(fake.connections) == 3
@@ -388,7 +374,7 @@ async def test_cuts_every_few_seconds_do_not_make_lead_ins_most_of_what_is_sent(
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     # 30 s at once, 20 s a minute, and what the last one took more.
     assert 30.0 <= ended["sent"]["lead_in"] <= 30.0 + 40.0 + 15.0
 
@@ -417,7 +403,7 @@ async def test_primed_connections_give_way_to_a_session_that_is_refused(
 
                     nursery.start_soon(look)
                     ended.append(await play(device, script))
-                assert_whole(device, script, ended[-1])
+                assert_whole(device, script)
 
         async with trio.open_nursery() as nursery:
             for number in range(count + 1):
@@ -437,7 +423,7 @@ async def test_the_setting_bounds_the_primed_connections_of_all_sessions(
         async def run() -> None:
             async with world.device() as device:
                 ended = await play(device, script)
-            assert_whole(device, script, ended)
+            assert_whole(device, script)
             assert_identities(device, script, ended, {USER: None})
 
         async with trio.open_nursery() as nursery:
@@ -457,7 +443,7 @@ async def test_a_lead_in_that_is_never_answered_brings_no_switch(autojump_clock:
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert ended["identities_known_from"] is None
     assert ended["sent"]["overlap"] == 0.0
 
@@ -498,8 +484,8 @@ async def test_a_random_conversation_with_drops_keeps_words_and_people(
         ) as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     for voice, segment in voices_in(device, script):
         assert not segment["is_user"] or voice == USER
         assert segment["person_id"] is None or voice == ANNA
@@ -513,8 +499,8 @@ async def test_audio_that_ends_during_the_lead_in_of_profile_first_is_not_lost(
         listening_server(profiles=stored(), profile_mode="first") as (world, _fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
 
 
 async def test_without_diarization_nobody_is_taken_for_the_user(autojump_clock: MockClock) -> None:
@@ -525,7 +511,7 @@ async def test_without_diarization_nobody_is_taken_for_the_user(autojump_clock: 
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     assert not any(segment["is_user"] for segment in device.segments)
     assert ended["identities_known_from"] is None
 
@@ -537,6 +523,42 @@ async def test_a_drop_while_priming_is_answered_by_that_priming(autojump_clock: 
         listening_server(profiles=stored(), faults=faults) as (world, fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
-    assert_whole(device, script, ended)
+        await play(device, script)
+    assert_whole(device, script)
     assert len(fake.connections) <= 4
+
+
+async def test_a_connection_that_is_being_primed_is_dropped_when_the_audio_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """Its lead-in would cost, and nobody is left to recognise."""
+    faults = FaultScript((), (IgnoreCloseStream(results=True),))
+    async with listening_server(profiles=stored(), faults=faults) as (world, fake):
+        async with world.device() as device:
+            script = conversation([USER], 8.0)
+            await device.stream_audio(synthesise(script, RATE), RATE * 2)
+            asked_at = trio.current_time()
+            ended = await device.finish()
+            assert trio.current_time() - asked_at > 9.0
+        plain, primed = fake.connections
+        assert primed.closed_at is not None
+        assert primed.closed_at - asked_at < 1.0
+        assert plain.close_stream_at == pytest.approx(asked_at, abs=0.1)
+    assert ended["sent"]["lead_in"] < 12.0
+    assert words_of(device.segments) == script.transcript()
+
+
+async def test_a_switch_ends_the_wait_for_the_next_dial(autojump_clock: MockClock) -> None:
+    faults = FaultScript.of([Drop(after_audio=6.0)], [], [Refuse(status=503, retry_after=30)])
+    script = conversation([USER, STRANGER])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        await play(device, script)
+        plain, primed, refused = fake.connections
+        assert plain.closed_at is not None
+        assert refused.opened_at == pytest.approx(plain.closed_at, abs=0.1)
+        assert primed.close_stream_at is not None
+    assert_whole(device, script)
+    assert device.statuses() == ["initiating", "ready", "stt_degraded", "stt_recovered"]

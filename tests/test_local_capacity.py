@@ -76,6 +76,44 @@ def test_two_channels_count_twice() -> None:
     assert capacity.carried == 1 + 3
 
 
+def test_one_more_than_the_cores_carry_is_taken_and_no_further_one() -> None:
+    capacity = measured(0.2)
+    for _ in range(5):
+        capacity.open(1)
+    assert capacity.carried == 5
+    # It may take the place of one that was lost.
+    extra = capacity.open(1)
+    was_full = capacity.is_full
+    capacity.close(extra)
+    assert (was_full, capacity.is_full) == (True, False)
+
+
+def test_before_anything_is_measured_one_more_than_the_cores_is_taken() -> None:
+    capacity = Capacity(2.0, 64)
+    for _ in range(3):
+        assert not capacity.is_full
+        capacity.open(1)
+    assert capacity.is_full
+
+
+def test_a_single_stream_may_make_ready_its_successor_however_slow_the_machine_is() -> None:
+    slow = measured(3.0)
+    slow.open(1)
+    assert not slow.is_full
+    slow.open(1)
+    assert slow.is_full
+
+
+def test_a_number_that_is_set_holds_whatever_is_measured() -> None:
+    capacity = Capacity(2.0, 3, is_fixed=True)
+    capacity.speech_share = 0.001
+    assert (capacity.carried, capacity.is_measured) == (3, True)
+    for _ in range(3):
+        assert not capacity.is_full
+        work(capacity.open(1), 3.0, 60)
+    assert (capacity.carried, capacity.is_full) == (3, True)
+
+
 def test_while_a_stream_is_behind_there_is_no_room() -> None:
     capacity = measured(0.1)
     load, other = capacity.open(1), capacity.open(1)

@@ -17,6 +17,7 @@ from omi_rt.core.errors import HandshakeFailed
 from omi_rt.local import __main__ as recogniser
 from omi_rt.local import process
 from omi_rt.local.calibration import measure_speech_share
+from omi_rt.local.choice import Choice
 from omi_rt.local.errors import RecogniserError, RecogniserNotInstalled
 from omi_rt.local.process import Room, run_local_recogniser
 from tests.local_client import CLOSE_STREAM, FINALIZE, listening
@@ -199,11 +200,11 @@ async def test_what_it_can_carry_is_known_while_it_runs_and_not_after(
 async def test_what_speech_costs_is_measured_and_decides_how_much_is_carried(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    share = await measure_speech_share()
+    share = await measure_speech_share(Choice())
     assert share is not None
     assert share > 0.0
 
-    async def measure() -> float:
+    async def measure(_choice: Choice) -> float:
         await trio.lowlevel.checkpoint()
         return 1e-9
 
@@ -212,12 +213,14 @@ async def test_what_speech_costs_is_measured_and_decides_how_much_is_carried(
     monkeypatch.setattr(recogniser, "_say", said.append)
     monkeypatch.setattr(recogniser, "_cancel_at_end_of_input", _sleep_forever)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(recogniser.serve, 0, 10_000)
+        nursery.start_soon(partial(recogniser.serve, 0, asked="off", wants_speakers=False))
         with trio.fail_after(30):
-            while "carries 10000" not in said:  # noqa: ASYNC110 - a list tells nobody
+            while "carries 64 measured" not in said:  # noqa: ASYNC110 - a list tells nobody
                 await trio.sleep(0.05)
         nursery.cancel_scope.cancel()
-    assert said[0].isdecimal()
+    assert said[0].startswith("uses ")
+    assert said[1].isdecimal()
+    assert said[2].startswith("carries ")
 
 
 async def _sleep_forever(_scope: trio.CancelScope) -> None:
@@ -242,10 +245,11 @@ async def test_one_that_never_gets_ready_is_an_error_at_once(
     assert children_of(os.getpid()) == set()
 
 
-async def test_without_pocketsphinx_it_is_said_how_to_install_it(
+async def test_without_any_recogniser_it_is_said_how_to_install_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    monkeypatch.setitem(sys.modules, "faster_whisper", None)
     with pytest.raises(RecogniserNotInstalled, match=r"pip install 'omi-rt\[local\]'"):
         await run_local_recogniser()
 
@@ -262,7 +266,7 @@ def test_a_worker_without_pocketsphinx_says_so_in_one_line() -> None:
     assert worker.returncode == 1
     assert worker.stdout == ""
     assert worker.stderr == (
-        "omi-rt: the embedded recogniser needs pocketsphinx: pip install 'omi-rt[local]'\n"
+        "omi-rt: the embedded recogniser is not installed: pip install 'omi-rt[local]'\n"
     )
 
 
@@ -278,6 +282,7 @@ def test_the_server_ends_well_when_it_is_told_to(how: str) -> None:
         try:
             assert server.stdin is not None
             assert server.stdout is not None
+            assert server.stdout.readline().startswith("uses ")
             assert server.stdout.readline().strip().isdecimal()
             if how == "SIGTERM":
                 server.terminate()

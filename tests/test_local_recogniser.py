@@ -1,4 +1,4 @@
-"""The embedded recogniser as a client meets it: real processes, real sockets, the real model."""
+"""pocketsphinx as a client meets it: real processes, real sockets, the real model."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ SILENCE = bytes(SECOND)
 def server() -> Iterator[subprocess.Popen[str]]:
     """The server's process; it ends at the end of its input."""
     with subprocess.Popen(
-        [sys.executable, "-m", "omi_rt.local"],
+        [sys.executable, "-m", "omi_rt.local", "--model", "off", "--no-speakers"],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -51,7 +51,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
             output, _ = process.communicate(timeout=10)
             # Besides its port it has said how many connections it can carry.
             assert process.returncode == 0
-            assert {line.partition(" ")[0] for line in output.splitlines()} <= {"carries"}
+            assert {line.partition(" ")[0] for line in output.splitlines()} <= {"uses", "carries"}
         finally:
             process.kill()
 
@@ -59,6 +59,7 @@ def server() -> Iterator[subprocess.Popen[str]]:
 @pytest.fixture(scope="module")
 def url(server: subprocess.Popen[str]) -> str:
     assert server.stdout is not None
+    assert server.stdout.readline().startswith("uses ")
     return f"ws://127.0.0.1:{int(server.stdout.readline())}"
 
 

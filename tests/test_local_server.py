@@ -15,9 +15,11 @@ from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.local import pipe
 from omi_rt.local.capacity import Capacity
+from omi_rt.local.choice import Choice
 from omi_rt.local.connection import DRAIN_SECONDS, IDLE_SECONDS, NOTABLE_SECONDS, QUEUE_SECONDS
+from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.pipe import Kind
-from omi_rt.local.pool import BUSY_SECONDS, START_SECONDS, Worker, WorkerPool
+from omi_rt.local.pool import BUSY_SECONDS, START_CPU_SECONDS, START_SECONDS, Worker, WorkerPool
 from omi_rt.local.server import Server
 from tests.local_client import CLOSE_STREAM, KEEP_ALIVE, Client, connected
 
@@ -42,6 +44,7 @@ class FakeProcess:
     """Where the worker writes."""
     status: int | None = None
     ended: trio.Event = field(factory=trio.Event)
+    pid: int = 0
 
     @classmethod
     def make(cls) -> FakeProcess:
@@ -77,9 +80,12 @@ class FakeProcess:
 class ScriptedPool(WorkerPool):
     """Has one worker to give, or none."""
 
-    def __init__(self, process: FakeProcess | None) -> None:
-        super().__init__()
-        self._worker = process and Worker(cast("trio.Process", process))
+    def __init__(self, process: FakeProcess | None, kind: type[Worker] = Worker) -> None:
+        super().__init__(Choice())
+        self.info = RecogniserInfo("script", "none", ("en",))
+        self._worker = process and kind(cast("trio.Process", process))
+        if self._worker:
+            self._worker.info = self.info
 
     async def take(self) -> Worker:
         return self._worker or await super().take()
@@ -87,13 +93,15 @@ class ScriptedPool(WorkerPool):
 
 @asynccontextmanager
 async def served(
-    process: FakeProcess | None, capacity: Capacity | None = None
+    process: FakeProcess | None,
+    capacity: Capacity | None = None,
+    pool: WorkerPool | None = None,
 ) -> AsyncIterator[Client]:
     """Connect a client to a server whose worker is ``process``."""
     here, there = bounded_stream_pair()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(
-            Server(ScriptedPool(process), capacity or Capacity(2.0, 8)).handle, there
+            Server(pool or ScriptedPool(process), capacity or Capacity(2.0, 8)).handle, there
         )
         async with here, connected(here, "ws://recogniser") as client:
             yield client
@@ -345,9 +353,184 @@ async def test_a_client_that_goes_while_the_last_words_are_worked_out_frees_the_
 async def test_a_connection_that_gets_no_worker_in_time_is_closed(
     autojump_clock: MockClock,
 ) -> None:
-    async with served(None) as client:
+    async with served(None) as client, trio.open_nursery() as nursery:
         began = trio.current_time()
         client.send(AUDIO)
+        nursery.start_soon(keep_alive, client)
         closed = await client.read_to_end()
+        nursery.cancel_scope.cancel()
     assert closed.code == 1011
     assert trio.current_time() - began == pytest.approx(START_SECONDS)
+
+
+# Busy, and not yet able to say so.
+
+
+class SlowPool(ScriptedPool):
+    """Has its worker to give after some time, in which loading uses a twentieth of a processor."""
+
+    def __init__(self, process: FakeProcess, seconds: float, rate: float = 0.05) -> None:
+        super().__init__(None)
+        self._slow, self._seconds, self._rate = ScriptedPool(process), seconds, rate
+        self._began = trio.current_time()
+
+    @property
+    def cpu_seconds(self) -> float:
+        return (trio.current_time() - self._began) * self._rate
+
+    async def _take_alive(self) -> Worker:
+        await trio.sleep(self._began + self._seconds - trio.current_time())
+        return await self._slow.take()
+
+
+class BusyWorker(Worker):
+    """Uses a twentieth of a processor, whatever it says."""
+
+    @property
+    def cpu_seconds(self) -> float:
+        return trio.current_time() * 0.05
+
+
+async def test_a_client_is_read_and_told_while_its_worker_is_being_started(
+    autojump_clock: MockClock,
+) -> None:
+    """For longer than a worker that does nothing may take, and than a client would wait to send."""
+    process = FakeProcess.make()
+    pool = SlowPool(process, 50.0)
+    async with served(process, pool=pool) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 10.0)
+        await speak(client, 40.0)
+        await client.websocket.drained()
+        assert trio.current_time() == pytest.approx(40.0, abs=0.1), "nothing was held back"
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+    *told, metadata = client.messages
+    assert metadata["duration"] == 40.0
+    worked = [message["seconds_worked"] for message in told]
+    assert worked == sorted(set(worked)), "it gets on each time"
+    early = [message for message in told if message["seconds_worked"] < 0.25]
+    assert len(early) >= 48, "once a second, from the second on"
+    assert all(
+        message["seconds_worked"] + message["seconds_behind"] <= 40.0 + 1e-6 for message in told
+    )
+
+
+async def test_a_worker_whose_start_uses_no_processor_is_not_waited_for(
+    autojump_clock: MockClock,
+) -> None:
+    pool = SlowPool(FakeProcess.make(), 50.0, rate=0.0)
+    async with served(None, pool=pool) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(keep_alive, client)
+        client.send(AUDIO * 20)
+        assert (await client.read_to_end()).code == 1011
+        nursery.cancel_scope.cancel()
+    assert client.messages == []
+    assert trio.current_time() == pytest.approx(START_SECONDS, abs=0.1)
+
+
+async def test_starts_that_take_a_minute_of_the_processor_for_nothing_are_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    pool = SlowPool(FakeProcess.make(), 1e6, rate=1.0)
+    async with served(None, pool=pool) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(keep_alive, client)
+        client.send(AUDIO * 20)
+        assert (await client.read_to_end(3_000)).code == 1011
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == pytest.approx(START_CPU_SECONDS + START_SECONDS, abs=0.1)
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_worker_that_decodes_for_long_is_seen_to_get_on_by_the_processor_it_uses(
+    autojump_clock: MockClock, ends: bool
+) -> None:
+    """It says nothing for longer than a worker may take nothing, or may take to end."""
+    process, capacity = FakeProcess.make(), Capacity(2.0, 8)
+    capacity.speech_share = 0.1
+    pool = ScriptedPool(process, BusyWorker)
+    async with served(process, capacity, pool) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(keep_alive, client)
+        client.send(*[AUDIO] * 100)
+        if ends:
+            client.send(CLOSE_STREAM)
+        await trio.sleep(BUSY_SECONDS + DRAIN_SECONDS)
+        nursery.start_soon(work_slowly, process, 100.0)
+        if not ends:
+            client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+        nursery.cancel_scope.cancel()
+    *told, metadata = client.messages
+    worked = [message["seconds_worked"] for message in told]
+    assert len(told) == pytest.approx(BUSY_SECONDS + DRAIN_SECONDS, abs=2)
+    assert worked == sorted(set(worked))
+    assert worked[-2] < 0.25 < worked[-1] == metadata["duration"] == 10.0
+
+
+async def test_a_worker_that_is_long_about_its_last_words_says_that_it_gets_on(
+    autojump_clock: MockClock,
+) -> None:
+    """All audio is worked through by its own account; what it was asked for takes for ever."""
+    process, capacity = FakeProcess.make(), Capacity(2.0, 8)
+    pool = ScriptedPool(process, BusyWorker)
+    async with served(process, capacity, pool) as client, trio.open_nursery() as nursery:
+        client.send(AUDIO, CLOSE_STREAM)
+        await process.read_until_end()
+        line = pipe.progress_line(pipe.Progress(0.1, 0.0))
+        await process.lines.send_all(line.encode() + b"\n")
+        nursery.start_soon(trio.sleep, 2 * DRAIN_SECONDS)
+        assert (await client.receive(PROGRESS_TYPE))["seconds_worked"] < 0.1
+        await trio.sleep(2 * DRAIN_SECONDS)
+        await process.end(0)
+        assert (await client.read_to_end()).code == 1000
+    worked = [m["seconds_worked"] for m in client.messages if m["type"] == PROGRESS_TYPE]
+    assert len(worked) >= 2 * DRAIN_SECONDS - 3
+    assert worked == sorted(set(worked))
+    assert worked[-1] < 0.1
+
+
+async def test_a_worker_that_has_used_far_more_than_a_piece_may_cost_is_given_up(
+    autojump_clock: MockClock,
+) -> None:
+    process, capacity = FakeProcess.make(), Capacity(2.0, 8)
+    capacity.speech_share = 0.05
+    load = capacity.open(1)
+    allowed = capacity.piece_cpu_seconds(load)
+    capacity.close(load)
+    pool = ScriptedPool(process, BusyWorker)
+    async with served(process, capacity, pool) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(keep_alive, client)
+        client.send(*[AUDIO] * 100)
+        assert (await client.read_to_end(3_000)).code == 1011
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == pytest.approx(allowed / 0.05 + BUSY_SECONDS, abs=2.0)
+
+
+def test_what_a_piece_may_cost_goes_by_what_speech_was_measured_to_cost() -> None:
+    capacity = Capacity(2.0, 8)
+    one, two = capacity.open(1), capacity.open(2)
+    assert capacity.piece_cpu_seconds(one) == pytest.approx(96.0)
+    capacity.speech_share = 0.1
+    assert capacity.piece_cpu_seconds(one) == pytest.approx(9.6)
+    assert capacity.piece_cpu_seconds(two) == pytest.approx(19.2)
+
+
+# Much at once.
+
+
+async def test_a_minute_of_audio_sent_in_two_seconds_is_taken_and_worked_through(
+    autojump_clock: MockClock,
+) -> None:
+    process, began = FakeProcess.make(), trio.current_time()
+    async with served(process) as client, trio.open_nursery() as nursery:
+        nursery.start_soon(work_slowly, process, 6.0)
+        for _ in range(20):
+            client.send(*[AUDIO] * 30)
+            await trio.sleep(0.1)
+        await client.websocket.drained()
+        assert trio.current_time() - began == pytest.approx(2.0, abs=0.1), "none was held back"
+        client.send(CLOSE_STREAM)
+        assert (await client.read_to_end()).code == 1000
+    assert trio.current_time() - began == pytest.approx(10.0, abs=0.5)
+    told = [m["seconds_behind"] for m in client.messages if m["type"] == PROGRESS_TYPE]
+    assert 40.0 < max(told) <= 60.0
+    assert client.messages[-1]["duration"] == pytest.approx(60.0)

@@ -15,7 +15,9 @@ from omi_rt.local.endpointer import (
     ONSET_FRAMES,
     PAUSE_FRAMES,
     SILENCE_INTERVAL,
+    WHISPER_PACING,
     Endpointer,
+    Pacing,
     Step,
 )
 from omi_rt.local.resampler import MODEL_RATE, Resampler
@@ -91,10 +93,55 @@ def test_an_utterance_begins_with_the_lead_in_and_ends_after_a_pause() -> None:
     assert not endpointer.in_utterance
 
 
+def test_a_short_utterance_waits_longer_for_its_end_than_a_long_one() -> None:
+    for speech, pause in ((1.0, 18), (5.0, 13), (8.0, 10), (10.0, 5), (11.5, 2)):
+        endpointer = Endpointer(WHISPER_PACING)
+        begun = steps(endpointer, [True] * round(speech * MODEL_RATE / FRAME_SAMPLES))
+        assert begun[3] is Step.BEGIN
+        assert steps(endpointer, [False] * pause) == [Step.CONTINUE] * (pause - 1) + [Step.PAUSE]
+
+
+def test_without_any_pause_an_utterance_is_cut_after_twelve_seconds() -> None:
+    endpointer = Endpointer(WHISPER_PACING)
+    found = steps(endpointer, [True] * 410)
+    assert found.index(Step.CUT) * FRAME_SAMPLES / MODEL_RATE == pytest.approx(12.0, abs=0.1)
+    assert endpointer.in_utterance
+
+
+def test_the_end_of_a_pause_belongs_to_the_next_utterance() -> None:
+    endpointer = Endpointer(WHISPER_PACING)
+    steps(endpointer, [True] * 40)
+    assert steps(endpointer, [False] * 18)[-1] is Step.PAUSE
+    kept = WHISPER_PACING.kept_frames * FRAME_SAMPLES
+    assert endpointer.covered == endpointer.position - kept
+    assert steps(endpointer, [True] * 4)[-1] is Step.BEGIN
+    # Ten frames of lead-in: four of speech, and six of the eight that were kept.
+    assert endpointer.utterance_start == endpointer.position - 10 * FRAME_SAMPLES
+    assert endpointer.utterance_start >= endpointer.covered
+
+
+def test_three_tenths_of_a_second_without_speech_end_an_utterance_and_less_does_not() -> None:
+    endpointer = Endpointer()
+    taken = steps(endpointer, [True] * 20 + [False] * 10)
+    assert taken[-2:] == [Step.CONTINUE, Step.PAUSE]
+    assert endpointer.covered == 30 * 480
+
+
 def test_a_few_frames_of_speech_begin_nothing() -> None:
     assert set(steps(Endpointer(), [False] * 10 + [True] * (ONSET_FRAMES - 1) + [False] * 20)) == {
         Step.NOTHING
     }
+
+
+@pytest.mark.parametrize(("frames", "begins"), [(3, False), (4, True)])
+def test_at_the_end_of_a_stream_four_frames_of_speech_may_be_a_word(
+    frames: int, begins: bool
+) -> None:
+    endpointer = Endpointer()
+    steps(endpointer, [False] * 6 + [True] * frames)
+    assert endpointer.begin_faint() is begins
+    assert endpointer.in_utterance is begins
+    assert not endpointer.begin_faint()
 
 
 def test_silence_is_covered_every_three_seconds() -> None:
@@ -117,11 +164,14 @@ def test_a_long_utterance_is_cut_and_goes_on() -> None:
     assert LONGEST_UTTERANCE <= endpointer.covered < LONGEST_UTTERANCE + FRAME_SAMPLES
 
 
-@given(st.lists(st.tuples(st.booleans(), st.integers(1, 120)), max_size=20))
+@given(
+    st.lists(st.tuples(st.booleans(), st.integers(1, 120)), max_size=20),
+    st.sampled_from([Pacing(), WHISPER_PACING]),
+)
 def test_no_utterance_reaches_back_into_what_a_final_has_covered(
-    runs: list[tuple[bool, int]],
+    runs: list[tuple[bool, int]], pacing: Pacing
 ) -> None:
-    endpointer = Endpointer()
+    endpointer = Endpointer(pacing)
     for is_speech in (is_speech for is_speech, length in runs for _ in range(length)):
         before = endpointer.covered
         step = endpointer.push(is_speech)
@@ -131,4 +181,4 @@ def test_no_utterance_reaches_back_into_what_a_final_has_covered(
         if step is Step.NOTHING:
             assert endpointer.settled - endpointer.covered < SILENCE_INTERVAL
         if endpointer.in_utterance:
-            assert endpointer.position - endpointer.utterance_start < LONGEST_UTTERANCE
+            assert endpointer.position - endpointer.utterance_start < pacing.longest

@@ -8,9 +8,10 @@ from typing import Any
 import pytest
 
 from omi_rt.local.accuracy import word_accuracy
+from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.errors import UnusableParameters
-from omi_rt.local.model import spelling
 from omi_rt.local.recogniser import Final, FinalWord
+from omi_rt.local.sphinx import spelling
 from omi_rt.local.wire import (
     Control,
     ControlKind,
@@ -20,6 +21,7 @@ from omi_rt.local.wire import (
 )
 
 LINEAR16 = "encoding=linear16&sample_rate=16000"
+SPHINX = RecogniserInfo("pocketsphinx", "en-us", ("en",))
 
 
 @pytest.mark.parametrize(
@@ -75,7 +77,7 @@ def test_words_are_told_from_noise_and_lose_their_variants(entry: str, word: str
         ("encoding=linear16&sample_rate=-8000", "sample_rate"),
         (f"encoding=linear16&sample_rate={'9' * 5000}", "sample_rate"),
         (LINEAR16 + "&channels=0", "channels"),
-        (LINEAR16 + "&channels=3", "channels"),
+        (LINEAR16 + "&channels=9", "channels"),
         (LINEAR16 + "&channels=two", "channels"),
         (LINEAR16 + "&language=fr", "language"),
         (LINEAR16 + "&language=english", "language"),
@@ -99,7 +101,17 @@ def test_the_configuration_of_a_session_is_understood(language: str) -> None:
         diarize=True,
         punctuate=True,
         filler_words=False,
+        language=language.partition("-")[0],
+        interim_results=False,
     )
+
+
+def test_other_languages_are_taken_where_the_recogniser_knows_them() -> None:
+    query = LINEAR16 + "&language=fr-CA&interim_results=true"
+    parameters = ListenParameters.from_query(query, ("en", "fr"))
+    assert (parameters.language, parameters.interim_results) == ("fr", True)
+    with pytest.raises(UnusableParameters, match=r"^language: "):
+        ListenParameters.from_query(LINEAR16 + "&language=xx", ("en", "fr"))
 
 
 @pytest.mark.parametrize(
@@ -125,7 +137,7 @@ def test_client_messages_are_read_and_others_told_apart(text: str, control: Cont
 
 def written(query: str, final: Final) -> Any:
     parameters = ListenParameters.from_query(f"{LINEAR16}&{query}")
-    return json.loads(ResultsWriter(parameters, "request-1").write(final))
+    return json.loads(ResultsWriter(parameters, "request-1", SPHINX).write(final))
 
 
 def test_a_final_is_written_as_deepgram_writes_it() -> None:

@@ -11,11 +11,13 @@ import pytest
 import trio
 
 from omi_rt.core.audio import AudioFormat
-from omi_rt.core.coverage import Coverage
+from omi_rt.core.coverage import Coverage, Gap
 from omi_rt.core.ledger import Cost
 from omi_rt.core.receipts import ReceiptTimes
+from omi_rt.deepgram.report import HealthReport
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.faults import Close, Refuse, Unreachable
+from omi_rt.log import get_logger
 from omi_rt.metrics import AudioAccount, AudioAccounts, Metrics
 from omi_rt.settings import Settings
 from tests.harness import World, listening_server, running_server, unreachable
@@ -256,11 +258,21 @@ async def test_after_a_loss_only_what_became_final_has_a_lag(autojump_clock: Moc
 def test_receipts_are_one_a_step_and_leave_once() -> None:
     receipts = ReceiptTimes(10)
     for end, now in ((4, 1.0), (9, 2.0), (12, 3.0), (41, 4.0)):
-        receipts.received(end, now)
-    assert receipts.finalised(9, 5.0) == []
-    assert receipts.finalised(20, 5.0) == [2.0, 1.0]
-    assert receipts.finalised(20, 6.0) == []
-    receipts.given_up(35)
-    assert receipts.finalised(100, 6.0) == [2.0]
-    receipts.received(50, 7.0)
-    assert receipts.finalised(50, 8.0) == [1.0]
+        receipts.record_received(end, now)
+    assert receipts.record_finalised(9, 5.0) == []
+    assert receipts.record_finalised(20, 5.0) == [2.0, 1.0]
+    assert receipts.record_finalised(20, 6.0) == []
+    receipts.record_given_up(35)
+    assert receipts.record_finalised(100, 6.0) == [2.0]
+    receipts.record_received(50, 7.0)
+    assert receipts.record_finalised(50, 8.0) == [1.0]
+
+
+def test_losses_that_are_apart_are_told_apart() -> None:
+    told: list[dict[str, Any]] = []
+    report = HealthReport("s", AudioFormat(1000, 1), Metrics(), told.append, get_logger())
+    report.note_loss(Gap(0, 500))
+    report.note_loss(Gap(5000, 5400))
+    report.note_loss(Gap(5400, 5500))
+    report.close()
+    assert [(event["start"], event["end"]) for event in told] == [(0.0, 0.5), (5.0, 5.5)]

@@ -26,9 +26,9 @@ def test_priming_waits_while_a_first_connection_does_and_for_a_minute_after_it_w
     gate.dialling = 1
     assert not gate.may_begin(0.0)
     gate.dialling = 0
-    assert not gate.refused(503, 10.0)
+    assert not gate.record_refusal(503, 10.0)
     assert gate.may_begin(10.0)
-    assert gate.refused(429, 10.0)
+    assert gate.record_refusal(429, 10.0)
     assert not gate.may_begin(10.0 + FULL_SECONDS - 0.1)
     assert gate.may_begin(10.0 + FULL_SECONDS)
     gate.primed = 2
@@ -100,24 +100,24 @@ def test_results_reset_the_back_off() -> None:
 def test_the_breaker_opens_for_what_concerns_every_session_only() -> None:
     for status in (400, 405, 413, 414):
         breaker = Breaker(Random(1))
-        assert not breaker.refused(status, 0.0)
+        assert not breaker.record_refusal(status, 0.0)
         assert breaker.retry_after(0.0) is None
     for status in (401, 402, 403, 404):
         breaker = Breaker(Random(1))
-        assert breaker.refused(status, 0.0)
+        assert breaker.record_refusal(status, 0.0)
         assert breaker.retry_after(0.0) is not None
 
 
 def test_an_open_breaker_lets_one_probe_through_at_intervals() -> None:
     breaker = Breaker(Random(1))
-    breaker.refused(402, 0.0)
+    breaker.record_refusal(402, 0.0)
     let_in = [now for now in range(100) if breaker.retry_after(float(now)) is None]
     assert let_in == [10, 20, 30, 40, 50, 60, 70, 80, 90]
 
 
 def test_retry_after_is_jittered_and_not_before_the_next_probe() -> None:
     breaker = Breaker(Random(1))
-    breaker.refused(402, 0.0)
+    breaker.record_refusal(402, 0.0)
     waits = {breaker.retry_after(1.0) for _ in range(100)}
     assert all(wait is not None and wait >= PROBE_SECONDS - 1 for wait in waits)
     assert len(waits) > 10
@@ -125,8 +125,8 @@ def test_retry_after_is_jittered_and_not_before_the_next_probe() -> None:
 
 def test_an_open_connection_closes_the_breaker() -> None:
     breaker = Breaker(Random(1))
-    breaker.refused(401, 0.0)
-    breaker.succeeded()
+    breaker.record_refusal(401, 0.0)
+    breaker.record_success()
     assert breaker.retry_after(1.0) is None
 
 
@@ -225,6 +225,23 @@ def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
     assert not absence.is_away(0.0)
 
 
+def test_after_three_idle_epochs_deepgram_is_back_with_the_first_watermark_that_moves() -> None:
+    absence = Absence()
+    for _ in range(3):
+        absence.note_epoch_end(progressed=False)
+    absence.note_progress(0.0, pending=True)
+    assert not absence.is_away(0.0)
+
+
+def test_after_a_pause_of_the_device_s_the_wait_begins_anew() -> None:
+    absence = Absence()
+    absence.note_audio(0.0)
+    absence.note_audio(4.9)
+    absence.note_audio(9.9)
+    assert not absence.is_away(39.8)
+    assert absence.is_away(39.9)
+
+
 def test_deepgram_is_away_from_a_failed_dial_to_the_next_open_connection() -> None:
     absence = Absence()
     absence.note_failed_dial()
@@ -243,7 +260,7 @@ def test_every_sample_is_live_once_and_the_sum_is_all_that_was_sent(
     cost, total, seen = Cost(), 0, 0
     for start, samples, planned in sends:
         start = min(start, seen)
-        cost.sent(start, start + samples, planned=planned)
+        cost.record_sent(start, start + samples, planned=planned)
         total += samples
         seen = max(seen, start + samples)
     assert cost.live == seen

@@ -113,6 +113,24 @@ async def all_messages() -> list[Any]:
                 device.send(b"\xff\xff\xff")
             await device.finish()
             messages += device.raw
+    async with listening_server(profiles=stored(user=False)) as (world, _):
+        async with world.device(interim="true") as device:
+            script = conversation((STRANGER, USER), 45.0)
+            await device.stream_audio(synthesise(script, RATE), RATE * 2)
+            for number, person in ((1, "anna"), (7, "ben")):
+                device.send(
+                    json.dumps(
+                        {"type": "speaker_assigned", "speaker_id": number, "person_id": person}
+                    )
+                )
+            await device.finish()
+            messages += device.raw
+        async with world.device() as device:
+            script = conversation((STRANGER, USER), 9.0)
+            await device.stream_audio(synthesise(script, RATE), RATE * 2)
+            device.send('{"type":"speaker_assigned","speaker_id":0,"person_id":"user"}')
+            await device.finish()
+            messages += device.raw
     async with running_server(unreachable) as world, world.device() as device:
         await play(device)
         messages += device.raw

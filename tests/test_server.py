@@ -12,6 +12,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.log import configure_logging
 from omi_rt.net.websocket import open_websocket
@@ -204,3 +205,58 @@ async def test_what_failed_connections_leave_behind_is_freed_within_seconds(
             nursery.cancel_scope.cancel()
     finally:
         gc.enable()
+
+
+async def test_a_request_head_of_over_16_kib_is_dropped_at_once(autojump_clock: MockClock) -> None:
+    async with running_server(unreachable) as world:
+        line = b"X-Long: " + b"x" * 992
+        fitting = "/healthz HTTP/1.1\r\n" + (line.decode() + "\r\n") * 16 + "X: "
+        assert (await world.get(fitting))[0] == 200
+        stream = world.open_stream()
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+            for _ in range(100):
+                await stream.send_all(line + b"\r\n")
+        assert await read_all(stream) == b""
+        assert trio.current_time() < 1.0, "not only after the ten seconds that a request may take"
+
+
+async def test_where_libopus_is_missing_a_device_is_told_so_with_1011(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def open_decoder(*_arguments: object) -> None:
+        raise OpusUnavailable("Opus needs libopus")
+
+    monkeypatch.setattr("omi_rt.server.session.open_decoder", open_decoder)
+    async with running_server(unreachable) as world, world.device(codec="opus") as device:
+        await device.ended()
+        assert device.closed is not None
+        assert (device.closed.code, device.closed.reason) == (1011, "Opus needs libopus")
+
+
+async def test_a_long_reason_is_cut_to_what_a_close_frame_holds(autojump_clock: MockClock) -> None:
+    async with running_server(unreachable) as world, world.device() as device:
+        device.session._line.websocket.close_nowait(
+            1011, "\N{LATIN SMALL LETTER U WITH DIAERESIS}" * 100
+        )
+        await device.ended()
+        assert device.closed is not None
+        assert device.closed.reason == "\N{LATIN SMALL LETTER U WITH DIAERESIS}" * 61
+
+
+async def test_of_an_origin_that_is_refused_only_the_beginning_is_logged(
+    autojump_clock: MockClock, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info")
+    async with running_server(unreachable) as world:
+        stream = world.open_stream()
+        await stream.send_all(
+            b"GET /listen?uid=u HTTP/1.1\r\nHost: x\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+            b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+            b"Origin: http://" + b"y" * 5000 + b"\r\n\r\n"
+        )
+        assert (await read_all(stream)).startswith(b"HTTP/1.1 403")
+    logged = capsys.readouterr().err
+    assert "origin_refused" in logged
+    assert logged.count("y" * 93) == 1
+    assert "y" * 94 not in logged

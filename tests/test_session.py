@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from random import Random
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
@@ -11,10 +11,11 @@ import trio
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.json import dumps
+from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, Script, random_script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
-from tests.harness import Device, listening_server, words_of
+from tests.harness import CLOSE_STREAM, assert_whole, listening_server, play
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -22,13 +23,6 @@ if TYPE_CHECKING:
 TALK = Script(
     [*utterance("amber bako celu", 1, 0.5), *utterance("dorin elfa fimo garo", 4, 2.5)], 5.0
 )
-
-
-async def play(device: Device, script: Script, rate: int = 16000, **options: Any) -> dict[str, Any]:
-    """Stream a script as PCM at real time; returns ``session_ended``."""
-    pcm = synthesise(script, rate)
-    await device.stream_audio(pcm, rate * 2 * script.channels, **options)
-    return await device.finish()
 
 
 @pytest.mark.parametrize("codec", ["pcm16", "linear16", "pcm8"])
@@ -41,9 +35,7 @@ async def test_pcm_comes_out_word_for_word_with_exact_times(
         world.device(codec=codec, sample_rate=rate) as device,
     ):
         ended = await play(device, TALK, rate)
-    assert words_of(device.segments) == TALK.transcript()
-    assert ended["received"] == ended["finalised"] == 5.0
-    assert ended["lost"] == ended["pending"] == ended["gated"] == 0.0
+    assert_whole(device, TALK)
     assert ended["sent"] == {
         "live": 5.0,
         "replay": 0.0,
@@ -73,12 +65,8 @@ async def test_opus_comes_out_word_for_word_with_times_within_30_ms(
         for start in range(0, len(pcm), 2 * samples):
             await trio.sleep(samples / 16000)
             device.send(encoder.encode(pcm[start : start + 2 * samples]))
-        ended = await device.finish()
-    assert words_of(device.segments) == TALK.transcript()
-    assert ended["received"] == ended["finalised"] == 5.0
-    for segment, words in zip(device.segments, (TALK.words[:3], TALK.words[3:]), strict=True):
-        assert segment["start"] == pytest.approx(words[0].start, abs=0.03)
-        assert segment["end"] == pytest.approx(words[-1].end, abs=0.03)
+        await device.finish()
+    assert_whole(device, TALK, within=0.03)
 
 
 @pytest.mark.parametrize(
@@ -95,19 +83,16 @@ async def test_a_busy_server_collects_100_ms_for_each_message_and_loses_nothing(
         for start in range(0, len(pcm), 320):
             await trio.sleep(0.02)
             device.send(pcm[start : start + 320])
-        ended = await device.finish()
-    assert words_of(device.segments) == TALK.transcript()
-    assert ended["received"] == ended["finalised"] == 5.0
+        await device.finish()
+    assert_whole(device, TALK)
     assert fewest <= fake.connections[0].audio_messages <= most
 
 
 async def test_stereo_is_transcribed_channel_by_channel(autojump_clock: MockClock) -> None:
     script = random_script(Random(5), 20.0, channels=2)
     async with listening_server() as (world, _fake), world.device(channels=2) as device:
-        ended = await play(device, script, 8000)
-    for channel in range(2):
-        assert words_of(device.segments, channel) == script.transcript(channel)
-    assert ended["finalised"] == 20.0
+        await play(device, script, 8000)
+    assert_whole(device, script)
 
 
 async def test_segments_have_the_documented_fields(autojump_clock: MockClock) -> None:
@@ -139,8 +124,10 @@ def test_times_are_written_with_a_decimal_point() -> None:
 async def test_only_arrays_with_something_in_them_are_sent(autojump_clock: MockClock) -> None:
     async with listening_server() as (world, _fake), world.device() as device:
         await device.stream_audio(bytes(16000 * 20), 16000)
-        await device.finish()
-    assert [m for m in device.messages if isinstance(m, list)] == []
+        assert [m for m in device.messages if isinstance(m, list)] == []
+        await play(device, TALK, 8000)
+    assert len([m for m in device.messages if isinstance(m, list)]) == 2
+    assert [] not in device.messages
 
 
 async def test_every_row_of_the_configuration_goes_up_and_the_key_in_the_header(
@@ -195,9 +182,8 @@ async def test_audio_from_the_first_byte_is_kept_while_deepgram_is_dialled(
 
         world.provider.dial = slow
         async with world.device() as device:
-            ended = await play(device, TALK, 8000)
-    assert words_of(device.segments) == TALK.transcript()
-    assert ended["lost"] == 0.0
+            await play(device, TALK, 8000)
+    assert_whole(device, TALK)
 
 
 async def test_the_heartbeat_comes_at_its_interval(autojump_clock: MockClock) -> None:
@@ -226,8 +212,7 @@ async def test_a_connection_without_audio_is_held_by_silence_that_moves_no_time(
         ended = await play(device, TALK, 8000)
     assert len(fake.connections) == 1
     assert ended["sent"]["filler"] == 0.1
-    assert ended["received"] == 5.0
-    assert device.segments[0]["start"] == pytest.approx(TALK.words[0].start, abs=0.001)
+    assert_whole(device, TALK)
 
 
 async def test_an_odd_byte_of_pcm_is_carried_over(autojump_clock: MockClock) -> None:
@@ -237,7 +222,7 @@ async def test_an_odd_byte_of_pcm_is_carried_over(autojump_clock: MockClock) -> 
             device.send(pcm[start : start + 1601])
             await trio.sleep(0.1)
         await device.finish()
-    assert words_of(device.segments) == TALK.transcript()
+    assert_whole(device, TALK)
 
 
 async def test_the_app_s_heartbeat_answer_is_no_audio(autojump_clock: MockClock) -> None:
@@ -293,7 +278,10 @@ async def test_an_undecodable_packet_is_concealed_and_fifty_in_a_row_are_told_on
             device.send(b"\xff\xff\xff")
         await trio.sleep(1)
         assert device.events("undecodable_audio") == []
-        for _ in range(200):
+        device.send(b"\xff\xff\xff")
+        await trio.sleep(1)
+        assert len(device.events("undecodable_audio")) == 1
+        for _ in range(199):
             device.send(b"\xff\xff\xff")
         await trio.sleep(1)
         assert device.event("undecodable_audio")["in_a_row"] == 50
@@ -342,7 +330,7 @@ async def test_a_fault_inside_one_session_touches_no_other(
             assert broken.closed is not None
             assert broken.closed.code == 1011
             await play(other, TALK, 8000)
-            assert words_of(other.segments) == TALK.transcript()
+            assert_whole(other, TALK)
         assert world.metrics.faults._value.get() == 1
 
 
@@ -369,3 +357,39 @@ async def test_a_drain_ends_with_the_last_session(autojump_clock: MockClock) -> 
         await device.ended()
         assert device.closed is not None
         assert device.closed.code == 1001
+
+
+async def test_audio_that_comes_while_the_transcription_ends_is_given_up_and_its_memory_freed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Transcriber.run
+
+    async def run_and_receive(transcriber: Transcriber) -> None:
+        try:
+            await run(transcriber)
+        finally:
+            transcriber.receive(bytes(1600), trio.current_time())
+
+    monkeypatch.setattr(Transcriber, "run", run_and_receive)
+    async with listening_server() as (world, _fake), world.device() as device:
+        await play(device, TALK, 8000)
+        await world.sessions_ended()
+        balance = device.session.coverage.balance()
+        assert (balance.received, balance.lost, balance.pending) == (40_800, 800, 0)
+        assert world.server.budget.held_bytes == 0
+
+
+async def test_after_closestream_no_audio_is_taken_and_the_reason_stays(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.stream_audio(synthesise(TALK, 8000), 16_000)
+        device.send(CLOSE_STREAM)
+        device.send(bytes(1600))
+        await trio.sleep(0.001)
+        device.session.drain(5.0)
+        await device.ended()
+        assert device.closed is not None
+        assert (device.closed.code, device.closed.reason) == (1000, "client_closed_stream")
+    assert_whole(device, TALK)
+    assert device.event("session_ended")["reason"] == "client_closed_stream"

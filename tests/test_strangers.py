@@ -12,8 +12,8 @@ from omi_rt.fake import FaultScript, Options
 from omi_rt.fake.faults import Drop
 from omi_rt.fake.labelling import Labelling
 from omi_rt.fake.language import VOICES
-from tests.harness import Device, listening_server
-from tests.test_identities import USER, assert_whole, conversation, play, stored, voices_in
+from tests.harness import Device, assert_whole, listening_server, play
+from tests.test_identities import USER, conversation, stored, voices_in
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -169,7 +169,7 @@ async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
         world.device() as device,
     ):
         ended = await play(device, script)
-    assert_whole(device, script, ended)
+    assert_whole(device, script)
     outcome = outcome_of(device, script, ended)
     outcome.never_apart = never_apart(
         [options.labelling_of(n) for n in range(len(fake.connections))]

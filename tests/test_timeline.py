@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from json import dumps
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -14,9 +13,7 @@ from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
 from omi_rt.core.timeline import Discard, Heard, LeadInWord, Timeline, superseded
 from omi_rt.core.voices import Place
-
-if TYPE_CHECKING:
-    from omi_rt.core.words import HeardWord
+from omi_rt.core.words import MAX_WORDS, HeardWord, SaidWords
 
 MONO = AudioFormat(1000, 1)
 STEREO = AudioFormat(1000, 2)
@@ -27,7 +24,7 @@ def word(text: str, start: float | None, end: float | None, **more: Any) -> dict
 
 
 def final(
-    start: float, end: float, *words: dict[str, Any], channel: int = 0, of: int = 1
+    start: float | None, end: float, *words: dict[str, Any], channel: int = 0, of: int = 1
 ) -> Results:
     message = parse_message(
         dumps(
@@ -36,7 +33,7 @@ def final(
                 "is_final": True,
                 "channel_index": [channel, of],
                 "start": start,
-                "duration": end - start,
+                "duration": end - (start or 0.0),
                 "channel": {"alternatives": [{"transcript": "", "words": list(words)}]},
             }
         )
@@ -270,8 +267,9 @@ def test_an_epoch_lacks_times_only_where_no_final_has_any() -> None:
         coverage, timeline = received(10), Timeline(MONO)
         timeline.record_sent(0, 5000)
         for number, message in enumerate(messages):
-            results = final(number, number + 1, word("a", number, number + 0.5))
-            hear(timeline, evolve(results, start=None) if message == "u" else results, coverage)
+            start = None if message == "u" else number
+            results = final(start, number + 1, word("a", number, number + 0.5))
+            hear(timeline, results, coverage)
         assert timeline.lacks_times is lacks, messages
 
 
@@ -543,3 +541,71 @@ def test_over_any_reconnects_at_any_finals_every_word_comes_exactly_once(
         heard += [(each.text, each.start) for each in brought]
     assert [text for text, _ in heard] == [str(n) for n, _, _ in spoken]
     assert coverage.balance().finalised == 20_000
+
+
+_seconds = st.one_of(
+    st.none(), st.integers(-1, 60).map(lambda tenths: tenths / 10), st.floats(0.0, 6.0)
+)
+_any_word = st.builds(
+    word,
+    st.sampled_from(["a", "b", "c", "d", " e ", ""]),
+    _seconds,
+    _seconds,
+    speaker=st.sampled_from([None, 0, 1]),
+    confidence=st.sampled_from([None, 0.5]),
+)
+
+
+@settings(deadline=None, max_examples=300)
+@given(
+    runs=st.lists(st.tuples(st.integers(0, 2000), st.booleans()), min_size=1, max_size=3),
+    finals=st.lists(
+        st.tuples(_seconds, st.floats(0.0, 6.0), st.lists(_any_word, min_size=1, max_size=4)),
+        max_size=5,
+    ),
+    ordered=st.booleans(),
+    origin=st.integers(0, 1500),
+)
+def test_a_final_means_the_same_whether_or_not_its_words_need_looking_at(
+    runs: list[tuple[int, bool]],
+    finals: list[tuple[float | None, float, list[dict[str, Any]]]],
+    ordered: bool,
+    origin: int,
+) -> None:
+    """A word without text brings nothing, but has each rule applied to each word in turn."""
+    outcomes = []
+    for nothing in ([], [word("", None, None)]):
+        coverage, timeline = received(10), Timeline(MONO)
+        position, brought = 0, []
+        coverage.finalise(0, origin)
+        timeline.begin(coverage)
+        for samples, is_foreign in runs:
+            if is_foreign:
+                timeline.record_foreign(samples, 0)
+            else:
+                timeline.record_sent(position, samples)
+                position += samples
+        for number, (start, end, words) in enumerate(finals):
+            if ordered:
+                # As a provider's finals come: each behind the one before.
+                start, end = number * 1.0, number + 1.0
+                for place, each in enumerate(words):
+                    each["start"] = number + place / 5
+                    each["end"] = each["start"] + 0.15
+            heard = timeline.hear(final(start, max(end, start or 0.0), *words, *nothing), coverage)
+            heard.finalise(coverage)
+            brought.append(heard)
+        outcomes.append((brought, coverage.watermark, timeline.lead_in_words))
+    assert outcomes[0] == outcomes[1]
+
+
+def test_a_delivered_word_is_known_as_long_as_it_ends_behind_what_is_forgotten() -> None:
+    said = SaidWords()
+    said.add([HeardWord(str(n), n, n + 1, 0, 0) for n in range(10)], (0, 10))
+    said.forget(6)
+    known = [n for n in range(10) if said.has_like(HeardWord("x", n, n + 1, 0, 0))]
+    assert known == [5, 6, 7, 8, 9]
+    said.add([HeardWord("x", n, n + 1, 0, 0) for n in range(10, 10 + MAX_WORDS)], (0, 2000))
+    said.forget(6)
+    assert not said.has_like(HeardWord("x", 9, 10, 0, 0))
+    assert said.has_like(HeardWord("x", 10, 11, 0, 0))

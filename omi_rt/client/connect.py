@@ -19,7 +19,7 @@ OpenStream: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Connects to (host, port); raises `OSError` where nobody answers."""
 
 CONNECT_SECONDS: Final = 10.0
-"""For TCP and TLS together; as much again for the WebSocket handshake."""
+"""TCP and TLS together may take this long, and the WebSocket handshake as long again."""
 _PLAIN_TEXT: Final = {
     "WRONG_VERSION_NUMBER",
     "UNKNOWN_PROTOCOL",
@@ -27,7 +27,7 @@ _PLAIN_TEXT: Final = {
     "PACKET_LENGTH_TOO_LONG",
     "RECORD_LAYER_FAILURE",
 }
-"""What OpenSSL's versions say where the answer is no TLS."""
+"""The reasons that OpenSSL's versions give where the answer is not TLS."""
 _IS_IT_TLS: Final = (
     "does the server speak TLS on this port? If not, use a URL that begins with ws://"
 )
@@ -54,7 +54,7 @@ def server_address(url: str) -> ServerAddress:
     """Return where ``url`` points to.
 
     Raises:
-        StreamFailed: it is no ws:// or wss:// URL.
+        StreamFailed: ``url`` is not a ws:// or wss:// URL.
     """
     parts = _split(url)
     try:
@@ -76,7 +76,7 @@ def with_parameters(url: str, parameters: Mapping[str, str | int]) -> str:
     The rest of the query stays as it is written; a fragment is dropped, as RFC 6455, 3 asks for.
 
     Raises:
-        StreamFailed: it is no URL.
+        StreamFailed: ``url`` is not a URL.
     """
     parts = _split(url)
     kept = [
@@ -212,7 +212,7 @@ def _is_an_end(error: ssl.SSLError) -> bool:
 
 
 def _refusal(error: HandshakeFailed) -> str:
-    """Put a refusal into words, with the server's own."""
+    """Put a refusal into words, with the server's own words in it."""
     reason = "".join(c if c.isprintable() else " " for c in error.reason)
     text = f"{error}: {reason}" if reason else str(error)
     if error.retry_after is None:

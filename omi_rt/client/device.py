@@ -1,4 +1,4 @@
-"""What a device sends: audio in its codec, cut into the codec's own frames."""
+"""What a device sends, which is audio in its codec, cut into the codec's own frames."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class DeviceCodec:
     name: str
     """The value of the ``codec`` parameter."""
     sample_rate: int
-    """In Hz."""
+    """The sample rate in Hz."""
     frame_samples: int
     """Samples of each channel in one message."""
     is_opus: bool
@@ -38,7 +38,7 @@ DEVICE_CODECS: Final = {
         DeviceCodec("pcm8", 8_000, 80, is_opus=False),
     )
 }
-"""By name."""
+"""All codecs, by their names."""
 
 
 @frozen
@@ -56,7 +56,7 @@ class DeviceAudio:
 
     codec: DeviceCodec
     audio: WavAudio
-    """At the codec's rate."""
+    """The audio at the codec's rate."""
 
     @classmethod
     def from_wav(cls, audio: WavAudio, codec: DeviceCodec) -> DeviceAudio:
@@ -66,7 +66,7 @@ class DeviceAudio:
 
     @property
     def channels(self) -> int:
-        """1 or 2."""
+        """The number of channels, 1 or 2."""
         return self.audio.channels
 
     def messages(self) -> Iterator[DeviceMessage]:

@@ -1,4 +1,4 @@
-"""Extra headers of a client's handshake, from ``NAME:VALUE``. Pure."""
+"""Extra headers of a client's handshake, from ``NAME:VALUE``. This is pure."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
 _TOKEN: Final = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-"""What a name may be (RFC 9110, 5.6.2)."""
+"""The form of a header's name (RFC 9110, 5.6.2)."""
 _OF_THE_HANDSHAKE: Final = re.compile(r"host|connection|upgrade|content-.*|sec-websocket-.*")
 
 
 class HeaderRefused(OmiRtError):
-    """It cannot be sent; the message does not have its value, which may be a secret."""
+    """The header cannot be sent; the message does not hold its value, which may be a secret."""
 
 
 def header_fields(texts: Iterable[str]) -> dict[str, str]:
-    """Return names and values. Of one name the values are joined with a comma (RFC 9110, 5.3).
+    """Return names and values. Values of the same name are joined with a comma (RFC 9110, 5.3).
 
     Raises:
-        HeaderRefused: one cannot be sent.
+        HeaderRefused: one of them cannot be sent.
     """
     fields: dict[str, str] = {}
     for text in texts:

@@ -1,4 +1,4 @@
-"""What a stream came to: the transcript with its corrections, and what the server told on the way."""
+"""The outcome of a stream: the transcript with its corrections, and what the server told on the way."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class StreamReport:
     """Collects a session's segments, applies the corrections, and puts events into words."""
 
     segments: list[JSONObject] = field(factory=list, repr=False)
-    """In the order in which they came, as they are known now."""
+    """The segments in the order in which they came, as they are known now."""
     is_corrected: bool = False
     """Whether anything that had been shown before is known better now."""
     problem: str = ""
@@ -57,7 +57,7 @@ class StreamReport:
         self.segments += segments
 
     def describe(self, event: Mapping[str, Any]) -> str | None:
-        """Take an event; returns the line to show for it, or None where it tells nothing new."""
+        """Take an event; return the line to show for it, or None where it tells nothing new."""
         match event.get("type"):
             case "service_status":
                 return self._describe_status(event)
@@ -84,10 +84,10 @@ class StreamReport:
         return sum(len(str(segment.get("text", "")).split()) for segment in self.segments)
 
     def summary(self, session_ended: Mapping[str, Any] | None) -> str:
-        """The last line: what was sent, understood and lost, and why.
+        """Return the last line, which says what was sent, understood and lost, and why.
 
         Args:
-            session_ended: the server's account; None where it gave none, so that the client's is told.
+            session_ended: the server's account; where it gave none, None, and the client's own is told.
         """
         account = session_ended or {"received": self.sent_seconds, "lost": self.lost_seconds}
         lost = _number(account.get("lost")) + self.missing_seconds
@@ -114,7 +114,7 @@ class StreamReport:
         speaker = str(event.get("speaker"))
         is_user, person = event.get("is_user") is True, event.get("person_id")
         is_known = is_user or bool(person)
-        # Where somebody is known it is of these segments alone: the number may stand for others too.
+        # Somebody known has said these segments alone, because the number may stand for others too.
         for segment in self._corrected(event, None if is_known else speaker):
             segment["is_user"], segment["person_id"] = is_user, person
         if is_user:
@@ -122,7 +122,7 @@ class StreamReport:
         return f"{speaker} is {person}" if person else f"{speaker} is nobody known after all"
 
     def _corrected(self, event: Mapping[str, Any], speaker: str | None) -> list[JSONObject]:
-        """The segments that an event corrects: those it lists, and all others of a speaker."""
+        """Return the segments that an event corrects: those it lists, and all others of a speaker."""
         ids = event.get("segment_ids")
         listed = set(ids) if isinstance(ids, list) else set()
         found = [s for s in self.segments if s.get("id") in listed or s.get("speaker") == speaker]

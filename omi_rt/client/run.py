@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 _FAILED: Final = 1
 _INTERRUPTED: Final = 130
-"""128 + SIGINT, as shells have it."""
+"""The exit status is 128 + SIGINT, as shells have it."""
 
 
 def run_stream(
@@ -56,16 +56,16 @@ def run_stream(
     turned out to be others than was shown, the whole transcript is printed once more.
 
     Args:
-        path: of the recording; ``-`` is standard input.
-        url: of the server's ``/listen``, ws:// or wss://.
+        path: the recording's path; ``-`` is standard input.
+        url: the address of the server's ``/listen``, ws:// or wss://.
         uid: who is speaking.
         codec: a key of `omi_rt.client.device.DEVICE_CODECS`.
-        speed: 1.0 is real time.
+        speed: how fast to stream; 1.0 is real time.
         json_output: print one segment object per line, and nothing else to standard output.
         with_events: with ``json_output``, print the server's events as well, in order.
-        language: that is spoken; empty leaves it to the URL or the server.
+        language: the language spoken; empty leaves it to the URL or the server.
         uses_profile: whether voices may be kept and sent.
-        headers: for the handshake.
+        headers: extra headers of the handshake.
 
     Returns:
         0 after ``session_ended`` with nothing lost; 1 otherwise, and where nothing was understood of
@@ -102,7 +102,7 @@ def _stream(
 
     @trio.lowlevel.enable_ki_protection
     def show(event: StreamEvent) -> None:
-        # An interrupt waits until this is done: a line that is half drawn could not be erased.
+        # An interrupt waits until this is done, because a line that is half drawn could not be erased.
         if isinstance(event, AudioSent):
             report.sent_seconds = event.seconds
             terminal.show_progress(event.seconds, event.total_seconds)

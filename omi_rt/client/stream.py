@@ -34,19 +34,23 @@ if TYPE_CHECKING:
 JSONObject: TypeAlias = dict[str, Any]
 
 SEND_SECONDS: Final = 60.0
-"""How long the server may take no audio; it may hold a device back while its own upstream is slow."""
+"""The server may take no audio for this long, since it holds a device back while its own upstream is
+slow."""
 END_SECONDS: Final = 120.0
-"""From CloseStream to the end of a session that was sent in real time. Where its provider is away the
-server tries for 30 s, and for as long as the audio that it keeps takes to be sent: 78 s with 60 s."""
+"""A session that was sent in real time ends at most this long after CloseStream. Where its provider is
+away the server tries for 30 s, and for as long as the audio that it keeps takes to be sent, which is 78 s
+in all with 60 s of audio."""
 CLOSE_SECONDS: Final = 10.0
-"""From ``session_ended`` to the close."""
+"""The close comes at most this long after ``session_ended``."""
 PROGRESS_SECONDS: Final = 0.1
+"""`AudioSent` comes at most once in this time."""
 GREETING_SECONDS: Final = 10.0
-"""From the handshake of a connection that follows another to what the server says of the session."""
+"""On a connection that follows another, the server says at most this long after the handshake what has
+become of the session."""
 COME_BACK_SECONDS: Final = 120.0
-"""After the loss of a connection: so long another one is tried."""
+"""After the loss of a connection another one is tried for this long."""
 MAX_PAUSE: Final = 5.0
-"""In seconds, between two tries; the first comes after 0.25 at most."""
+"""Between two tries lie at most this many seconds; the first try comes after 0.25 s at most."""
 _COME_BACK_CODES: Final = frozenset({1001, 1006, 1012, 1013})
 """After these a server can be expected to be there, or to come back."""
 
@@ -56,24 +60,24 @@ class StreamOptions:
     """Where to stream to, and how."""
 
     url: str = "ws://127.0.0.1:8080/listen"
-    """Its query is kept; ``uid``, ``codec``, ``sample_rate`` and ``channels`` are set in it, and what
-    is asked for below."""
+    """The server's address. Its query is kept; ``uid``, ``codec``, ``sample_rate`` and ``channels`` are
+    set in it, and so is what is asked for below."""
     uid: str = "me"
     codec: str = "opus"
     """A key of `DEVICE_CODECS`."""
     speed: float = 1.0
-    """1 is real time; greater is faster."""
+    """How fast to stream; 1 is real time, and greater is faster."""
     language: str = ""
-    """Empty leaves it to the URL, or to the server."""
+    """The language spoken; empty leaves it to the URL, or to the server."""
     uses_profile: bool = True
     """Whether voices may be kept and sent, unless the URL says otherwise."""
     headers: Mapping[str, str] = field(factory=dict, repr=False)
-    """Sent with the handshake. There may be secrets in them."""
+    """Headers that are sent with the handshake. There may be secrets in them."""
 
 
 @frozen
 class AudioSent:
-    """Audio has gone out; comes every `PROGRESS_SECONDS` at most, and once at the end."""
+    """Audio has gone out. This comes every `PROGRESS_SECONDS` at most, and once at the end."""
 
     seconds: float
     total_seconds: float
@@ -94,9 +98,9 @@ class EventReceived:
     """Another message of the server has come, such as ``service_status`` or ``session_ended``."""
 
     event: JSONObject
-    """Its ``type`` is a string."""
+    """The message, whose ``type`` is a string."""
     elapsed: float
-    """As in `SegmentsReceived`."""
+    """Seconds since the first sample was due, as in `SegmentsReceived`."""
 
 
 @frozen
@@ -121,7 +125,7 @@ class StreamSummary:
     """How a session ended that was streamed to its end."""
 
     audio_seconds: float
-    """Of the recording."""
+    """The length of the recording."""
     session_ended: JSONObject
     """The server's last event."""
 
@@ -131,7 +135,7 @@ def load_recording(path: str | Path) -> Recording:
 
     Raises:
         StreamFailed: the file cannot be read, is empty, or too large.
-        OmiRtError: it is no recording that is known.
+        OmiRtError: it is not a recording of a known kind.
     """
     name = recording_name(path)
     try:
@@ -176,8 +180,8 @@ async def stream_recording(
 ) -> StreamSummary:
     """Stream a recording at its own pace, ask for the end, and wait for it.
 
-    Each message leaves when its last sample would have been recorded, on deadlines that are counted
-    from the beginning: no drift. A server that takes no data holds the stream back, up to
+    Each message leaves when its last sample would have been recorded. Deadlines are counted from the
+    beginning, so there is no drift. A server that takes no data holds the stream back for at most
     `SEND_SECONDS`; what is late then follows at once. ``on_event`` is called for what happens, in
     order; what it raises ends the stream and is raised here as it is.
 
@@ -188,7 +192,7 @@ async def stream_recording(
     Cancelling this drops the connection, as a device does that is switched off.
 
     Raises:
-        StreamFailed: no connection, refused, closed by the server before the end, or silent.
+        StreamFailed: there was no connection, or the server refused, closed before the end, or was silent.
         OpusUnavailable: libopus is not installed.
     """
     if options.codec not in DEVICE_CODECS:
@@ -299,7 +303,7 @@ class _Session:
         return session_ended
 
     async def _send_audio(self, websocket: WebSocket, transport: MeteredStream) -> None:
-        """Send the recording and CloseStream, then let the end be waited for."""
+        """Send the recording and CloseStream, then bound the wait for the end."""
         total = self._device.audio.seconds
         await self._send_again(websocket, transport)
         while self._next is not None:
@@ -315,7 +319,7 @@ class _Session:
         self._on_event(AudioSent(total, total))
         websocket.send_nowait(json.dumps({"type": "CloseStream"}))
         self._has_sent_all = True
-        # A server need not take audio faster than real time; what was sent faster may take as long.
+        # A server need not take audio faster than real time, so what was sent faster may take as long.
         ahead = max(0.0, total - self._elapsed())
         self._limit_to(END_SECONDS + ahead)
 
@@ -361,7 +365,7 @@ class _Session:
         raise StreamFailed("the server did not end the session in time after CloseStream")
 
     def _take(self, text: str) -> None:
-        """Pass a message on. What is no JSON, or of no known shape, is not for this client."""
+        """Pass a message on, unless it is not JSON or has no known shape: then it is not for this client."""
         message = self._conversation.take(text)
         if self._conversation.goes_on_at is not None:
             self._greeted.set()

@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 _MOST_BAR_CELLS: Final = 30
 _LEAST_BAR_CELLS: Final = 4
 _FREE_CELLS: Final = 3
-"""Left at the end of the progress line. A terminal puts ``^C`` there when it is pressed: on the next
-line, it could not be erased with the progress."""
+"""This many cells are left free at the end of the progress line. A terminal puts ``^C`` there when it is
+pressed; on the next line it could not be erased with the progress."""
 _SPEAKER_STYLES: Final = ("cyan", "magenta", "yellow", "green", "blue", "red")
 _ERASE_LINE: Final = Control(ControlType.CARRIAGE_RETURN, (ControlType.ERASE_IN_LINE, 2))
 
@@ -39,7 +39,7 @@ class OutputClosed(OmiRtError):
 def give_up_output(output: IO[str] | None = None) -> None:
     """Let what is still to be written to ``output``, by default standard output, go nowhere.
 
-    Else the interpreter meets the same failure when it flushes at its exit.
+    Otherwise the interpreter would meet the same failure when it flushes at its exit.
     """
     os.dup2(os.open(os.devnull, os.O_WRONLY), (output or sys.stdout).fileno())
 
@@ -51,12 +51,12 @@ class Terminal:
         """Write to ``output`` and ``errors``, by default standard output and standard error."""
         self._output = sys.stdout if output is None else output
         if isinstance(self._output, io.TextIOWrapper):
-            # A transcript has letters that not every locale can write.
+            # A transcript may hold letters that the locale cannot write.
             self._output.reconfigure(errors="replace")
         self._console = _console(self._output)
         errors = sys.stderr if errors is None else errors
         if errors is None:
-            # It was closed when the process began.
+            # Standard error was closed when the process began.
             errors = open(os.devnull, "w")  # noqa: SIM115 - for the life of the process
         self._errors = _console(errors)
         self._progress: Text | None = None
@@ -112,7 +112,7 @@ class Terminal:
         self._print(table)
 
     def show_progress(self, seconds: float, total_seconds: float) -> None:
-        """Draw how much of the audio has gone out; nothing where there is no terminal."""
+        """Draw how much of the audio has gone out, if there is a terminal."""
         if not self._errors.is_terminal:
             return
         sent = f"{seconds:.1f} of {total_seconds:.1f} s sent"
@@ -153,13 +153,13 @@ class Terminal:
             give_up_output(self._errors.file)
 
     def _print(self, renderable: Text | Table) -> None:
-        # Rendered first and written by ourselves: rich answers a closed pipe with SystemExit.
+        # The text is rendered first and written here, because rich answers a closed pipe with SystemExit.
         with self._console.capture() as capture:
             self._console.print(renderable, soft_wrap=not self._console.is_terminal)
         self._write(capture.get())
 
     def _write(self, text: str) -> None:
-        # The two streams may be one terminal: the line makes room and comes back below.
+        # The two streams may be one terminal, so the progress line makes room and comes back below.
         if self._progress is not None:
             self._errors.control(_ERASE_LINE)
         try:

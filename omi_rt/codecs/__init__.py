@@ -1,4 +1,4 @@
-"""Codecs: what the device sends, as interleaved s16le."""
+"""Codecs turn what the device sends into interleaved s16le."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class AudioDecoder(Protocol):
     """What turns one device's messages into audio."""
 
     concealed_packets: int
-    """Messages so far that could not be decoded."""
+    """The number of messages so far that could not be decoded."""
     failures_in_a_row: int
-    """The same since the last good one."""
+    """The number of messages since the last good one that could not be decoded."""
 
     def decode(self, message: bytes) -> bytes:
         """Return the interleaved s16le that ``message`` completes, perhaps none."""
@@ -33,13 +33,13 @@ def open_decoder(codec: str, sample_rate: int, channels: int) -> AudioDecoder:
     """Return a decoder for one device's stream.
 
     Args:
-        codec: of `OPUS_CODECS`, `PCM_CODECS` or `G711_CODECS`.
-        sample_rate: in Hz; for Opus one of `omi_rt.core.listen.OPUS_SAMPLE_RATES`.
+        codec: one of `OPUS_CODECS`, `PCM_CODECS` or `G711_CODECS`.
+        sample_rate: the rate in Hz; for Opus one of `omi_rt.core.listen.OPUS_SAMPLE_RATES`.
         channels: at least 1; for Opus at most 2.
 
     Raises:
         OpusUnavailable: libopus is not installed.
-        ValueError: an argument out of its range.
+        ValueError: an argument is out of its range.
     """
     if codec in OPUS_CODECS:
         return OpusDecoder(sample_rate, channels)

@@ -27,7 +27,8 @@ _MAX_CHANNELS: Final = 2
 _RESTRICTED_LOWDELAY: Final = 2051
 _SET_BITRATE: Final = 4002
 _GET_LOOKAHEAD: Final = 4027
-# 120 ms as six frames of 20 ms, each of the 1275 bytes that RFC 6716, 3.2.1 allows, and the TOC.
+# A packet of 120 ms is six frames of 20 ms, each of the 1275 bytes that RFC 6716, 3.2.1 allows, and the
+# TOC byte.
 _MAX_PACKET_BYTES: Final = 6 * (1275 + 2) + 2
 
 # Every decoder writes here and copies out before it returns, so one buffer serves all of them: 23 KiB
@@ -56,21 +57,21 @@ class _Library:
 
 @functools.cache
 def _library() -> _Library:
-    """Load libopus: at the first use, so that a server of PCM alone runs without it."""
+    """Load libopus at its first use, so that a server of PCM alone runs without it."""
     with warnings.catch_warnings():
-        # opuslib 3.0.1 compares with a literal by identity: a warning whenever it is compiled.
+        # opuslib 3.0.1 compares with a literal by identity, of which Python warns when it compiles it.
         warnings.simplefilter("ignore", SyntaxWarning)
         try:
             from opuslib.api import libopus
         except Exception as error:
-            # A bare Exception is what opuslib raises where it finds no library.
+            # opuslib raises a bare Exception where it finds no library.
             raise OpusUnavailable(
                 "Opus needs libopus, which is not installed: apt-get install libopus0"
             ) from error
     pointer, integer, length = ctypes.c_void_p, ctypes.c_int, ctypes.c_int32
 
     def function(name: str, *argument_types: Any) -> Any:
-        # Subscription makes a new function object: opuslib's own argument types stay as they are.
+        # Subscription makes a new function object, so opuslib's own argument types stay as they are.
         made = libopus[name]
         made.argtypes = argument_types
         made.restype = integer
@@ -82,7 +83,7 @@ def _library() -> _Library:
         decode=function("opus_decode", pointer, ctypes.c_char_p, length, pointer, integer, integer),
         encoder_bytes=function("opus_encoder_get_size", integer),
         init_encoder=function("opus_encoder_init", pointer, length, integer, integer),
-        # Variadic: the types of the two arguments that are always there.
+        # The function is variadic; these are the types of the two arguments that are always there.
         control_encoder=function("opus_encoder_ctl", pointer, integer),
         encode=function("opus_encode", pointer, ctypes.c_char_p, integer, pointer, length),
     )
@@ -113,12 +114,12 @@ class OpusDecoder:
         """Make the state.
 
         Args:
-            sample_rate: of the output, one of `OPUS_SAMPLE_RATES`.
-            channels: of the output, 1 or 2, whatever the packets hold.
+            sample_rate: the output's rate, one of `OPUS_SAMPLE_RATES`.
+            channels: the output's channels, 1 or 2, whatever the packets hold.
 
         Raises:
             OpusUnavailable: libopus is not installed.
-            ValueError: an argument out of its range.
+            ValueError: an argument is out of its range.
         """
         _check(sample_rate, channels)
         library = _library()
@@ -144,7 +145,7 @@ class OpusDecoder:
         state = self._state
         if state is None:
             raise ValueError("the decoder is closed")
-        # No packet at all asks libopus to conceal the whole of the buffer: never offer it one.
+        # An empty packet would ask libopus to conceal the whole of the buffer, so it never gets one.
         samples = (
             self._decode(state, packet, len(packet), _decoded_address, self._capacity, 0)
             if packet
@@ -187,11 +188,11 @@ class OpusEncoder:
         Args:
             sample_rate: one of `OPUS_SAMPLE_RATES`.
             channels: 1 or 2.
-            bitrate: in bits per second, 500 to 512,000 as libopus takes it.
+            bitrate: bits per second; libopus takes 500 to 512,000.
 
         Raises:
             OpusUnavailable: libopus is not installed.
-            ValueError: an argument out of its range.
+            ValueError: an argument is out of its range.
         """
         _check(sample_rate, channels)
         library = _library()
@@ -210,7 +211,7 @@ class OpusEncoder:
         """Return one packet of interleaved s16le.
 
         Raises:
-            ValueError: not 2.5, 5, 10, 20, 40, 60, 80, 100 or 120 ms.
+            ValueError: the audio is not 2.5, 5, 10, 20, 40, 60, 80, 100 or 120 ms long.
         """
         samples, rest = divmod(len(pcm), self._bytes_per_frame)
         size = self._encode(self._state, pcm, samples, _encoded, _MAX_PACKET_BYTES)

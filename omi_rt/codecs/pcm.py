@@ -9,8 +9,8 @@ class PCMDecoder:
     """Gives whole sample frames on; the part of one that ends a message waits for the next.
 
     Attributes:
-        concealed_packets: 0; there is nothing to conceal in PCM.
-        failures_in_a_row: 0, likewise.
+        concealed_packets: always 0, because there is nothing to conceal in PCM.
+        failures_in_a_row: always 0 as well.
     """
 
     __slots__ = ("_carry", "_frame_bytes", "concealed_packets", "failures_in_a_row")
@@ -23,7 +23,7 @@ class PCMDecoder:
         self.failures_in_a_row = 0
 
     def decode(self, message: bytes) -> bytes:
-        """Return the whole frames there are: the very same object where nothing is carried."""
+        """Return the whole frames there are, which is the very same object where nothing is carried."""
         if not self._carry and len(message) % self._frame_bytes == 0:
             return message
         data = self._carry + message

@@ -31,18 +31,18 @@ if TYPE_CHECKING:
     from omi_rt.codecs.wav import FloatSamples
 
 MAX_BYTES: Final = 1 << 30
-"""Of a file: 9 hours of 16 kHz mono as WAV."""
+"""A file may be this large, which is 9 hours of 16 kHz mono as WAV."""
 MAX_DECODED_BYTES: Final = 1 << 31
-"""Of the audio that comes of it: 3 hours of 44.1 kHz stereo."""
+"""The decoded audio may be this large, which is 3 hours of 44.1 kHz stereo."""
 _BLOCK_FRAMES: Final = 4_096
 _UNKNOWN_FRAMES: Final = 1 << 40
-"""libsndfile says a number of at least this where the file says none."""
+"""Where a file does not say how many frames it has, libsndfile says this number or more."""
 _TOLERANCE_SECONDS: Final = 0.1
 """Formats that count in packets announce up to one packet too much."""
 _MOST_TAG_BYTES: Final = 1_024
-"""What a decoder may leave unread at the end of an MP3 file; the usual tag has 128 bytes."""
+"""A decoder may leave this much unread at the end of an MP3 file; the usual tag has 128 bytes."""
 _EXACT_SUBTYPES: Final = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
-"""libsndfile's names of what can be read from anywhere; FLAC is PCM to it."""
+"""These are libsndfile's names of codecs that can be read from anywhere; FLAC is PCM to it."""
 _HOW_TO_CONVERT: Final = "convert it, for example with: ffmpeg -i FILE talk.wav"
 _OGG_PAGE: Final = b"OggS"
 _OGG_HEADER_BYTES: Final = 27
@@ -50,7 +50,7 @@ _OGG_LAST_PAGE: Final = 0x04
 
 
 class RecordingError(OmiRtError):
-    """The bytes are no recording that can be read; the message is one clear line."""
+    """The bytes are not a recording that can be read; the message is one clear line."""
 
 
 @frozen
@@ -66,7 +66,7 @@ class Recording:
 class _Decoded:
     audio: WavAudio
     announced_seconds: float | None
-    """None where the file does not say."""
+    """The length that the file claims; None where it claims none."""
     is_damaged: bool
     """Whether the decoder gave up."""
 
@@ -74,7 +74,7 @@ class _Decoded:
 def read_recording(data: bytes) -> Recording:
     """Read a recording: WAV of any codec, FLAC, MP3, Ogg Vorbis or Opus, and what else libsndfile knows.
 
-    Of a file that ends early, what is there is taken, and ``shortfall`` tells.
+    Of a file that ends early, what is there is taken, and ``shortfall`` tells that the rest is missing.
 
     Raises:
         RecordingError: it cannot be read; the message says what would help.
@@ -100,7 +100,7 @@ def _decode_any(data: bytes, missing_share: float) -> Recording:
     elif announced is not None and announced - seconds < _TOLERANCE_SECONDS:
         announced = seconds
     elif announced is not None and _is_mp3(data) and not _mp3_counts(data):
-        # Only an estimate, from the first frames and the size.
+        # The announced length is only an estimate, made from the first frames and the size.
         announced = seconds
     is_cut = is_cut or missing_share > 0
     shortfall = _shortfall(seconds, announced, is_cut=is_cut, is_damaged=decoded.is_damaged)
@@ -138,7 +138,7 @@ def _decode(data: bytes) -> _Decoded:
                 raise RecordingError(f"the recording has a sample rate of {rate} Hz")
             _check_size((announced or 0) * channels * BYTES_PER_SAMPLE)
             pcm, is_damaged = bytearray(), False
-            # The library seeks after each read, and a seek costs a lossy codec what it carries over.
+            # The library seeks after each read, and by a seek a lossy codec loses what it carries over.
             is_lossless = file.subtype.startswith(_EXACT_SUBTYPES) or announced is None
             blocks = _read_blocks(file) if is_lossless else _read_at_once(file)
             try:
@@ -163,7 +163,7 @@ def _decode(data: bytes) -> _Decoded:
 
 
 def _read_blocks(file: Any) -> Iterator[FloatSamples]:
-    """Yield what there is, block by block; before an error, what the decoder had until then.
+    """Yield what there is, block by block, and before an error what the decoder had until then.
 
     Raises ``SoundFileError``, and returns where the file ends.
     """
@@ -173,7 +173,7 @@ def _read_blocks(file: Any) -> Iterator[FloatSamples]:
         try:
             count = len(file.read(out=block))
         except Exception:
-            # How much it had is not said: what it had is no longer what was filled in.
+            # The library does not say how much it had, but those samples are no longer what was filled in.
             yield block[: int((~np.isnan(block[:, 0])).sum())]
             raise
         if not count:

@@ -22,11 +22,12 @@ if TYPE_CHECKING:
 FloatSamples: TypeAlias = "np.ndarray[tuple[int, ...], np.dtype[np.float32]]"
 
 SAMPLE_RATES: Final = range(1_000, 384_001)
-"""What is taken for a real sample rate, in Hz: a header of 1 Hz would turn a small file into hours."""
+"""Only these are taken for real sample rates, in Hz; a header of 1 Hz would turn a small file into hours."""
 
 _HEADER_BYTES: Final = 44
 _OPEN_ENDED: Final = 0x7FFF_0000
-"""From this size on: ffmpeg leaves 0xFFFFFFFF in a pipe, sox 0x7FFFF000, arecord 0x7FFFFFFF or so."""
+"""From this size on a chunk's end is unknown: into a pipe ffmpeg writes 0xFFFFFFFF, sox 0x7FFFF000,
+arecord 0x7FFFFFFF or so."""
 _PCM: Final = 0x0001
 _EXTENSIBLE: Final = 0xFFFE
 # The tail that every sub-format GUID has when its first two bytes are an old format tag
@@ -42,7 +43,7 @@ _TAG_NAMES: Final = {
 
 
 class WavError(OmiRtError):
-    """The bytes are no WAV file that can be read; the message is one clear line."""
+    """The bytes are not a WAV file that can be read; the message is one clear line."""
 
 
 class NotWav(WavError):
@@ -50,7 +51,7 @@ class NotWav(WavError):
 
 
 class NotLinearPCM(WavError):
-    """It is a WAV file of a codec that is not read here."""
+    """The bytes are a WAV file of a codec that is not read here."""
 
 
 @frozen
@@ -58,9 +59,9 @@ class WavAudio:
     """Audio in memory."""
 
     sample_rate: int
-    """In Hz."""
+    """The sample rate in Hz."""
     channels: int
-    """At least 1."""
+    """The number of channels, at least 1."""
     pcm: bytes = field(repr=False)
     """Interleaved s16le, whole sample frames only."""
 
@@ -71,7 +72,7 @@ class WavAudio:
 
     @property
     def seconds(self) -> float:
-        """How long it plays."""
+        """How long the audio plays, in seconds."""
         return self.samples / self.sample_rate
 
 
@@ -87,13 +88,13 @@ class _Format:
 
 
 def read_wav(data: bytes) -> WavAudio:
-    """Read a RIFF WAV file of linear PCM with 8, 16, 24 or 32 bits, any channel count.
+    """Read a RIFF WAV file of linear PCM with 8, 16, 24 or 32 bits and any number of channels.
 
     More than 16 bits are cut to the upper 16. Of a file that ends early the whole sample frames
-    that are there are taken; `missing_wav_share` tells.
+    that are there are taken; `missing_wav_share` tells how much is missing.
 
     Raises:
-        WavError: it is something else; the message says what.
+        WavError: the data is something else; the message says what.
     """
     if not _is_wav(data):
         raise NotWav("not a WAV file (no RIFF WAVE header)")
@@ -116,7 +117,7 @@ def read_wav(data: bytes) -> WavAudio:
 def missing_wav_share(data: bytes) -> float:
     """Return the share of its audio, 0 to 1, that a WAV file of any codec announces and does not have.
 
-    A writer to a pipe knows no size and announces the largest, or 0: from that nothing follows.
+    A writer to a pipe does not know the size and announces the largest, or 0; nothing follows from that.
     """
     for name, body, size in _chunks(data) if _is_wav(data) else ():
         if name == b"data":
@@ -142,7 +143,7 @@ def convert(audio: WavAudio, sample_rate: int, channels: int) -> WavAudio:
         samples = soxr.resample(samples, audio.sample_rate, sample_rate, quality="HQ")
     if channels != samples.shape[1]:
         samples = samples.repeat(channels, axis=1)
-    # Resampling overshoots at full scale.
+    # Resampling overshoots at full scale, so the result is clipped.
     rounded = np.clip(np.rint(samples), -32_768, 32_767).astype("<i2")
     return WavAudio(sample_rate, channels, rounded.tobytes())
 
@@ -223,7 +224,7 @@ def _to_s16le(data: bytes, bits: int) -> bytes:
     if bits == 16:
         return data
     if bits == 8:
-        # The one width that WAV stores unsigned.
+        # This is the one width that WAV stores unsigned.
         centred = np.frombuffer(data, np.uint8).astype(np.int16) - 128
         return (centred * 256).astype("<i2").tobytes()
     octets = np.frombuffer(data, np.uint8).reshape(-1, bits // 8)

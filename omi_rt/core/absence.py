@@ -12,15 +12,16 @@ from attrs import define
 from omi_rt.core.answers import PAUSE_SECONDS
 
 AWAY_SECONDS = 30.0
-"""A provider that has moved no watermark for that long is away, unless the backlog holds more."""
+"""A provider that has moved no watermark for this long is away, unless the backlog holds more."""
 AWAY_MARGIN_SECONDS = 10.0
-"""A full backlog holds the device back for that long before any of its audio is given up."""
+"""A full backlog holds the device back for this long before any of its audio is given up."""
 AWAY_EPOCHS = 3
+"""A provider is away when this many epochs in a row have moved no watermark."""
 
 
 @define
 class Absence:
-    """Whether Deepgram counts as away: then a full backlog gives up its oldest audio.
+    """Whether Deepgram counts as away, so that a full backlog gives up its oldest audio.
 
     It is away while no epoch is open and a dial has failed, and when three epochs in a row, or
     ``away_seconds``, have not moved the watermark. (While the first dial after a drop is still
@@ -38,7 +39,7 @@ class Absence:
     def note_audio(self, now: float) -> None:
         """Note that there is audio that waits for a final.
 
-        A pause of the device's is not held against Deepgram: the wait begins anew after it.
+        A device's pause is not held against Deepgram: the wait begins anew after it.
         """
         if self._waiting_since is None or now - self._received_at >= PAUSE_SECONDS:
             self._waiting_since = now
@@ -49,7 +50,7 @@ class Absence:
         self._received_at = now
 
     def note_silence_passed(self, now: float, *, pending: bool) -> None:
-        """Note that silence was passed: the wait begins anew, but no epoch has shown itself good."""
+        """Note that silence was passed, so that the wait begins anew; no epoch has proved good by it."""
         self._waiting_since = now if pending else None
 
     def note_progress(self, now: float, *, pending: bool) -> None:
@@ -58,7 +59,7 @@ class Absence:
         self._idle_epochs = 0
 
     def note_work(self, now: float) -> None:
-        """Note that the provider is busy and gets on: whoever works is not away."""
+        """Note that the provider is busy and gets on, which means that it is not away."""
         if self._waiting_since is not None:
             self._waiting_since = now
 

@@ -24,6 +24,8 @@ class Obstacle(Enum):
     MEMORY = "memory"
     RECOGNISER = "recogniser"
     BREAKER = "breaker"
+    LOGIN = "login"
+    LAG = "lag"
 
 
 @frozen
@@ -32,7 +34,7 @@ class Refusal:
 
     obstacle: Obstacle
     reason: str
-    """For whoever asks; it holds no secret."""
+    """The sentence that the refused peer is shown; it holds no secret."""
 
 
 def find_refusal(
@@ -43,18 +45,26 @@ def find_refusal(
     is_memory_full: bool,
     has_room: bool,
     refused: int | None,
+    login_problem: str | None = None,
+    lag_ms: float = 0.0,
+    max_lag_ms: float = 100.0,
 ) -> Refusal | None:
     """Decide whether new sessions are sent away.
 
-    A profile store that fails is no reason: it costs a session the names, and no word.
+    A profile store that fails is no reason to send anybody away: sessions lose the speakers' names by
+    it, but not a word.
 
     Args:
-        is_draining: the server is going.
-        sessions: that run.
-        max_sessions: that may run.
-        is_memory_full: what the sessions keep has reached its bound.
-        has_room: the recogniser can carry another session, as far as it says.
-        refused: the HTTP status with which Deepgram refuses what all sessions have in common.
+        is_draining: whether the server is shutting down.
+        sessions: the number of sessions that run now.
+        max_sessions: the number of sessions that may run at once.
+        is_memory_full: whether the audio that all sessions keep has reached its bound.
+        has_room: whether the recogniser can carry another session, as far as it says.
+        refused: the HTTP status with which Deepgram refuses what all sessions have in common; None
+            where it refuses nothing.
+        login_problem: why nobody can log in; None where logins work.
+        lag_ms: the milliseconds by which the event loop is late.
+        max_lag_ms: the milliseconds by which it may be late; 0 allows any.
     """
     if is_draining:
         return Refusal(Obstacle.DRAINING, "going away")
@@ -65,6 +75,10 @@ def find_refusal(
     if not has_room:
         words = "the embedded recogniser cannot carry another session now"
         return Refusal(Obstacle.RECOGNISER, words)
+    if 0 < max_lag_ms < lag_ms:
+        return Refusal(Obstacle.LAG, f"too busy: {lag_ms:.0f} ms late, of {max_lag_ms:g} ms")
+    if login_problem is not None:
+        return Refusal(Obstacle.LOGIN, login_problem)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
         return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")

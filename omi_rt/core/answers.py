@@ -38,19 +38,20 @@ if TYPE_CHECKING:
     from omi_rt.core.patience import Patience
 
 PAUSE_SECONDS = 5.0
-"""A device that has sent no audio for that long has paused."""
+"""A device that has sent no audio for this long has paused."""
 QUIET_WAIT_SECONDS = 3.0
 """Finalize waits at most this long for a quiet moment, so that it cuts no word in two."""
 CHANNEL_GRACE_SECONDS = 5.0
 """A channel that was asked may answer this much later than answers usually come."""
 CALM_SECONDS = 4.0
-"""Finals are usually no further apart than that: nothing is looked at before."""
+"""An epoch is not judged before this much audio has gone up without a final, because finals are usually
+no further apart than that."""
 WORK_SECONDS = 5.0
-"""A provider that has said that it gets on is left alone for that long; it says so once a second."""
+"""A provider that has said that it gets on is left alone for this long; it says so once a second."""
 _MARK_SECONDS = 0.25
-"""Times of sending are remembered at this distance."""
+"""The time of sending is remembered once for every stretch of audio of this length."""
 _ONSET_SECONDS = 0.3
-"""Of the silence before a sound this much stays, so that a soft beginning stays with its word."""
+"""This much silence before a sound is not passed, so that a soft beginning stays with its word."""
 
 
 @frozen
@@ -64,6 +65,7 @@ class Judgement:
     behind: tuple[tuple[int, int], ...] = ()
     """Channels that do not answer, each with the position that the others have reached."""
     gives_up: bool = False
+    """Whether the connection is no longer worth keeping."""
 
 
 NOTHING = Judgement()
@@ -107,7 +109,7 @@ class _Channel:
 
     finder: SoundFinder
     later_finder: SoundFinder
-    """Looks behind what Finalize has asked for."""
+    """Looks for sound in the audio that follows what Finalize has asked for."""
     asked_until: int = 0
     """Position up to which Finalize has asked for finals."""
     asked_at: float = 0.0
@@ -179,7 +181,8 @@ class AnswerWatch:
     def record_work(self, seconds_worked: float, now: float) -> bool:
         """Note that the provider says how far it has come; return whether it has got on since.
 
-        Whoever works is not silent, and where it has not got on, saying so counts for nothing.
+        A provider that works is not silent. One that reports the same figure again has not got on,
+        and its report counts for nothing.
         """
         if seconds_worked <= self._worked:
             return False
@@ -192,7 +195,7 @@ class AnswerWatch:
         What it returns is to be carried out: a channel counts as asked from then on.
         """
         if now - self.worked_at < WORK_SECONDS:
-            # It has the audio and will come to it. Finalize would only wait in the same line.
+            # The provider has the audio and will come to it; Finalize would only queue up behind it.
             return NOTHING
         calm = self._coverage.audio_format.samples(min(CALM_SECONDS, self._patience.ask_seconds))
         if not pauses and self._sent - self._coverage.watermark < calm:
@@ -263,7 +266,7 @@ class AnswerWatch:
         sound: int | None = channel.sound
         start = max(self._coverage.watermark_of(number), channel.asked_until)
         if channel.sound < start:
-            # It has been asked for. What sounds behind that is worth a question of its own.
+            # This sound has been asked for already. One that follows it deserves a Finalize of its own.
             sound = channel.later_finder.first_sound(backlog, start, self._sent)
         if sound is None:
             return False
@@ -278,15 +281,15 @@ class AnswerWatch:
         return is_quiet or now - channel.wants_since >= QUIET_WAIT_SECONDS
 
     def _pass_until(self, channel: _Channel, number: int, now: float) -> int:
-        """Where the silence ends that no answer is awaited for any more."""
+        """The position where the silence ends for which no answer is awaited any more."""
         overdue = self._times.sent_by(now - self._patience.ask_seconds)
         margin = self._coverage.audio_format.samples(_ONSET_SECONDS)
         mark = self._coverage.watermark_of(number)
-        # Looked through up to what was sent: the latest of it may be a word's soft beginning.
+        # The search goes up to what was sent, and its last moments may be a word's soft beginning.
         return max(mark, min(overdue, self._sent - margin))
 
     def _others_reached(self, channel: _Channel, number: int, now: float) -> int:
-        """How far the channels have come that answer, where this one was asked and does not."""
+        """The position that the answering channels have reached, where this one was asked and is silent."""
         mark = self._coverage.watermark_of(number)
         grace = CHANNEL_GRACE_SECONDS + self._patience.lag_seconds
         if channel.asked_until <= mark or now - channel.asked_at < grace:

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from omi_rt.core.votes import Label
 
 MAX_PAIRS = 1000
-"""The oldest are forgotten first."""
+"""At most this many pairs are remembered; the oldest are forgotten first."""
 
 
 class Apart:
@@ -21,18 +21,18 @@ class Apart:
     __slots__ = ("_pairs",)
 
     def __init__(self) -> None:
-        # An ordered set.
+        # The dictionary serves as an ordered set.
         self._pairs: dict[frozenset[Voice], None] = {}
 
     def note(self, one: Voice, another: Voice) -> None:
-        """Note that two voices are two people's."""
+        """Note that two voices belong to two people."""
         if one != another:
             self._pairs[frozenset((one, another))] = None
             if len(self._pairs) > MAX_PAIRS:
                 del self._pairs[next(iter(self._pairs))]
 
     def note_claims(self, claims: Mapping[Label, set[Voice]]) -> None:
-        """Note who has different labels in one epoch, and shares none on any channel."""
+        """Note which voices have different labels in one epoch and share no label on any channel."""
         together = {
             frozenset(pair) for claimants in claims.values() for pair in combinations(claimants, 2)
         }
@@ -44,10 +44,10 @@ class Apart:
                             self.note(one, another)
 
     def has_pair(self, voices: Iterable[Voice]) -> bool:
-        """Whether any two of the voices are two people's."""
+        """Whether any two of the voices belong to two people."""
         return any(frozenset(pair) in self._pairs for pair in combinations(voices, 2))
 
     def merge(self, source: int, into: int) -> None:
-        """Two numbers turned out to be one voice."""
+        """Treat two numbers as one voice from now on, because they turned out to be one."""
         pairs = (frozenset(into if v == source else v for v in pair) for pair in self._pairs)
         self._pairs = {pair: None for pair in pairs if len(pair) == 2}

@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
 
 BLOCK_SECONDS = 0.1
-"""What arrives is kept in blocks of about that length: an object for each 10 ms of audio would take
+"""Audio is kept in blocks of about this length, because an object for each 10 ms of audio would take
 half as much memory again as the audio."""
 
 _BLOCK_OVERHEAD_BYTES = 200
-"""What a block takes besides its audio: two objects and a place in the queue."""
+"""A block takes this much memory besides its audio: two objects and a place in the queue."""
 _UNBOUNDED = 1 << 62
 
 _position = attrgetter("position")
@@ -31,11 +31,11 @@ class _Block:
     position: int
     """Session position of the first sample."""
     data: bytearray | None = field(repr=False)
-    """None is digital silence, of which only the length is kept."""
+    """The audio; None stands for digital silence, of which only the length is kept."""
     silent_samples: int = 0
 
     def samples(self, frame_bytes: int) -> int:
-        """Its length."""
+        """The block's length in samples."""
         return self.silent_samples if self.data is None else len(self.data) // frame_bytes
 
 
@@ -43,8 +43,8 @@ class Backlog:
     """The stretch of audio between the lowest watermark and the newest sample.
 
     It has no holes: audio comes in at the end and leaves at the start, because a final covered it
-    (`trim`) or because there was no more room for it (`drop`). Both return what they took away, so
-    that whoever calls can account for it.
+    (`trim`) or because there was no more room for it (`drop`). Both return what they have taken away,
+    so that the caller can account for it.
     """
 
     __slots__ = (
@@ -70,11 +70,11 @@ class Backlog:
         self._latest = b""
         self._latest_position = 0
         self.held_bytes = 0
-        """Memory that its blocks take; the budget has the sum over all backlogs."""
+        """Bytes of memory that the blocks take; the budget has the sum over all backlogs."""
         self.capacity = capacity
-        """Samples that it is meant to hold; the owner stops reading or drops beyond it."""
+        """Samples that the backlog is meant to hold; beyond it the owner stops reading, or drops."""
         self.start = 0
-        """Session position of the oldest sample, or `end` where it is empty."""
+        """Session position of the oldest sample, or `end` where the backlog is empty."""
         self.end = 0
         """Session position just behind the newest sample."""
 
@@ -85,18 +85,18 @@ class Backlog:
 
     @property
     def pending(self) -> int:
-        """Samples that are here: counted block by block, never as a difference of positions."""
+        """Samples that are held, counted block by block and never as a difference of positions."""
         return sum(block.samples(self._frame_bytes) for block in self._blocks)
 
     def append(self, payload: bytes) -> int:
-        """Add audio, whole samples, at the end; returns how many."""
+        """Add audio of whole samples at the end; return how many samples that were."""
         size = len(payload)
         samples = size // self._frame_bytes
         if samples:
             blocks, block = self._blocks, None
             if blocks:
                 block = blocks[-1]
-            # A longer one is not kept twice.
+            # A payload longer than a block is not kept a second time.
             self._latest = payload if size <= self._block_bytes else b""
             self._latest_position = self.end
             if block is not None and block.data is not None and len(block.data) < self._block_bytes:
@@ -108,15 +108,16 @@ class Backlog:
                 blocks.append(_Block(self.end, bytearray(payload)))
                 self._hold(size + _BLOCK_OVERHEAD_BYTES)
                 if size >= self._block_bytes:
-                    # At once: many decoded packets come as one.
+                    # Many decoded packets came as one payload, and nothing is added to its block.
                     self._seal(blocks[-1])
             self.end += samples
         return samples
 
     def _seal(self, block: _Block) -> None:
-        """Keep a block that nothing is added to any more as a length, if it is silence.
+        """Replace the audio of a block that is complete by its length, if it is digital silence.
 
-        Looked at once for each block: speech differs from silence within its first bytes.
+        Each block is looked at once. That is cheap, because speech differs from silence within its
+        first bytes.
         """
         data = block.data
         if data is None or data[0] or data[-1] or data != bytes(len(data)):
@@ -143,7 +144,7 @@ class Backlog:
         if position >= end:
             return None
         if position == self._latest_position and self._latest and end - position <= limit:
-            # A live stream reads just what came last: no search, no copy.
+            # A live stream reads just what came last, which needs no search and no copy.
             return AudioChunk(position, end - position, self._latest)
         until = min(position + limit, end)
         index = bisect_right(self._blocks, position, key=_position) - 1
@@ -161,7 +162,7 @@ class Backlog:
         return AudioChunk(position, until - position, b"".join(parts))
 
     def trim(self, position: int) -> int:
-        """Forget what lies before ``position``, which a final has covered; returns its samples."""
+        """Forget what lies before ``position``, which a final has covered; return its samples."""
         position = min(position, self.end)
         taken = 0
         blocks, size = self._blocks, self._frame_bytes
@@ -187,5 +188,5 @@ class Backlog:
         return taken
 
     def drop(self, samples: int) -> int:
-        """Give up the oldest ``samples``; returns how many there were."""
+        """Give up the oldest ``samples``; return how many there were."""
         return self.trim(self.start + samples) if samples > 0 else 0

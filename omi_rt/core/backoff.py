@@ -16,8 +16,8 @@ MAX_RETRY_AFTER_SECONDS = 120.0
 class Backoff:
     """Full-jitter exponential back-off: the first try at once, then random below a growing cap.
 
-    Reset when Results arrive, not when a connection opens: a provider that accepts and drops at
-    once would be hammered otherwise.
+    It is reset when Results arrive, not when a connection opens, because a provider that accepts a
+    connection and drops it at once would be hammered otherwise.
     """
 
     _random: Random
@@ -25,11 +25,11 @@ class Backoff:
     """Failures in a row since Results last arrived."""
 
     def reset(self) -> None:
-        """Results arrived: all is well."""
+        """Forget all failures, because Results have arrived."""
         self.failures = 0
 
     def after_failure(self, retry_after: float | None = None) -> float:
-        """Return the seconds to wait before the next try; ``retry_after`` is the least."""
+        """Count a failure; return the seconds to wait before the next try, ``retry_after`` at least."""
         self.failures += 1
         delay = 0.0
         if self.failures > 1:

@@ -11,7 +11,8 @@ from attrs import define
 from omi_rt.core.token_bucket import TokenBucket
 
 PROBE_SECONDS = 10.0
-"""While open, one session is let through this often, to see whether it has passed."""
+"""While the breaker is open, one session is let through this often, to see whether Deepgram still
+refuses."""
 OPENING_STATUSES = frozenset(
     {
         HTTPStatus.UNAUTHORIZED,
@@ -20,14 +21,14 @@ OPENING_STATUSES = frozenset(
         HTTPStatus.NOT_FOUND,
     }
 )
-"""Refusals that concern every session: the key, the credit, the model, the path."""
+"""These HTTP statuses refuse every session alike: for the key, the credit, the model or the path."""
 
 
 @define
 class Breaker:
     """Answers new sessions without dialling once Deepgram refused what all sessions have in common.
 
-    Closed until a refusal opens it; an open connection closes it again.
+    It is closed until a refusal opens it, and the next open connection closes it again.
     """
 
     _random: Random
@@ -35,8 +36,8 @@ class Breaker:
     """The HTTP status that opened it, or None while it is closed."""
     _next_probe: float = 0.0
 
-    def refused(self, status: int, now: float) -> bool:
-        """Note a final refusal; returns whether that opened the breaker."""
+    def record_refusal(self, status: int, now: float) -> bool:
+        """Note a final refusal; return whether that opened the breaker."""
         if status not in OPENING_STATUSES:
             return False
         was_closed = self.opened_by is None
@@ -44,8 +45,8 @@ class Breaker:
         self._next_probe = now + PROBE_SECONDS
         return was_closed
 
-    def succeeded(self) -> None:
-        """Note an open connection."""
+    def record_success(self) -> None:
+        """Note an open connection, which closes the breaker."""
         self.opened_by = None
 
     def retry_after(self, now: float) -> int | None:
@@ -72,18 +73,18 @@ class DialGate:
     """Whether the last dial of the process failed."""
 
     def reserve(self, now: float, *, is_redial: bool) -> float:
-        """Take a place in the queue; returns the seconds until its turn, 0.0 where there is none."""
+        """Take a place in the queue; return the seconds until its turn, 0.0 where nobody queues."""
         if not is_redial and not self.failing:
             return 0.0
         return self._bucket.reserve(now)
 
     def give_back(self) -> None:
-        """Leave the queue: the dial is not made after all."""
+        """Leave the queue, because the dial is not made after all."""
         self._bucket.give_back()
 
 
 FULL_SECONDS = 60.0
-"""For so long after a refusal for want of room no connection is opened that can wait."""
+"""After a refusal for want of room, connections that can wait are not opened for this long."""
 
 
 @define
@@ -95,19 +96,19 @@ class PrimingGate:
     """
 
     most: int
-    """Connections at once."""
+    """The number of such connections that may exist at once."""
     primed: int = 0
-    """Those that are open or being dialled."""
+    """The number of such connections that are open or being dialled."""
     dialling: int = 0
-    """Sessions' own connections that are not open yet."""
+    """The number of sessions' own connections that are not open yet."""
     _full_until: float = -math.inf
 
     def may_begin(self, now: float) -> bool:
         """Whether another may be opened."""
         return self.primed < self.most and not self.dialling and now >= self._full_until
 
-    def refused(self, status: int, now: float) -> bool:
-        """Note a refusal; returns whether there is no room, and who can wait has to go."""
+    def record_refusal(self, status: int, now: float) -> bool:
+        """Note a refusal; return whether it was for want of room, so that whoever can wait must go."""
         if status != HTTPStatus.TOO_MANY_REQUESTS:
             return False
         self._full_until = now + FULL_SECONDS

@@ -6,11 +6,12 @@ from typing import Final
 
 _DRAINED_SHARE: Final = 1.0
 _UNDRAINED_SHARE: Final = 0.25
-"""Of what is free: so much may one backlog hold (Choudhury and Hahne's dynamic thresholds, 1998)."""
+"""One backlog may hold this share of what is still free, by whether finals drain it (the dynamic
+thresholds of Choudhury and Hahne, 1998)."""
 _SCARCE_SHARE: Final = 0.5
-"""Of the capacity, held: from here on sessions look whether they may be read."""
+"""Once this share of the capacity is held, sessions ask whether their devices may be read."""
 _FULL_SHARE: Final = 0.9
-"""Of the capacity, held: from here on there is no room for a new session."""
+"""Once this share of the capacity is held, there is no room for a new session."""
 
 
 class BacklogBudget:
@@ -26,11 +27,11 @@ class BacklogBudget:
     def __init__(self, capacity_bytes: int) -> None:
         self.capacity_bytes = capacity_bytes
         self.held_bytes = 0
-        """Kept by the backlogs themselves."""
+        """Bytes that all backlogs hold together; the backlogs themselves keep this number."""
 
     @property
     def is_scarce(self) -> bool:
-        """Whether to ask `has_room_for` at all."""
+        """Whether so much is held that sessions must ask `has_room_for`."""
         return self.held_bytes > _SCARCE_SHARE * self.capacity_bytes
 
     @property

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     from omi_rt.core.votes import HeardAgain, Label
 
 MAX_CORRECTED_SEGMENTS = 200
-"""The last ones of a session, which a correction names."""
+"""A correction can name at most this many of a session's segments, the last ones."""
 VERIFIED_SHARE = 0.9
-"""Of the words of a segment that were heard again, by their time: so much must be under the label."""
+"""Of those words of a segment that were heard again, this share of the time must be under the label."""
 COVERED_SHARE = 0.5
-"""Of the time of all words of a segment: so much must have been heard again under the label."""
+"""Of the time of all words of a segment, this share must have been heard again under the label."""
 
 
 class SentSegments:
@@ -33,7 +33,7 @@ class SentSegments:
     def __init__(self) -> None:
         self._segments: deque[Segment] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
         self.count = 0
-        """How many went out so far."""
+        """The number of segments that have gone out so far."""
 
     def remember(self, segment: Segment) -> None:
         """Keep a segment that goes out, without its words."""
@@ -42,14 +42,14 @@ class SentSegments:
         self._segments.append(segment)
 
     def merge(self, source: int, into: int) -> tuple[str, ...]:
-        """Give the segments of one number to another; returns their ids."""
+        """Give the segments of one number to another; return their ids."""
         moved = [segment for segment in self._segments if segment.speaker == source]
         for segment in moved:
             segment.speaker = into
         return tuple(segment.id for segment in moved)
 
     def take_back(self, number: int) -> tuple[str, ...]:
-        """Let all segments of a speaker be nobody's; returns their ids."""
+        """Let all segments of a speaker be nobody's; return their ids."""
         taken = [segment for segment in self._segments if segment.speaker == number]
         for segment in taken:
             segment.is_user, segment.person_id = False, None
@@ -62,11 +62,11 @@ class SentSegments:
         is_verified: Callable[[Segment], bool],
         since: int,
     ) -> tuple[str, ...]:
-        """Let the verified segments of a speaker be somebody's; returns the ids that this is new for.
+        """Let the verified segments of a speaker be somebody's; return the ids that this is new for.
 
         Args:
-            number: the speaker's.
-            identity: whose they are.
+            number: the speaker's number.
+            identity: whose segments they are.
             is_verified: tells whether a segment's words were heard again.
             since: segments from this one on, counted from the session's first, need no proof.
         """
@@ -88,9 +88,9 @@ def is_verified(segment: Segment, words: Sequence[HeardAgain], labels: set[Label
     """Tell whether a segment was heard again under the right labels.
 
     Args:
-        segment: that went out.
-        words: of its speaker, as the lead-in brought them again.
-        labels: that are the right ones.
+        segment: a segment that went out.
+        words: its speaker's words, as the lead-in brought them again.
+        labels: the labels that are this speaker's.
     """
     right = heard = 0
     for word in words:

@@ -32,7 +32,7 @@ class Gap:
     end: int
 
     def joined(self, later: Gap) -> Gap:
-        """This and a ``later`` one that follows it at once."""
+        """Return this gap and a ``later`` one that follows it at once, as one."""
         return Gap(self.start, later.end)
 
 
@@ -63,7 +63,7 @@ class Coverage:
         self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds), budget)
         self.ledger = Ledger()
         self.said = [SaidWords() for _ in range(audio_format.channels)]
-        """The words delivered last, of each channel."""
+        """The words delivered last, for each channel."""
         self.trusts_ends = True
         """Whether the provider's finals are believed to cover what they say."""
         self._watermarks = [0] * audio_format.channels
@@ -104,13 +104,13 @@ class Coverage:
         return self._watermarks[channel]
 
     def receive(self, payload: bytes) -> int:
-        """Take audio from the device; returns its samples."""
+        """Take audio from the device; return its samples."""
         samples = self.backlog.append(payload)
         self.ledger.received += samples
         return samples
 
     def finalise(self, channel: int, position: int) -> bool:
-        """Raise a channel's watermark; returns whether that moved it. It never goes back."""
+        """Raise a channel's watermark, which never goes back; return whether that moved it."""
         if position <= self._watermarks[channel]:
             return False
         self._watermarks[channel] = min(position, self.backlog.end)
@@ -128,7 +128,7 @@ class Coverage:
         return moved
 
     def finalise_unanswered(self, channel: int, position: int) -> bool:
-        """Raise the watermark of a channel that the provider does not answer to where others are."""
+        """Raise the watermark of a channel that gets no answer to where the others' are."""
         before = self.ledger.finalised
         moved = self.finalise(channel, position)
         self.ledger.finalised_unanswered += self.ledger.finalised - before
@@ -142,9 +142,9 @@ class Coverage:
         return any(moved)
 
     def pass_by(self, position: int) -> Gap | None:
-        """Give up what lies before ``position``: no connection answers for it.
+        """Give up what lies before ``position``, because no connection gives an answer for it.
 
-        Returns what is lost by that; None where nothing sounded, so that nothing is.
+        Returns what is lost by that, or None where nothing sounded, so that nothing is lost.
         """
         start, end = self.backlog.start, min(position, self.backlog.end)
         if end <= start:
@@ -156,11 +156,11 @@ class Coverage:
         return None
 
     def drop_excess(self) -> Gap | None:
-        """Give up the oldest audio beyond the capacity; returns what went, if any."""
+        """Give up the oldest audio beyond the capacity; return what went, if anything did."""
         return self._lose(self.backlog.excess)
 
     def lose_pending(self, sent_until: int = 0) -> Gap | None:
-        """Give up all that has no final: the session is over and nothing more will come.
+        """Give up all that has no final, because the session is over and nothing more will come.
 
         Audio that a provider had, before session position ``sent_until`` in samples, is not lost if
         nothing sounds in it.
@@ -192,7 +192,7 @@ class Coverage:
         chunk = self.backlog.read(start, mark - start)
         former = self._overlap
         if chunk is not None and former is not None and former.end == start > mark - most:
-            # A short step: the rest of the overlap is what was kept before.
+            # The watermark moved by less than the overlap, whose rest is what was kept before.
             keep = max(former.position, mark - most)
             skipped = (keep - former.position) * self.audio_format.frame_bytes
             payload = former.payload[skipped:] + chunk.payload

@@ -21,14 +21,16 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 EARLY_SECONDS = 14.0
-"""Of early speech in a lead-in at most: what ten seconds of the user's profile leave of it."""
+"""A lead-in holds at most this much early speech, which is what ten seconds of the user's profile leave
+room for."""
 TAIL_SECONDS = 5.0
-"""Of early speech that goes up when the epoch takes over: what was said too late for the lead-in."""
+"""At most this much early speech, said too late for the lead-in, goes up when the epoch takes over."""
 CLEAR_CONFIDENCE = 0.6
+"""A word counts as clear from this confidence (0 to 1) on."""
 _STRETCH_SECONDS = 3.0
 """A longer stretch is kept in pieces, so that a part of it can be sent."""
 _GAP_SECONDS = 0.5
-"""A pause between two words that is longer than that is not kept."""
+"""A pause between two words that is longer than this is not kept."""
 
 
 @frozen
@@ -36,7 +38,7 @@ class Stretch:
     """Consecutive words of one speaker."""
 
     number: int
-    """The speaker's, when it was heard."""
+    """The number that the speaker had when it was heard."""
     place: Place
     payload: bytes = field(repr=False)
     """linear16 of its one channel."""
@@ -80,7 +82,7 @@ class EarlySpeech:
 
     def _keep(self, number: int, run: list[HeardWord], backlog: Backlog) -> None:
         start, end = run[0].start, run[-1].end
-        # What follows a stretch that has no room is not kept either: there is no hole in between.
+        # Once a stretch finds no room, nothing that follows it is kept, so that there is no hole.
         self._is_full |= end - start > self._room
         if self._is_full or end <= start:
             return

@@ -6,7 +6,7 @@ from enum import Enum
 
 from attrs import frozen
 
-_KEPT_CLOSE_CODES = frozenset({1008, 1009, 1011})
+_KEPT_CLOSE_CODES = frozenset({1007, 1008, 1009, 1011})
 """These name a fault, and are passed on to a device that is lost; any other code becomes 1001."""
 
 
@@ -20,6 +20,8 @@ class EndingClass(Enum):
     STT_FAILED = "stt_failed"
     INTERNAL_ERROR = "internal_error"
     CANCELLED = "cancelled"
+    NO_AUDIO = "no_audio"
+    DAY_USED_UP = "day_used_up"
 
 
 @frozen
@@ -42,6 +44,8 @@ SERVER_GOING_AWAY = Ending("server_going_away", 1001, EndingClass.SERVER_GOING_A
 STT_FAILED = Ending("stt_failed", 1011, EndingClass.STT_FAILED)
 INTERNAL_ERROR = Ending("internal_error", 1011, EndingClass.INTERNAL_ERROR)
 CANCELLED = Ending("cancelled", 1001, EndingClass.CANCELLED)
+NO_AUDIO = Ending("no_audio", 1001, EndingClass.NO_AUDIO)
+DAY_USED_UP = Ending("day_used_up", 4002, EndingClass.DAY_USED_UP)
 CLIENT_IDLE = Ending(
     "NET-0001: neither audio nor a text message came within the timeout window",
     1011,

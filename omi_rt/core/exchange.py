@@ -505,9 +505,9 @@ class Exchange:
         return self._coverage.backlog.read(self._cursor, self._message_samples)
 
     def _account(self, chunk: AudioChunk, now: float) -> None:
-        # Before the send, not after: an answer may come while the send still waits for its turn.
+        # This comes before the send, because an answer may come while the send still waits for its turn.
         self.timeline.record_sent(chunk.position, chunk.samples)
-        self._cost.sent(chunk.position, chunk.end, planned=self._is_planned)
+        self._cost.record_sent(chunk.position, chunk.end, planned=self._is_planned)
         if self._overlap:
             self._overlap.popleft()
         self._cursor = chunk.end
@@ -539,7 +539,7 @@ class Exchange:
         return payload
 
     def _pieces(self, parts: Iterator[LeadInPart]) -> Iterator[tuple[bytes, LeadInPart, int]]:
-        """Cut a lead-in into messages: the audio, the part that it is of, and its first sample there."""
+        """Cut a lead-in into messages, each with the part that it is of and its first sample in it."""
         frame_bytes = self._format.frame_bytes
         step = self._message_samples * frame_bytes
         for part in parts:

@@ -20,5 +20,5 @@ def errors_in(group: BaseExceptionGroup[ErrorT]) -> Iterator[ErrorT]:
 
 
 def first_error(group: BaseExceptionGroup[ErrorT]) -> ErrorT:
-    """Return the first error of a group: where one task fails, it is the only one."""
+    """Return the first error of a group, which is the only one where a single task fails."""
     return next(errors_in(group))

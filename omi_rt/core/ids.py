@@ -1,4 +1,4 @@
-"""User and person ids: each names a folder, so it must not lead out of its own."""
+"""User and person ids: each names a folder, so none may lead out of the folder that holds it."""
 
 from __future__ import annotations
 
@@ -6,15 +6,16 @@ import unicodedata
 from typing import Final
 
 MAX_ID_CHARACTERS: Final = 128
-"""Of a uid or person id; Firebase allows its uids as many."""
+"""A uid or person id has at most this many characters, as Firebase's uids do."""
 ID_RULE: Final = (
     f"1 to {MAX_ID_CHARACTERS} characters, no '/' or '\\', no '..', "
     "not '.' alone, no control characters, not blank"
 )
 
-# Control characters, lone surrogates (which no file name can hold), line and paragraph separators.
+# These are control characters, lone surrogates (which no file name can hold), and line and paragraph
+# separators.
 _FORBIDDEN_CATEGORIES: Final = frozenset({"Cc", "Cs", "Zl", "Zp"})
-# Spaces, and what only steers the characters beside it: an id of nothing else looks like none.
+# These are spaces and format characters: an id that holds nothing else looks like no id at all.
 _BLANK_CATEGORIES: Final = frozenset({"Zs", "Cf"})
 
 

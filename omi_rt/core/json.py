@@ -13,7 +13,7 @@ import orjson
 
 
 class JSONError(ValueError):
-    """The text is no JSON."""
+    """The text is not JSON."""
 
 
 def dumps(value: Any) -> str:
@@ -25,7 +25,7 @@ def loads(text: str | bytes) -> Any:
     """Read JSON, and also the ``NaN`` and ``Infinity`` that some writers put into it.
 
     Raises:
-        JSONError: it is none.
+        JSONError: the text is not JSON.
     """
     try:
         return orjson.loads(text)
@@ -34,5 +34,5 @@ def loads(text: str | bytes) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError):
-        # Without the cause: its message quotes the text, which may be a transcript.
+        # The cause is left out, because its message quotes the text, which may be a transcript.
         raise JSONError("not JSON") from None

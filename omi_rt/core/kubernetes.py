@@ -17,7 +17,7 @@ _ADDRESS = re.compile(r"(tcp|udp|sctp)://\S+:\d+", re.IGNORECASE)
 
 
 def is_service_variable(name: str, value: str) -> bool:
-    """Whether Kubernetes made this variable: by its name, or by an address with its protocol."""
+    """Whether Kubernetes has made this variable, which shows in its name or in an address with a protocol."""
     if name.endswith(("_PORT", "_HOST")) and _ADDRESS.fullmatch(value.strip()):
         return True
     return _NAME.fullmatch(name) is not None

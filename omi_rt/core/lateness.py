@@ -7,10 +7,10 @@ from enum import Enum, auto
 from attrs import define
 
 BEHIND_SECONDS = 5.0
-"""A recogniser that has so much audio before it, or more, is behind. The end of a long utterance alone
-takes it up to 1 s, and 4 s where four of them share a core."""
+"""A recogniser that has this much audio to work through, or more, is behind. The end of a long utterance
+alone takes it up to 1 s, and 4 s where four recognisers share a core."""
 CAUGHT_UP_SECONDS = 2.0
-"""A recogniser that was behind has caught up when it has so much audio before it, or less."""
+"""A recogniser that was behind has caught up when it has this much audio to work through, or less."""
 
 
 class LatenessChange(Enum):
@@ -29,7 +29,7 @@ class Lateness:
     """The most that it has been behind since it fell behind, in seconds."""
 
     def report(self, seconds: float) -> LatenessChange | None:
-        """Take how many seconds of audio are before it now; return what that changes."""
+        """Take how many seconds of audio it still has to work through; return what that changes."""
         if self.is_behind:
             self.most_seconds = max(self.most_seconds, seconds)
             if seconds <= CAUGHT_UP_SECONDS:

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, field, frozen
 
+from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.voices import Place, Voice
 
@@ -20,31 +21,37 @@ if TYPE_CHECKING:
 
 
 SILENCE_SECONDS = 1.0
-"""After each anchor, so that no word reaches over its border."""
+"""This much silence follows each anchor, so that no word reaches over its border."""
 TAIL_SILENCE_SECONDS = 0.3
-"""Between the early speech that goes up last and the session's audio, which must not wait for long."""
+"""This much silence lies between the early speech that goes up last and the session's audio, which must
+not wait for long."""
 SPEAKER_SECONDS = 3.0
-"""Of each speaker heard in the session, at most; early speech may be longer."""
+"""A lead-in has at most this much of a speaker heard in the session; early speech may be longer."""
+KEPT_SECONDS = 7.0
+"""A clip of a speaker has at most this length. It is more than a lead-in takes, so that a voice that is
+named can be stored, for which 5 s are the least."""
 LEAD_IN_SECONDS = 24.0
-"""Of all voices together, at most, without the silence between them."""
+"""All voices of a lead-in together have at most this length, without the silence between them."""
 ALLOWANCE_RATE = 20.0 / 60.0
-"""Seconds of lead-in that a session may send for each second that it lasts, in the long run."""
+"""A session may send this many seconds of lead-in for each second that it lasts, in the long run."""
 ALLOWANCE_SECONDS = 30.0
-"""Of lead-in that a session may send at once."""
+"""A session may send this many seconds of lead-in at once."""
 ALLOWANCE_TO_BEGIN_SECONDS = 15.0
-"""Of the allowance that must be there for another lead-in to begin; what it takes more is owed."""
+"""Another lead-in begins only when this many seconds may be sent; what it takes beyond them is owed."""
 MIN_ANCHOR_SECONDS = 1.4
-"""A shorter one could hardly win a label: that takes 1 s of words (`votes.WINNING_SECONDS`)."""
+"""A shorter anchor could hardly win a label, which takes 1 s of words (`votes.WINNING_SECONDS`)."""
 MAX_SPEAKERS = 8
-"""Clips are kept of the speakers heard last, and of those first whom no stored voice finds again: as
-many as a lead-in has room for."""
+"""Clips are kept of this many speakers, as many as a lead-in has room for: of those heard last, and
+first of those whom no stored voice finds again."""
 _LEAST_SHARE_SECONDS = 2.4
+"""A lead-in brings a speaker's clip only where this many seconds of its room fall to that speaker."""
 _PIECE_SECONDS = 1.2
-"""Longer stretches are kept in pieces, so that a part of a clip can be sent."""
+"""A longer stretch is kept in pieces, so that a part of a clip can be sent."""
 RENEWAL_SECONDS = 10.0
-"""For so long a full clip stays as it is: copying every word cost a third of what a final costs."""
+"""A full clip stays as it is for this long, because copying every word cost a third of what a final
+costs."""
 JOINT_SECONDS = 0.1
-"""Of silence where two stretches are joined, so that their words do not run together."""
+"""This much silence lies where two stretches are joined, so that their words do not run together."""
 
 
 @frozen
@@ -52,8 +59,8 @@ class Anchor:
     """A stretch of one voice."""
 
     who: Voice | None
-    """None is a voice of nobody in the session, by which the provider shows whether it tells voices
-    apart: the contrast."""
+    """Whose voice it is. None stands for the contrast: the voice of nobody in the session, by which the
+    provider shows whether it tells voices apart."""
     payload: bytes = field(repr=False)
     """linear16 in the session's format."""
 
@@ -64,12 +71,12 @@ class LeadInPart:
 
     payload: bytes = field(repr=False)
     anchor: int | None
-    """Number of the voice that it is, or None for silence."""
+    """The voice's place in `LeadIn.whose`, or None for silence."""
     said_at: Place | None = None
-    """Where in the session its first sample was said, if it is of the session."""
+    """Where in the session its first sample was said; None where it is not from the session."""
 
     def said_at_sample(self, sample: int) -> Place | None:
-        """Where in the session a later sample of it was said."""
+        """Where in the session the sample with this number was said, counted from 0."""
         place = self.said_at
         return place if place is None else evolve(place, position=place.position + sample)
 
@@ -77,10 +84,10 @@ class LeadInPart:
 class LeadIn:
     """The voices of one epoch, in the order in which they go up: stored ones, then the session's.
 
-    Of a session's first lead-in the session's voices are its early speech (`omi_rt.core.early`), while
-    there is room. Everybody whom that has not brought, or not for long enough, comes as a clip, which
-    is taken when its turn comes, not before: whoever has spoken meanwhile is among them. Each voice is
-    let go of when it has gone up.
+    In a session's first lead-in the session's voices are its early speech (`omi_rt.core.early`), as far
+    as there is room. Everybody who is not in that for long enough comes as a clip. A clip is taken only
+    when its turn comes, so that whoever has spoken meanwhile is among them. Each voice is let go of when
+    it has gone up.
     """
 
     __slots__ = (
@@ -131,13 +138,13 @@ class LeadIn:
                 yield self._part(anchor.who, anchor.payload)
                 yield self._silence(SILENCE_SECONDS)
         if self._stretches:
-            # Before the early speech: what is said while the contrast goes up is heard again as well.
+            # The contrast comes before the early speech, which also brings again what is said meanwhile.
             yield from self._contrast_parts()
         yield from self._session_parts()
         yield from self._contrast_parts()
 
     def tail(self) -> Iterator[LeadInPart]:
-        """Yield the early speech since: `TAIL_SECONDS` at most, right before the session's audio."""
+        """Yield the early speech said since then, `TAIL_SECONDS` at most, right before the session's audio."""
         self._early_room += self._format.samples(TAIL_SECONDS)
         self._room = self._early_room
         yield from self._early_parts(TAIL_SILENCE_SECONDS)
@@ -145,7 +152,7 @@ class LeadIn:
         self._stretches = ()
 
     def misses_somebody(self) -> bool:
-        """Whether somebody unknown was heard whom this came too early for, or had no room for."""
+        """Whether somebody unknown was heard for whom this lead-in was too early, or had no room."""
         room, enough = self._format.samples(LEAD_IN_SECONDS), self._heard_enough()
         return any(
             number not in enough and number not in self._voices.identified
@@ -154,7 +161,7 @@ class LeadIn:
 
     def _session_parts(self) -> Iterator[LeadInPart]:
         yield from self._early_parts(SILENCE_SECONDS)
-        # One at a time: who begins to speak while the others go up is heard as well.
+        # Clips are taken one at a time, so that whoever begins to speak meanwhile is heard as well.
         while clips := self._voices.clips(self._room, without=self._heard_enough()):
             number, pieces = clips[0]
             for place, piece in enumerate(pieces):
@@ -203,8 +210,8 @@ class LeadIn:
     def _needs_contrast(self) -> bool:
         """Whether all voices so far may be one person's.
 
-        Two known people are two; of three speakers of the session and a stored voice hardly all
-        are one person.
+        Two known people are certainly two. Three speakers of the session and a stored voice are hardly
+        all one person.
         """
         heard = self._heard_enough() | {stretch.number for stretch in self._stretches}
         known = sum(not isinstance(who, int) for who in heard)
@@ -215,7 +222,7 @@ class LeadIn:
             self.whose.append(who)
         samples = self._format.samples_in(payload)
         self._heard[who] += samples
-        # The contrast comes on top: without it the rest would be of no use.
+        # The contrast takes no room from the others, because without it they would be of no use.
         self._room -= 0 if who is None else samples
         return LeadInPart(payload, self.whose.index(who), said_at)
 
@@ -225,14 +232,17 @@ class LeadIn:
 
 @define
 class _Piece:
-    """Consecutive words of a speaker. Nobody changes one: frozen would cost 0.5 µs for each."""
+    """Consecutive words of a speaker.
+
+    Nobody changes a piece, but it is not declared frozen: that would cost 0.5 µs for each.
+    """
 
     payload: bytes = field(repr=False)
     """linear16, the same on all channels of the session."""
     position: int
     """Session position of its first sample."""
     channel: int
-    """Of the session, on which it was said."""
+    """The channel of the session on which it was said."""
 
 
 @define
@@ -241,13 +251,14 @@ class _Clip:
 
     pieces: list[_Piece] = field(factory=list)
     fresh_until: int = 0
-    """Session position, before which it is full and needs no renewal."""
+    """Session position up to which the clip is full and needs no renewal."""
 
 
 class VoiceClips:
-    """Up to `SPEAKER_SECONDS` of each speaker heard last: whole words, clear and recent ones.
+    """Up to `KEPT_SECONDS` of each speaker heard last, made of whole words that are clear and recent.
 
-    "Recent" is exact to `RENEWAL_SECONDS` of a speaker's words for each piece of a clip.
+    Once a clip is full it takes new words only every `RENEWAL_SECONDS`, so "recent" is no more exact
+    than that.
     """
 
     __slots__ = ("_clips", "_early", "_format", "identified")
@@ -255,7 +266,7 @@ class VoiceClips:
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
         self.identified: set[int] = set()
-        """Speakers who are found again by their stored voice: they come last."""
+        """Speakers whom a stored voice finds again anyway, so that they come last."""
         self._clips: OrderedDict[int, _Clip] = OrderedDict()
         self._early: EarlySpeech | None = EarlySpeech(audio_format)
 
@@ -265,7 +276,7 @@ class VoiceClips:
         return () if self._early is None else self._early.stretches
 
     def forget_early(self) -> None:
-        """Let go of the session's first speech: it has been heard again, or never will be."""
+        """Let go of the session's first speech, which has been heard again or never will be."""
         self._early = None
 
     def hear(self, words: Sequence[tuple[int, HeardWord]], backlog: Backlog) -> None:
@@ -288,21 +299,22 @@ class VoiceClips:
             self._keep(speaker, run, backlog)
 
     def merge(self, source: int, into: int) -> None:
-        """Two numbers turned out to be one voice."""
+        """Join the clips of two numbers that turned out to be one voice."""
         clip = self._clips.pop(source, None)
         if clip is not None:
             kept = self._clips.setdefault(into, _Clip())
             self._clips.move_to_end(into)
             kept.pieces = self._latest(
-                [*clip.pieces, *kept.pieces], self._format.samples(SPEAKER_SECONDS)
+                [*clip.pieces, *kept.pieces], self._format.samples(KEPT_SECONDS)
             )
 
     def clips(
         self, room: int, without: Container[Voice | None] = ()
     ) -> list[tuple[int, list[_Piece]]]:
-        """The pieces of each speaker, those heard last first: ``room`` samples at most in all.
+        """The pieces of each speaker, those heard last first, ``room`` samples at most in all.
 
-        Speakers in ``without`` are left out. Short room is shared, as long as each share is long enough to win a label.
+        Speakers in ``without`` are left out. Where room is short it is shared, as long as each share is
+        long enough to win a label.
         """
         least = self._format.samples(MIN_ANCHOR_SECONDS)
         speakers = [
@@ -318,8 +330,15 @@ class VoiceClips:
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
 
+    def recording(self, speaker: int) -> bytes:
+        """What is kept of a speaker, as one channel of linear16 with short pauses; empty for nothing."""
+        clip = self._clips.get(speaker)
+        pieces = [] if clip is None else clip.pieces
+        joint = bytes(BYTES_PER_SAMPLE * self._format.samples(JOINT_SECONDS))
+        return joint.join(self._format.one_channel(each.payload, each.channel) for each in pieces)
+
     def length(self, pieces: Sequence[_Piece]) -> int:
-        """Samples of the pieces, joined."""
+        """The number of samples that the pieces have once they are joined."""
         joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
         return sum([len(piece.payload) for piece in pieces]) // self._format.frame_bytes + joints
 
@@ -331,9 +350,9 @@ class VoiceClips:
             self._forget_one()
         if run[0].start < clip.fresh_until:
             return
-        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(SPEAKER_SECONDS)
+        most, full = self._format.samples(_PIECE_SECONDS), self._format.samples(KEPT_SECONDS)
         while run:
-            # Whole words, as many as a piece holds.
+            # A piece takes whole words, as many as it holds.
             start = run[0].start
             piece = [word for word in run if word.end - start <= most] or run[:1]
             run = run[len(piece) :]
@@ -349,12 +368,12 @@ class VoiceClips:
                     clip.fresh_until = end + self._format.samples(RENEWAL_SECONDS)
 
     def _forget_one(self) -> None:
-        """Make room: whoever is found again by a stored voice goes first, else who is silent longest."""
+        """Make room: a speaker whom a stored voice finds again goes first, else the one silent longest."""
         others = list(self._clips)[:-1]
         del self._clips[next((n for n in others if n in self.identified), others[0])]
 
     def _latest(self, pieces: list[_Piece], most: int) -> list[_Piece]:
-        """The last pieces that, joined, have at most ``most`` samples."""
+        """The last pieces that have at most ``most`` samples once they are joined."""
         first = len(pieces)
         while first > 0 and self.length(pieces[first - 1 :]) <= most:
             first -= 1

@@ -47,16 +47,17 @@ class Ledger:
 
     received: int = 0
     finalised: int = 0
-    """All that is done with. The next three are parts of it which no final covered."""
+    """Audio that is done with. The next three counters are parts of it that no final covered."""
     finalised_as_silence: int = 0
-    """Nothing sounded in it, and the provider said nothing about it."""
+    """Audio in which nothing sounded and about which the provider said nothing."""
     finalised_unanswered: int = 0
-    """One channel did not answer for it while others did."""
+    """Audio for which one channel got no answer while others did."""
     finalised_by_metadata: int = 0
-    """The provider's summary at the end counted it."""
+    """Audio that only the provider's summary at the end counted."""
     gated: int = 0
-    """Withheld as silence."""
+    """Audio that was withheld as silence."""
     lost: int = 0
+    """Audio that was given up without a final."""
 
     def balance(self, pending: int) -> Balance:
         """The account, with ``pending`` as the backlog counts it."""
@@ -68,11 +69,11 @@ class Cost:
     """Samples per channel sent to the provider, by purpose. Their sum is all that was sent."""
 
     live: int = 0
-    """The first time that a sample goes up."""
+    """Session audio that went up for the first time."""
     replay: int = 0
-    """Again, after a drop."""
+    """Session audio that went up again after a connection was lost."""
     overlap: int = 0
-    """Again, at a planned switch."""
+    """Session audio that went up again at a planned switch."""
     lead_in: int = 0
     """Anchors and the silence between them."""
     filler: int = 0
@@ -80,8 +81,11 @@ class Cost:
     _sent_before: int = 0
     """Session position up to which every sample has gone up, or was given up."""
 
-    def sent(self, start: int, end: int, *, planned: bool) -> None:
-        """Count session audio; ``planned`` is after a switch, else what comes again is a replay."""
+    def record_sent(self, start: int, end: int, *, planned: bool) -> None:
+        """Count session audio that goes up, from session position ``start`` to ``end``.
+
+        What goes up again is overlap where ``planned`` says that a switch is the reason, else replay.
+        """
         again = max(0, min(end, self._sent_before) - start)
         self.live += end - start - again
         if planned:

@@ -18,15 +18,18 @@ from __future__ import annotations
 from attrs import define
 
 MAX_MESSAGE_SECONDS = 0.25
-"""Deepgram advises 20 to 250 ms a message (its page on measuring streaming latency)."""
+"""A message holds at most this much audio, because Deepgram advises 20 to 250 ms a message (its page on
+measuring streaming latency)."""
 SLACK_LOAD = 0.9
+"""Up to this load (0..1) every stream is read as soon as something has arrived."""
 FULL_LOAD = 0.99
+"""From this load (0..1) on a stream rests for the longest time after each read."""
 _SMOOTHING_SECONDS = 0.5
-"""Time constant of the load's moving average: longer than a burst, shorter than a stampede."""
+"""This time constant of the load's moving average is longer than a burst and shorter than a stampede."""
 
 
 def read_pause(load: float, cap: float, message_seconds: float) -> float:
-    """Seconds to leave a stream alone after a read, at ``load`` (0..1); 0.0 is not at all."""
+    """Seconds to leave a stream alone after a read, at ``load`` (0..1); 0.0 means not at all."""
     if load <= SLACK_LOAD:
         return 0.0
     pause = cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3

@@ -46,7 +46,7 @@ class Progressed:
 
 @frozen
 class SilencePassed:
-    """A watermark has moved over audio that no final has covered and none is awaited for."""
+    """A watermark has moved over audio that has no final and for which none is awaited any more."""
 
 
 @frozen

@@ -34,7 +34,7 @@ ANY = Origin("*", "*")
 
 
 def parse_origin(text: str) -> Origin | None:
-    """Read an ``Origin`` as RFC 6454 writes it; None for ``null`` and whatever else is none."""
+    """Read an ``Origin`` as RFC 6454 writes it; None for ``null`` and for whatever is not an origin."""
     scheme, separator, authority = text.strip().lower().partition("://")
     if not separator or not _SCHEME.fullmatch(scheme):
         return None
@@ -52,14 +52,14 @@ def is_allowed(
     *,
     is_loopback: bool = False,
 ) -> bool:
-    """Decide over an upgrade.
+    """Decide whether an upgrade may open a session.
 
     Args:
         origin: the request's ``Origin``; None where it has none, as from a device.
         host: the request's ``Host``. A page of the same origin may come in.
-        allowed: the other origins that may.
+        allowed: the other origins that may come in.
         is_loopback: whether the connection came in over the loopback interface. A page whose name
-            was made to point there (DNS rebinding) looks as if it were of the same origin: so a
+            was made to point there (DNS rebinding) looks as if it were of the same origin, so a
             name in plain HTTP counts only if it is listed.
     """
     if origin is None or ANY in allowed:

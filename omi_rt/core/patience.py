@@ -21,13 +21,17 @@ from __future__ import annotations
 from attrs import define
 
 LEAST_PATIENCE_SECONDS = 20.0
+"""No connection is given up before speech has waited this long for any progress."""
 MOST_PATIENCE_SECONDS = 60.0
+"""Every connection without any progress is given up after this long at the latest."""
 ASK_SECONDS = 10.0
 """Speech that has waited this much longer than answers usually take is asked for with Finalize."""
 _ROOM_SECONDS = 10.0
 """The backlog's last seconds are left for what arrives while the next connection catches up."""
 _GROWTH = 2.5
+"""The patience grows by this factor with each connection in a row that was given up unanswered."""
 _CONNECTIONS_TO_PASS_BY = 2
+"""A stretch of audio is passed by when this many connections in a row gave no answer for it."""
 
 
 @define
@@ -72,7 +76,7 @@ class Patience:
             overdue_until: session position, in samples, up to which they were.
 
         Returns:
-            The session position up to which the audio is now to be passed by, or None: the same
+            The session position up to which the audio is now to be passed by, or None where the same
             stretch is worth another connection.
         """
         if self._unanswered == 0:
@@ -80,7 +84,7 @@ class Patience:
         self._unanswered += 1
         if self._unanswered < _CONNECTIONS_TO_PASS_BY:
             return None
-        # The first of the two had this stretch for long, and so had the second.
+        # Both connections have had this stretch for long enough to answer for it.
         passed, self._overdue_until = min(self._overdue_until, overdue_until), overdue_until
         self._unanswered = 1
         return passed

@@ -6,9 +6,9 @@ from collections import deque
 
 
 class ReceiptTimes:
-    """Remembers the time of receipt of every ``step`` samples: one mark a second of audio is enough.
+    """Remembers the time of receipt once for every ``step`` samples.
 
-    It holds as many marks as the backlog has steps.
+    One mark for each second of audio is enough. There are as many marks as the backlog has steps.
     """
 
     __slots__ = ("_marks", "_step", "next_mark")
@@ -19,18 +19,18 @@ class ReceiptTimes:
         """The session position whose receipt is to be noted next."""
         self._marks: deque[tuple[int, float]] = deque()
 
-    def received(self, end: int, now: float) -> None:
-        """Note that the audio before session position ``end`` is there at ``now``."""
+    def record_received(self, end: int, now: float) -> None:
+        """Note that the audio before session position ``end`` has come by ``now``."""
         while end >= self.next_mark:
             self._marks.append((self.next_mark, now))
             self.next_mark += self._step
 
-    def finalised(self, position: int, now: float) -> list[float]:
-        """Return how long ago each marked sample came that became final, up to ``position``."""
+    def record_finalised(self, position: int, now: float) -> list[float]:
+        """Forget the marks up to ``position``, which are final; return how long ago each came."""
         return [now - received_at for received_at in self._take(position)]
 
-    def given_up(self, position: int) -> None:
-        """Forget the audio before ``position``: it will never be final."""
+    def record_given_up(self, position: int) -> None:
+        """Forget the marks up to ``position``, which will never be final."""
         self._take(position)
 
     def _take(self, position: int) -> list[float]:

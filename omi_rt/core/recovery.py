@@ -47,6 +47,7 @@ class EpochEnd:
     """What is known of an epoch that has ended."""
 
     was_open: bool
+    """Whether the provider had accepted the connection."""
     is_done: bool = False
     """Whether the device's audio has ended and all of it is accounted for."""
     error: ProviderError | None = None
@@ -70,6 +71,7 @@ class Redial:
     """Another epoch is to begin at the watermark."""
 
     wait_seconds: float
+    """Seconds to wait before the dial."""
     failure: ProviderError | None = None
     """What made it necessary; None where something was left to finalise."""
 
@@ -111,11 +113,11 @@ class Recovery:
         return self._backoff.failures > 0
 
     def note_open(self) -> None:
-        """Note an open connection: the credential is good."""
+        """Note an open connection, which shows that the credential is good."""
         self._has_renewed = False
 
     def note_results(self) -> None:
-        """Note a final of the epoch that serves the session: the provider works."""
+        """Note a final of the epoch that serves the session, which shows that the provider works."""
         self._backoff.reset()
 
     def stretch_to_pass_by(self, overdue_until: int | None) -> int | None:
@@ -158,7 +160,7 @@ class Recovery:
         return Redial(0.0) if self._close_tries > 0 else Finish(takes_metadata=True)
 
     def _renews(self, end: EpochEnd, error: ProviderError) -> bool:
-        """Spend the one try that a fresh token is worth after a 401; returns whether there was one."""
+        """Spend the one try that a fresh token is worth after a 401; return whether there was one."""
         is_unauthorized = (
             isinstance(error, ProviderRefused) and error.status == HTTPStatus.UNAUTHORIZED
         )

@@ -26,12 +26,15 @@ transcribing; a word is a token or more."""
 class FinalizeRequests:
     """The client's requests to finalise what it has sent, each to be answered once.
 
-    Requests that come while one is open are one with it, so that any number costs the provider one.
+    Requests that come while one is open wait for its answer, and are then one: so any number of them
+    costs the provider one at a time.
     """
 
     _coverage: Coverage
     _wanted: dict[int, int] = field(factory=dict)
     """By channel: the session position up to which finals are wanted."""
+    _later: dict[int, int] = field(factory=dict)
+    """The same for requests that wait."""
     _answered_at: float | None = None
 
     def ask(self, channel: int | None, now: float) -> range | None:
@@ -49,7 +52,11 @@ class FinalizeRequests:
                 return None
             self._answered_at = now
             return asked
-        self._wanted |= {each: end for each in asked if coverage.watermark_of(each) < end}
+        for each in asked:
+            if each in self._wanted:
+                self._later[each] = end
+            elif coverage.watermark_of(each) < end:
+                self._wanted[each] = end
         return None
 
     @property
@@ -80,6 +87,9 @@ class FinalizeRequests:
         met = [each for each in channels if self._wanted.get(each, position + 1) <= position]
         for each in met:
             del self._wanted[each]
+            later = self._later.pop(each, position)
+            if later > position:
+                self._wanted[each] = later
         if met:
             self._answered_at = now
         return bool(met)

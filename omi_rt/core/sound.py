@@ -21,9 +21,9 @@ if TYPE_CHECKING:
 
 WINDOW_SECONDS = 0.02
 LEAST_LEVEL = 33.0
-"""A quieter window (root mean square of 16-bit samples, -60 dBFS) never counts as sound."""
+"""A window below this level (root mean square of 16-bit samples, -60 dBFS) never counts as sound."""
 PROMINENCE = 2.5
-"""A window sounds if it is that many times louder than the noise floor (8 dB)."""
+"""A window sounds if it is this many times louder than the noise floor (8 dB)."""
 HIGHEST_FLOOR = 1000.0
 """The noise floor is taken for no louder than this (-30 dBFS), so loud audio always sounds."""
 UNKNOWN_FLOOR = 100.0
@@ -38,8 +38,8 @@ _QUIET_SECONDS = 0.2
 class SoundFinder:
     """Finds the first sound behind a position of one channel.
 
-    What was found quiet is not looked at again. Only audio that has waited for seconds is looked at,
-    never every frame.
+    Audio that was found quiet is not looked at again. Only audio that has waited for seconds is looked
+    at, never every frame.
     """
 
     __slots__ = ("_channel", "_floor", "_format", "_scanned", "_sound_at")
@@ -74,7 +74,7 @@ class SoundFinder:
                 self._sound_at = chunk.position + found
                 return self._sound_at
             if not is_whole:
-                # More is to come, and may tell: this is looked at again.
+                # Audio that is still to come may lower the floor, so this is looked at again then.
                 break
             self._scanned = position = chunk.position + step
         return None

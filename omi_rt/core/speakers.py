@@ -39,9 +39,10 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 PART_SHARE = 0.1
-"""Of the words of a speaker's number: so many under a label say that one of its voices has it."""
+"""If this share of the words of a speaker's number is under a label, one of the number's voices has that
+label."""
 MAX_SHARED_NUMBERS = 16
-"""Numbers for contested labels that are remembered, by the speakers who share them."""
+"""The numbers of at most this many contested labels are remembered, by the speakers who share them."""
 
 
 @define
@@ -49,22 +50,24 @@ class EpochLabels:
     """What one epoch's labels mean."""
 
     numbers: dict[Label, int] = field(factory=dict)
-    """The session's speaker number."""
+    """The session's speaker number behind each label."""
     identities: dict[Label, Identity] = field(factory=dict)
-    """Known before the first word: the number comes with it."""
+    """Who each label is, where a vote has told it before the first word under that label has come; with
+    that word the label gets a number too."""
     pending: dict[Label, Identity] = field(factory=dict)
-    """Who it would be, if this epoch told voices apart, which it has not shown yet."""
+    """Who each label would be if this epoch told voices apart, which it has not shown yet."""
     contested: set[Label] = field(factory=set)
-    """Shared by voices that are apart."""
+    """Labels that are shared by voices that are apart."""
     heard: dict[Label, int] = field(factory=dict)
-    """Samples of the session's words, counted while an identity is pending."""
+    """Samples of the session's words under each label, counted while an identity is pending."""
     unproven: set[Label] = field(factory=set)
-    """Labels that somebody known and the contrast shared at first: what was said under them before
-    another label was heard may be anybody's."""
+    """Labels that somebody known and the contrast shared at first. What was said under them before
+    another label was heard may have been said by anybody."""
     again: list[tuple[int, HeardAgain]] = field(factory=list)
-    """Words of the session that the lead-in brought again, each with its speaker's number then."""
+    """Words of the session that the lead-in brought again, each with the number that its speaker had
+    then."""
     since: int | None = None
-    """How many segments had gone out when the votes were counted."""
+    """The number of segments that had gone out when the votes were counted; None before that."""
 
 
 @frozen
@@ -100,7 +103,7 @@ class Speakers:
         self._shared: dict[frozenset[int], int] = {}
 
     def number_of(self, labels: EpochLabels, channel: int, label: int) -> int:
-        """The speaker behind a label; an unknown one gets the next free number."""
+        """The number of the speaker behind a label; an unknown speaker gets the next free number."""
         number = labels.numbers.get((channel, label))
         if number is None:
             identity = labels.identities.get((channel, label))
@@ -133,7 +136,7 @@ class Speakers:
         return self._merged.get(number, number)
 
     def identity_of(self, number: int) -> Identity | None:
-        """Who that is, if a vote has told."""
+        """Who the speaker with this number is; None where no vote has told it."""
         return self._identities.get(number)
 
     @property
@@ -142,7 +145,7 @@ class Speakers:
         return set(self._identities)
 
     def recognises(self, labels: EpochLabels) -> bool:
-        """Whether any label of an epoch is somebody known."""
+        """Whether any label of an epoch stands for somebody known."""
         return bool(labels.identities) or any(
             self.current(number) in self._identities for number in labels.numbers.values()
         )
@@ -157,12 +160,12 @@ class Speakers:
         """Learn what the labels of a primed epoch mean.
 
         Args:
-            labels: of the epoch; filled in here.
-            votes: what `count_votes` told.
-            anchors: whose voice each anchor is; None is a voice of nobody in the session.
+            labels: the epoch's labels, which are filled in here.
+            votes: what `count_votes` returned.
+            anchors: whose voice each anchor is; None stands for the voice of nobody in the session.
 
         Returns:
-            What has become known of speakers that segments were sent of, to be told.
+            What the device must be told about speakers of whom segments have been sent.
         """
         before = dict(self._identities)
         labels.since = self._sent.count
@@ -220,6 +223,43 @@ class Speakers:
         """Take words of the session, with their speakers' numbers, that an epoch has heard again."""
         labels.again += words
         return self._identified_since(dict(self._identities), labels)
+
+    def assign(
+        self, number: int, identity: Identity, segment_ids: Sequence[str] = ()
+    ) -> list[Merged | Identified] | None:
+        """Let a speaker be somebody because the client says so, who knows best.
+
+        Args:
+            number: the speaker's, now or before a merge.
+            identity: whose voice it is.
+            segment_ids: the segments that are corrected; none means all of the speaker's.
+
+        Returns:
+            What that changes, to be told; None where there is no such speaker.
+        """
+        if not 0 <= number < self._next:
+            return None
+        number = self.current(number)
+        told: list[Merged | Identified] = []
+        known_as = self._number_with(identity)
+        if known_as is not None and known_as != number:
+            if self._apart.has_pair({known_as, number}):
+                # Two voices cannot be one person: the other was taken for this one.
+                del self._identities[known_as]
+                told.append(Identified(known_as, None, self._sent.take_back(known_as)))
+            else:
+                into = min(known_as, number)
+                told.append(self._merge(max(known_as, number), into))
+                number = into
+        self._identities[number] = identity
+        meant = set(segment_ids)
+        ids = self._sent.identify(
+            number,
+            identity,
+            lambda segment: not meant or segment.id in meant,
+            self._sent.count,
+        )
+        return [*told, Identified(number, identity, ids)]
 
     # What a vote tells.
 
@@ -306,7 +346,7 @@ class Speakers:
         own = {label for label, of in labels.numbers.items() if self.current(of) == number}
         own -= labels.contested | labels.unproven
         words = [word for of, word in labels.again if self.current(of) == number]
-        # What went out under a label of this epoch was said under it.
+        # Segments that went out since this epoch took over need no proof: it gave them their labels.
         since = labels.since if own and labels.since is not None else self._sent.count
         return self._sent.identify(
             number, identity, lambda segment: is_verified(segment, words, own), since
@@ -319,7 +359,7 @@ class Speakers:
         return self._next - 1
 
     def _assign(self, labels: EpochLabels, label: Label, number: int) -> None:
-        """Give a label its number; who has another label on the channel is somebody else."""
+        """Give a label its number; whoever has another label on the same channel is somebody else."""
         for each, other in labels.numbers.items():
             if each[0] == label[0] and each != label and each not in labels.contested:
                 self._apart.note(number, self.current(other))

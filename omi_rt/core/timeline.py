@@ -33,6 +33,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, evolve, frozen
 
+from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
@@ -43,17 +44,17 @@ if TYPE_CHECKING:
     from omi_rt.core.words import SaidWords
 
 METADATA_TOLERANCE_SECONDS = 0.5
-"""How far Deepgram's own count of the audio may differ from ours and still mean all of it."""
+"""Deepgram's own count of the audio may differ from ours by this much and still mean all of it."""
 
 _SAID_SECONDS = 10.0
-"""Delivered words are remembered for so long; what comes for audio before that comes again."""
+"""Delivered words are remembered for this long; a word for earlier audio counts as one that comes again."""
 SAME_SECONDS = 0.1
-"""The times of a word that comes again differ by less than that; two words are further apart."""
+"""The times of a word that comes again differ by less than this; two words are further apart."""
 CLAIM_TOLERANCE_SECONDS = 0.1
-"""A final may claim so much more than was sent by rounding alone."""
+"""A final may claim this much more than was sent by rounding alone."""
 CONTRADICTION_SECONDS = 1.0
-"""A new word that ends so long before where an earlier final is said to end shows that it ended sooner.
-Borders that are no more than untidy lie closer."""
+"""A new word that ends this long before the claimed end of an earlier final shows that the final ended
+sooner. Borders that are no more than untidy lie closer."""
 
 _provider = attrgetter("provider")
 
@@ -82,16 +83,17 @@ class Run:
     provider: int
     """First sample on the connection's clock."""
     position: int | None
-    """Session position of it, or None: audio that is not the session's (lead-in, filler)."""
+    """Session position of that sample; None where the audio is not the session's (lead-in, filler)."""
     samples: int
+    """The run's length per channel."""
     anchor: int | None = None
-    """Which anchor of the lead-in it is, if it is one."""
+    """The number of the lead-in's anchor that it is; None where it is no anchor."""
     said_at: Place | None = None
-    """Where in the session the anchor's first sample here was said, if it is of the session."""
+    """Where in the session the first sample here was said, where the anchor is from the session."""
 
     @property
     def end(self) -> int:
-        """Provider sample just behind it."""
+        """The provider's sample just behind the run."""
         return self.provider + self.samples
 
 
@@ -104,7 +106,7 @@ class LeadInWord:
     label: int
     samples: int
     said_at: Place | None = None
-    """Where in the session it was said, if it is of the session."""
+    """Where in the session it was said; None where the anchor is not from the session."""
 
 
 @frozen
@@ -115,14 +117,14 @@ class Heard:
     channels: range
     """The channels that it speaks for."""
     covered: int | None
-    """Session position up to which it covers them, or None: it covers none of the session's."""
+    """Session position up to which it covers those channels; None where it covers no session audio."""
     discarded: Counter[Discard] | None = None
     """How many words were dropped, by reason; None where none were."""
     claims_unsent: bool = False
     """Whether it claims to cover more than was sent, or shows that an earlier final claimed too much."""
 
     def finalise(self, coverage: Coverage) -> bool:
-        """Move the watermarks; returns whether one moved."""
+        """Move the watermarks; return whether one moved."""
         if self.covered is None:
             return False
         moved = [coverage.finalise(c, self.covered) for c in self.channels]
@@ -158,10 +160,11 @@ class Timeline:
         self._has_times = False
         self._lacked_times = False
         self.sent_samples = 0
-        """Everything that went up: the connection's own clock."""
+        """Samples of everything that went up, which is the connection's own clock."""
         self.sent_position: int | None = None
         """Session position just behind the last session sample sent; None before the first."""
         self.lead_in_words: list[LeadInWord] = []
+        """Words heard in anchors that nobody has taken yet."""
 
     @property
     def sent_seconds(self) -> float:
@@ -178,7 +181,7 @@ class Timeline:
         return self._heard_until[channel]
 
     def begin(self, coverage: Coverage) -> None:
-        """Fix the origins: the session's audio goes up from now on. Only the first call counts."""
+        """Fix the origins, because the session's audio goes up from now on. Only the first call counts."""
         if not self._origins:
             self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
             self._reached = list(self._origins)
@@ -198,14 +201,14 @@ class Timeline:
     def record_foreign(
         self, samples: int, anchor: int | None = None, said_at: Place | None = None
     ) -> None:
-        """Record audio that goes up but is not the session's now: an anchor, or silence."""
+        """Record audio that goes up but is not session audio: an anchor, or silence."""
         self._runs.append(Run(self.sent_samples, None, samples, anchor, said_at))
         self.sent_samples += samples
 
     def take_lead_in_words(self, heard: Heard) -> list[LeadInWord]:
-        """Return the words heard in anchors, and forget them, when all of them have been heard.
+        """Return the words heard in anchors and forget them, once all of them have been heard.
 
-        They have when a final covers any of the session's audio, which follows them.
+        That is so when a final covers any session audio, because that follows the anchors.
         """
         if heard.covered is None:
             return []
@@ -217,20 +220,104 @@ class Timeline:
         """Take one final: return the words that are new, and what it covers.
 
         The words are remembered as said, so each is returned once. A message for a channel that the
-        session does not have brings nothing. Where session audio has gone up `begin` comes first.
+        session does not have brings nothing. `begin` must have been called before session audio goes up.
         """
         channel, channels = self._channels(results)
         if channel >= self._format.channels:
-            discarded = _counted(Discard.NO_CHANNEL, len(results.words))
-            return Heard([], range(0), None, discarded=discarded)
+            unheard = _counted(Discard.NO_CHANNEL, len(results.words))
+            return Heard([], range(0), None, discarded=unheard)
         claims_unsent = self._claims_unsent(results)
         believed = coverage.trusts_ends and not claims_unsent
         provider_end = self._provider_end(results, channel, believed=believed)
         covered = self._position_of_end(provider_end)
-        located, discarded = self._located(results, channel, self._sample(results.start or 0.0))
-        new, said = [], coverage.said[channel]
-        bounds = self._position_of_start(self._sample(results.start or 0.0)), covered or 0
-        watermark = coverage.watermark_of(channel)
+        start, said = self._sample(results.start or 0.0), coverage.said[channel]
+        bounds = self._position_of_start(start), covered or 0
+        plain = self._located_plainly(results, channel, said.end)
+        new, discarded = (
+            (plain, None)
+            if plain is not None
+            else self._sifted(results, channel, start, coverage, bounds)
+        )
+        if plain is None and coverage.trusts_ends and self._contradicts(new, channel):
+            coverage.trusts_ends = False
+            claims_unsent = True
+            provider_end = self._provider_end(results, channel, believed=False)
+            covered = self._position_of_end(provider_end)
+        # Words are remembered as they were heard, not as they are moved below, to be known when they come again.
+        said.add(new, bounds)
+        words = new if plain is not None else [self._moved_to_origin(word) for word in new]
+        for each in channels:
+            self._heard_until[each] = max(self._heard_until[each], provider_end)
+            if covered is not None:
+                self._reached[each] = max(self._reached[each], covered)
+        said.forget(
+            (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
+        )
+        self._forget_runs()
+        return Heard(words, channels, covered, discarded or None, claims_unsent)
+
+    def _located_plainly(
+        self, results: Results, channel: int, said_end: int
+    ) -> list[HeardWord] | None:
+        """Locate words that are new beyond doubt; None where any of them has to be looked at.
+
+        Such are those of nearly every final: each has its times, lies in the last run, and begins
+        behind the origin, all that was delivered, and all that an earlier final can be wrong about.
+        For twelve words that takes 11 µs, where each rule in turn takes 39.
+        """
+        runs, words = self._runs, results.words
+        if not runs or not words:
+            return None
+        run = runs[-1]
+        if run.position is None or not self._origins:
+            return None
+        rate, most = self._format.sample_rate, self.sent_samples
+        offset = run.position - run.provider
+        label = self._labels.get(channel)
+        contradicted = self._reached[channel] - self._format.samples(CONTRADICTION_SECONDS)
+        least = max(run.position, self._origins[channel], said_end, contradicted) - offset
+        located = []
+        for word in words:
+            text = (word.punctuated_word or word.word).strip()
+            if word.start is None or word.end is None or not text:
+                return None
+            if word.speaker is not None:
+                label = word.speaker
+            # Before they are rounded: a time may be as long as a float can be.
+            if label is None or word.start >= word.end or word.end * rate > most:
+                return None
+            start, end = round(word.start * rate), round(word.end * rate)
+            if start < least or start == end:
+                return None
+            confidence = 1.0 if word.confidence is None else word.confidence
+            located.append(
+                HeardWord(
+                    text,
+                    start + offset,
+                    end + offset,
+                    channel,
+                    label,
+                    confidence,
+                    word.word,
+                    word.language,
+                )
+            )
+        assert label is not None
+        self._labels[channel] = label
+        return located
+
+    def _sifted(
+        self,
+        results: Results,
+        channel: int,
+        start: int,
+        coverage: Coverage,
+        bounds: tuple[int, int],
+    ) -> tuple[list[HeardWord], Counter[Discard]]:
+        """Locate words one by one; returns those that are new, and counts the others by reason."""
+        located, discarded = self._located(results, channel, start)
+        said, watermark = coverage.said[channel], coverage.watermark_of(channel)
+        new = []
         for heard in located:
             if isinstance(heard, LeadInWord):
                 self.lead_in_words.append(heard)
@@ -242,24 +329,7 @@ class Timeline:
                 new.append(heard)
             else:
                 discarded[reason] += 1
-        if coverage.trusts_ends and self._contradicts(new, channel):
-            coverage.trusts_ends = False
-            claims_unsent = True
-            provider_end = self._provider_end(results, channel, believed=False)
-            covered = self._position_of_end(provider_end)
-        for word in new:
-            # As it was heard, not as it is moved below: so it is known when it comes again.
-            said.add(word, bounds)
-        words = [self._moved_to_origin(word) for word in new]
-        for each in channels:
-            self._heard_until[each] = max(self._heard_until[each], provider_end)
-            if covered is not None:
-                self._reached[each] = max(self._reached[each], covered)
-        said.forget(
-            (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
-        )
-        self._forget_runs()
-        return Heard(words, channels, covered, discarded or None, claims_unsent)
+        return new, discarded
 
     def preview(self, results: Results, coverage: Coverage) -> Heard:
         """Locate an interim result: the words that a final may bring later, and how far they reach.
@@ -298,7 +368,7 @@ class Timeline:
         channel, count = results.channel_index or (
             (self._format.channels, 0) if several else (0, 1)
         )
-        # One result for all channels: the provider mixed them down.
+        # One result for several channels means that the provider mixed them down.
         return channel, (
             range(self._format.channels) if count == 1 else range(channel, channel + 1)
         )
@@ -319,7 +389,7 @@ class Timeline:
         origin, middle = self._origins[word.channel], word.start + word.end
         tolerance = self._format.samples(SAME_SECONDS)
         if middle < 2 * origin:
-            # A piece of a word, where the epoch's audio begins, is no word of its own.
+            # Where the epoch's audio begins inside a word, the piece that was heard is no word of its own.
             is_whole = word.start > self._first_position + tolerance // 2 and not is_bare
             is_across = word.end > origin and said.end > 0 and is_whole
             is_known = (
@@ -329,7 +399,7 @@ class Timeline:
             )
             return None if is_across and not is_known else Discard.REPLAYED
         if word.end == word.start:
-            # It has no times of its own: where it stands nothing else tells it from another.
+            # Without times of its own, only its place can tell this word from one delivered before.
             return Discard.REPEATED if word.start < watermark else None
         if word.start >= said.end:
             return None
@@ -357,7 +427,7 @@ class Timeline:
         )
 
     def _sample(self, seconds: float) -> int:
-        # Also where a provider says 1e300: nothing beyond what was sent can be meant.
+        # A provider may say 1e300; nothing beyond what was sent can be meant.
         return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
 
     def _provider_end(self, results: Results, channel: int, *, believed: bool) -> int:
@@ -367,7 +437,7 @@ class Timeline:
             return self._sample(results.end)
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
-        # What it says of its end is of no use: without words it covers nothing new.
+        # Where the claimed end is of no use, a final without words covers nothing new.
         return self._sample(max(ends)) if ends else self._heard_until[channel]
 
     def _located(
@@ -406,16 +476,17 @@ class Timeline:
         if middle is None:
             return None
         if middle.position is None:
-            # A word that the provider gave no label is no vote, nor is one that came before.
+            # A word of an unknown speaker is no vote, nor is one that an earlier final has brought.
             heard_before = (start + end) // 2 < self._heard_until[channel]
-            if middle.anchor is None or word.speaker is None or heard_before:
+            is_unknown = word.speaker in {None, UNKNOWN_SPEAKER}
+            if middle.anchor is None or is_unknown or heard_before:
                 return None
             place = middle.said_at
             if place is not None:
                 place = evolve(place, position=place.position + start - middle.provider)
             return LeadInWord(middle.anchor, channel, label, end - start, place)
         first = self._run_at(start) or middle
-        # A start before the run of the middle's is in audio that is not the session's.
+        # A start in audio that is not the session's moves to where the session's audio begins.
         begin = (
             middle.position
             if first.position is None
@@ -435,21 +506,21 @@ class Timeline:
         )
 
     def _run_at(self, sample: int) -> Run | None:
-        """The run that holds a provider sample; the last one for what lies behind all."""
+        """The run that holds a provider's sample; the last run for what lies behind all of them."""
         runs = self._runs
         if runs and runs[-1].provider <= sample:
-            # Nearly always: a connection that is not lost has one run.
+            # This is nearly always so, because a connection that is not lost has one run.
             return runs[-1]
         index = bisect_right(runs, sample, key=_provider) - 1
         return runs[index] if index >= 0 else None
 
     def _position_of_start(self, sample: int) -> int:
-        """Session position of the start of a stretch: 0 where that is not the session's audio."""
+        """Session position of the start of a stretch; 0 where that is not the session's audio."""
         run = self._run_at(sample)
         return 0 if run is None or run.position is None else run.position + sample - run.provider
 
     def _position_of_end(self, sample: int) -> int | None:
-        """Session position of the end of a stretch: in a foreign run, where the session's stopped."""
+        """Session position of the end of a stretch; in a foreign run, where the session's audio stopped."""
         runs = self._runs
         index = len(runs) - 1
         if index >= 0 and runs[index].provider >= sample:
@@ -464,14 +535,14 @@ class Timeline:
     def _forget_runs(self) -> None:
         until = min(self._heard_until)
         while len(self._runs) > 1 and self._runs[1].provider <= until:
-            # The one before stays: an end that falls on the border is looked up in it.
+            # The run before stays, because an end that falls on the border is looked up in it.
             if self._runs[1].end > until:
                 break
             del self._runs[0]
 
 
 def superseded(results: Results) -> Heard:
-    """What a final brings whose epoch has been replaced: nothing."""
+    """Return that a final brings nothing, because its epoch has been replaced."""
     discarded = _counted(Discard.SUPERSEDED, len(results.words))
     return Heard([], range(0), None, discarded=discarded)
 

@@ -7,8 +7,10 @@ from attrs import define
 UPSTREAM_RATE = 1.25
 """Deepgram takes audio at no more than 1.25 times real time (its on-prem release notes 220831)."""
 UPSTREAM_DEPTH_SECONDS = 2.0
+"""This much audio may go up at once after a pause."""
 _ROUNDING = 1e-6
-"""Tokens that are not waited for: adding so short a delay to the time may not change it at all."""
+"""Fewer missing tokens than this are not waited for, because adding so short a delay to the time may not
+change it at all."""
 
 
 @define
@@ -26,13 +28,13 @@ class TokenBucket:
         return cls(rate, depth, depth, now)
 
     def delay(self, tokens: float, now: float) -> float:
-        """Seconds until ``tokens`` (at most ``depth``) can be taken; 0.0 is now."""
+        """Seconds until ``tokens`` (at most ``depth``) can be taken; 0.0 means now."""
         self._fill(now)
         missing = min(tokens, self.depth) - self._level
         return missing / self.rate if missing > _ROUNDING else 0.0
 
     def try_take(self, tokens: float, now: float) -> bool:
-        """Take ``tokens`` if they are there; returns whether they were."""
+        """Take ``tokens`` if they are there; return whether they were."""
         self._fill(now)
         if min(tokens, self.depth) - self._level > _ROUNDING:
             return False
@@ -44,7 +46,7 @@ class TokenBucket:
         self._level -= tokens
 
     def reserve(self, now: float) -> float:
-        """Take one token, also of those to come; returns the seconds until it is there."""
+        """Take one token, even one that is still to come; return the seconds until it is there."""
         self._fill(now)
         self._level -= 1.0
         return max(0.0, -self._level / self.rate)

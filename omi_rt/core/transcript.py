@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.lead_in import VoiceClips
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Merged, Speakers
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.timeline import Heard, LeadInWord
     from omi_rt.core.updates import Update
-    from omi_rt.core.voices import Voice
+    from omi_rt.core.voices import Identity, Voice
     from omi_rt.core.votes import Vote
 
 
@@ -91,8 +92,12 @@ class Transcript:
         if self._keeps_voices and words:
             self.voices.identified = self._speakers.identified
             contested = labels.contested
-            pure = [each for each in numbered if (each[1].channel, each[1].label) not in contested]
-            self.voices.hear(pure if contested else numbered, backlog)
+            pure = [
+                (number, word)
+                for number, word in numbered
+                if (word.channel, word.label) not in contested and word.label != UNKNOWN_SPEAKER
+            ]
+            self.voices.hear(pure, backlog)
         identity_of = self._speakers.identity_of
         segments = make_segments(numbered, identity_of, self._new_id)
         self._tell_client(
@@ -123,6 +128,17 @@ class Transcript:
     def tell(self, update: Update) -> None:
         """Tell the client what comes from its provider and is no transcript."""
         self._tell_client(update)
+
+    def assign(self, number: int, identity: Identity, segment_ids: Sequence[str]) -> int | None:
+        """Let a speaker be somebody, as the client says, and tell what that corrects.
+
+        Returns the number that the speaker has then; None where there is no such speaker.
+        """
+        told = self._speakers.assign(number, identity, segment_ids)
+        if told is None:
+            return None
+        self._tell(told)
+        return self._speakers.current(number)
 
     def learn(
         self,

@@ -10,7 +10,7 @@ class Identity:
     """Somebody known: the user, or a person of theirs."""
 
     person_id: str | None = None
-    """None is the user."""
+    """The person's id; None stands for the user."""
 
     @property
     def is_user(self) -> bool:

@@ -14,9 +14,9 @@ if TYPE_CHECKING:
     from omi_rt.core.timeline import LeadInWord
 
 WINNING_SHARE = 0.6
-"""Of an anchor's word time that one label must have to be the anchor's."""
+"""A label must have this share of an anchor's word time to be the anchor's."""
 WINNING_SECONDS = 1.0
-"""Of word time that the label must have at least."""
+"""A label must also have this much word time in the anchor."""
 
 Label = tuple[int, int]
 """(channel, the provider's label): a voice, inside one epoch."""
@@ -30,9 +30,9 @@ class HeardAgain:
     """Session position, in samples."""
     end: int
     channel: int
-    """Of the session, on which it was said."""
+    """The channel of the session on which it was said."""
     label: Label
-    """Which it got now."""
+    """The label that it got when it was heard again."""
 
 
 @frozen
@@ -42,11 +42,12 @@ class Vote:
     anchor: int
     channel: int
     shares: Mapping[int, float]
-    """Of the anchor's own word time, by label. How long an anchor is makes its vote no stronger."""
+    """Each label's share (0..1) of the anchor's own word time, so that a longer anchor has no stronger
+    vote."""
     winner: Label | None
-    """The label that is the anchor's, if one is."""
+    """The label that is the anchor's; None where no label won."""
     words: tuple[HeardAgain, ...] = ()
-    """Those of the anchor's that the session had said, as they were heard again."""
+    """The anchor's words that are the session's own, as they were heard again."""
 
     def is_for(self, label: Label) -> bool:
         """Whether most of the words got this label."""
@@ -54,7 +55,7 @@ class Vote:
 
 
 def heard_again(word: LeadInWord) -> HeardAgain | None:
-    """The word of the session that a word of a lead-in is, if it is one."""
+    """The session's word that a word of a lead-in brings again; None where it is not the session's."""
     place = word.said_at
     if place is None:
         return None

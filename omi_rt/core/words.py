@@ -1,18 +1,21 @@
-"""Words on the session clock, and those delivered last: they tell a word that comes again from a new one."""
+"""Words on the session clock. Those delivered last tell a word that comes again from a new one."""
 
 from __future__ import annotations
 
 from attrs import define, field
 
 MAX_WORDS = 1024
-"""A final with more words than that would be the longest ever seen."""
+"""At most this many words are remembered; a final with more would be the longest ever seen."""
 SAME_SHARE = 0.5
 """Two words lie on the same audio if they share this much of the shorter one."""
 
 
 @define
 class HeardWord:
-    """A word on the session clock. Nobody changes one: frozen would cost 0.4 µs for each."""
+    """A word on the session clock.
+
+    Nobody changes a word, but it is not declared frozen: that would cost 0.4 µs for each.
+    """
 
     text: str = field(repr=False)
     start: int
@@ -32,8 +35,8 @@ class HeardWord:
 class SaidWords:
     """The last delivered words of one channel, on the session clock.
 
-    Those that a final can still bring again are kept: the words of the last one, and what lies up
-    to ten seconds before it.
+    Words that a final can still bring again are kept: those of the last final, and those up to ten
+    seconds before it.
     """
 
     end: int = 0
@@ -42,24 +45,28 @@ class SaidWords:
     """Session position before which nothing is remembered."""
     _words: list[tuple[int, int, str, tuple[int, int]]] = field(factory=list, repr=False)
 
-    def add(self, word: HeardWord, bounds: tuple[int, int]) -> None:
-        """Remember a word that is delivered, and the bounds of the final that brought it."""
-        self._words.append((word.start, word.end, word.text, bounds))
-        self.end = max(self.end, word.end)
+    def add(self, words: list[HeardWord], bounds: tuple[int, int]) -> None:
+        """Remember words that are delivered, and the bounds of the final that brought them."""
+        if words:
+            self._words += [(word.start, word.end, word.text, bounds) for word in words]
+            self.end = max(self.end, max([word.end for word in words]))
 
     def forget(self, position: int) -> None:
         """Forget the words that end before ``position``."""
         self.horizon = max(self.horizon, position)
         words = self._words
-        if words and (words[0][1] < position or len(words) > MAX_WORDS):
-            self._words = [word for word in words if word[1] >= position][-MAX_WORDS:]
+        # The oldest come first, so only they need be looked at: 120 are remembered of a fast speaker.
+        count = max(0, len(words) - MAX_WORDS)
+        while count < len(words) and words[count][1] < position:
+            count += 1
+        del words[:count]
 
     def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
-        """Tell whether this very word was delivered: in the same letters, and at the same time.
+        """Tell whether this very word was delivered, in the same letters and at the same time.
 
-        A word's start and end count where they lie within the bounds of its final: there providers
-        are sure of them. Where no such time is common to both, both must agree. ``tolerance`` is by
-        how many samples times may differ.
+        A word's start or end counts where it lies within the bounds of its final, because there
+        providers are sure of it. Where neither counts for both words, both times must agree. Times
+        agree if they differ by at most ``tolerance`` samples.
         """
         letters = _letters(word.text)
         for start, end, text, (lower, upper) in self._words:
@@ -76,7 +83,7 @@ class SaidWords:
         return False
 
     def has_like(self, word: HeardWord) -> bool:
-        """Tell whether a delivered word is this one, maybe heard otherwise: most of both is shared."""
+        """Tell whether a delivered word is this one, maybe heard otherwise, since they share most audio."""
         return any(
             _shared(word, start, end) > SAME_SHARE * (max(word.end, end) - min(word.start, start))
             for start, end, *_ in self._words

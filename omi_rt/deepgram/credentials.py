@@ -1,34 +1,30 @@
-"""Deepgram's credentials: the key itself, or a short-lived token for each dial.
-
-The one file that imports httpx.
-"""
+"""Deepgram's credentials: the key itself, or a short-lived token for each dial."""
 
 from __future__ import annotations
 
-from typing import Protocol
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Protocol
 from urllib.parse import urlsplit, urlunsplit
-
-import httpx
 
 from omi_rt.core.deepgram import is_retryable_status, retry_after_seconds
 from omi_rt.core.errors import ProviderRefused, ProviderUnreachable
+from omi_rt.net.http_client import HTTPError
 
-HTTPClient = httpx.AsyncClient
-# Of the last two kinds are host names that the library takes for none, found when they are used.
-HTTP_ERRORS = (httpx.HTTPError, httpx.InvalidURL, UnicodeError)
+if TYPE_CHECKING:
+    from omi_rt.net.http_client import HTTPClient
+
 GRANT_PATH = "/v1/auth/grant"
-GRANT_TIMEOUT_SECONDS = 5.0
 _MAX_SHOWN_CHARACTERS = 200
 
 
 class Credentials(Protocol):
-    """Where the ``Authorization`` header of a dial comes from."""
+    """The source of the ``Authorization`` header of a dial."""
 
     is_renewable: bool
     """Whether a 401 may pass with the next header."""
 
     async def authorization(self) -> str:
-        """Return the header's value; "" for none. Cancelling is safe."""
+        """Return the header's value, or "" where no header is to be sent. Cancelling is safe."""
 
 
 class APIKey:
@@ -43,12 +39,12 @@ class APIKey:
         return "APIKey(...)"
 
     async def authorization(self) -> str:
-        """``Token KEY``, or "" for a self-hosted Deepgram that asks for none."""
+        """Return ``Token KEY``, or "" for a self-hosted Deepgram that asks for no key."""
         return f"Token {self._key}" if self._key else ""
 
 
 class GrantedToken:
-    """A fresh token from ``/v1/auth/grant`` for each dial; Deepgram checks it there only."""
+    """A fresh token from ``/v1/auth/grant`` for each dial; Deepgram checks it at the dial only."""
 
     is_renewable = True
 
@@ -61,7 +57,7 @@ class GrantedToken:
         return "GrantedToken(...)"
 
     async def authorization(self) -> str:
-        """Fetch a token, within `GRANT_TIMEOUT_SECONDS`.
+        """Fetch a token, within the client's own time limit.
 
         Raises:
             ProviderRefused: the grant was refused.
@@ -71,9 +67,9 @@ class GrantedToken:
             response = await self._client.post(
                 self._url, headers={"Authorization": f"Token {self._key}"}, json={}
             )
-        except httpx.HTTPError as error:
+        except HTTPError as error:
             raise ProviderUnreachable(f"no token: {type(error).__name__}") from None
-        if response.status_code != httpx.codes.OK:
+        if response.status_code != HTTPStatus.OK:
             raise ProviderRefused(
                 response.status_code,
                 retryable=is_retryable_status(response.status_code),
@@ -95,11 +91,3 @@ def rest_url(base: str, path: str) -> str:
     parts = urlsplit(base)
     scheme = {"ws": "http", "wss": "https"}.get(parts.scheme, parts.scheme)
     return urlunsplit((scheme, parts.netloc, path, "", ""))
-
-
-def open_http_client() -> HTTPClient:
-    """Return the process's HTTP client; close it with ``async with``."""
-    return HTTPClient(
-        timeout=httpx.Timeout(GRANT_TIMEOUT_SECONDS),
-        limits=httpx.Limits(max_connections=20, max_keepalive_connections=5),
-    )

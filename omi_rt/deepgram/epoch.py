@@ -48,7 +48,7 @@ class Epoch:
         exchange: decides what is sent and what comes of it.
         cause: why it is dialled.
         tell: takes the epoch's news at once, in the order in which they happen.
-        lead_in: the voices that it hears first, if it does.
+        lead_in: the voices that it hears first; None where it hears none.
         gives_way: whether it is opened beside the session's own connection, and can wait.
     """
 
@@ -133,7 +133,7 @@ class Epoch:
         else:
             self.exchange.last_sent = now
             if self.exchange.has_audio:
-                # A message holds only so much; the sender takes the rest.
+                # A message holds a quarter of a second at most; the sender takes the rest.
                 self._work.set()
 
     async def run(self, request: ListenRequest, provider: Provider) -> None:
@@ -148,7 +148,7 @@ class Epoch:
                     if self.exchange.phase is not Phase.ENDED:
                         await self._converse(connection)
         except ProviderError as error:
-            # Its frames hold this epoch, which holds the error: that would be a cycle.
+            # The error's frames hold this epoch, which would hold the error: a cycle.
             error.__context__ = error.__cause__ = None
             self.error = error.with_traceback(None)
             provider.note_failure(
@@ -168,7 +168,7 @@ class Epoch:
         Raises:
             ProviderError: the connection ended otherwise, or is no longer worth keeping.
         """
-        # From here on leaving the scope is no reason to drop the connection without a goodbye.
+        # From here on, whoever cancels the scope wants the connection closed politely, not dropped.
         self._scope = trio.CancelScope()
         self._connection = connection
         self.exchange.open(trio.current_time())
@@ -188,7 +188,7 @@ class Epoch:
             if failure is not None:
                 raise failure
         finally:
-            # The error holds this frame: held by it, it would be a cycle.
+            # The error holds this frame, so a name for it in the frame would make a cycle.
             failure = None
         self._pass_on(self.exchange.conclude())
 
@@ -230,7 +230,8 @@ class Epoch:
         """Apply what the provider says, until it closes after CloseStream."""
         try:
             while True:
-                # No name for the message: it would be kept until the next, 4 KB for each session.
+                await connection.pass_on(self._take)
+                # The message gets no name, which would keep it until the next: 4 KB for each session.
                 self._take(await connection.receive())
         except ProviderClosed as closed:
             self.exchange.take_close(closed)
@@ -263,4 +264,4 @@ class Epoch:
 
 
 def _do_nothing() -> None:
-    """Stand in for a note that is not wanted."""
+    """Stand in for the note of an open connection where nobody wants it."""

@@ -1,4 +1,4 @@
-"""Whether Deepgram takes the key: one REST call, made before anybody speaks."""
+"""Finding out whether Deepgram takes the key, by one REST call before anybody speaks."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from http import HTTPStatus
 
 import trio
 
-from omi_rt.deepgram.credentials import HTTP_ERRORS, HTTPClient, rest_url
+from omi_rt.deepgram.credentials import rest_url
+from omi_rt.net.http_client import HTTP_ERRORS, HTTPClient
 
 KEY_PATH = "/v1/auth/token"
-"""Deepgram documents it as the quick test of a key."""
+"""Deepgram documents this path as the quick test of a key."""
 KEY_CHECK_SECONDS = 3.0
-"""A start may take so much longer where the network swallows what is sent."""
+"""The server's start takes at most this much longer where the network swallows what is sent."""
 _LACKS_PERMISSION = "INSUFFICIENT_PERMISSIONS"
-"""The other error of a 401: the key is a key, and this path is not for it."""
+"""A 401 with this error means that the key is valid and merely may not use this path."""
 
 
 class KeyVerdict(Enum):
-    """What the call showed."""
+    """What the call has shown."""
 
     ACCEPTED = "accepted"
     REFUSED = "refused"
     UNREACHABLE = "unreachable"
     UNKNOWN = "unknown"
-    """Whoever answered does not judge keys, as a self-hosted Deepgram need not."""
+    """The server that answered does not judge keys; a self-hosted Deepgram need not do so."""
 
 
 async def check_key(base: str, key: str, client: HTTPClient) -> tuple[KeyVerdict, str]:

@@ -1,4 +1,4 @@
-"""A recogniser that is behind, told once when it begins and once when it ends."""
+"""Telling that a recogniser is behind, once when it falls behind and once when that ends."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class LatenessReport:
         self._lateness = Lateness()
         self._began_at = 0.0
 
-    def worked(self, seconds_behind: float, now: float) -> None:
+    def note_work(self, seconds_behind: float, now: float) -> None:
         """Take how much audio is still to be worked through, in seconds, at ``now``."""
         self._metrics.behind_seconds[self._session_id] = seconds_behind
         match self._lateness.report(seconds_behind):
@@ -41,8 +41,8 @@ class LatenessReport:
                 self._tell(events.service_status("stt_caught_up"))
                 self._log_end("caught_up", now)
 
-    def connection_ended(self, now: float) -> None:
-        """The connection is gone, or the session: what was behind on it will not be caught up."""
+    def note_connection_end(self, now: float) -> None:
+        """Note that the connection or the session is over, so that nothing on it will be caught up."""
         self._metrics.behind_seconds.pop(self._session_id, None)
         if self._lateness.is_behind:
             self._lateness.is_behind = False

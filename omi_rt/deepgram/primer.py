@@ -33,34 +33,36 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.report import HealthReport
 
 DIGEST_SECONDS = 5.0
-"""From Finalize to a final that covers the lead-in; later it is not waited for."""
+"""A final that covers the lead-in is awaited for this long after its Finalize."""
 UTTERANCE_SECONDS = 5.0
-"""For the end of an utterance, at which to switch."""
+"""The end of an utterance, at which to switch, is awaited for this long."""
 RETRY_SECONDS = 60.0
+"""Where nobody could be recognised for a reason that may pass, priming is tried again after this long."""
 RELABEL_KNOWN_SECONDS = 5.0
-"""Of a stored voice, where the session's own speakers need the room to get their labels back."""
+"""A lead-in holds at most this much of each stored voice where the session's own speakers need the room
+to get their numbers back."""
 MAX_FOLLOW_UPS = 2
-"""After one plain epoch: each costs a lead-in."""
+"""At most this many lead-ins follow the first after one plain epoch, because each is paid for."""
 NO_PROFILE = "no speech profile is stored"
 NOT_RECOGNISED = "the voices of the lead-in were not recognised"
-"""Tried again after the next reconnect only: each try costs a whole lead-in."""
+"""This is tried again only after the next reconnect, because each try costs a whole lead-in."""
 NO_ROOM = "Deepgram has no room for a second connection"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 _NOT_RETRIED = frozenset({NOT_RECOGNISED, ONE_SPEAKER})
-"""Another try before the next reconnect would find the same."""
+"""For these reasons another try before the next reconnect would find the same."""
 
 
 class Primer:
     """Decides when an epoch is primed, with what, and when it takes over.
 
     Args:
-        audio_format: of the session.
-        voices: what is kept of the session's speakers.
+        audio_format: the session's format.
+        voices: the clips that are kept of the session's speakers.
         load_anchors: loads the stored voices.
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
-        dial: dials an epoch with a lead-in beside the current one.
-        switch: makes a primed epoch the current one.
+        dial: dials an epoch with a lead-in beside the one that serves.
+        switch: lets a primed epoch serve the session.
     """
 
     def __init__(
@@ -90,7 +92,7 @@ class Primer:
         self._has_failed = False
 
     def want(self, *, relabel: bool) -> None:
-        """A plain epoch has opened: prime one.
+        """Ask for an epoch to be primed, because a plain one has opened.
 
         ``relabel`` says that the session's speakers have lost their labels, so that priming is
         worth it even where no voice is stored.
@@ -115,7 +117,8 @@ class Primer:
     async def gather(self) -> tuple[LeadIn | None, str | None]:
         """Collect the voices for a lead-in, if it is worth one.
 
-        Bounded by the store's own time limit. Returns also why there are no stored voices in it.
+        The store's own time limit bounds this. The second value returned says why there are no stored
+        voices in the lead-in; it is None where there are some.
         """
         if not self._provider.tells_speakers_apart:
             return None, ONE_SPEAKER
@@ -136,7 +139,7 @@ class Primer:
         return lead_in or None, failure
 
     async def gather_first(self) -> LeadIn | None:
-        """Collect the voices for an epoch that hears them first; what is missing is told."""
+        """Collect the voices for an epoch that hears them first, and tell the device what is missing."""
         lead_in, failure = await self.gather()
         if failure is not None:
             self.tell(failure)
@@ -149,12 +152,15 @@ class Primer:
             self._switch(epoch, votes or [])
 
     def note_utterance_end(self) -> None:
-        """Note that an utterance has ended in the current epoch: a good moment to switch."""
+        """Note that an utterance has ended in the epoch that serves, which is a good moment to switch."""
         self._utterance_end.set()
         self._utterance_end = trio.Event()
 
     async def _digest(self, epoch: Epoch, give_way: trio.Event | None = None) -> list[Vote] | None:
-        """Wait until an open epoch has heard its lead-in; None if it does not in time, or gives way."""
+        """Wait until an open epoch has heard its lead-in; return the votes.
+
+        Returns None if the epoch does not hear it in time, ends, or gives way.
+        """
         ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
         await wait_any(epoch.sent_lead_in.wait, *ends)
         with trio.move_on_after(DIGEST_SECONDS):
@@ -173,8 +179,8 @@ class Primer:
             self._report.tell_identities_unavailable(reason, is_failure=is_failure)
 
     async def _prime(self) -> str | None:
-        """Prime one epoch and switch to it; returns what went wrong, if anything did."""
-        # With a connection that is cut every few seconds, lead-ins would be most of what is sent.
+        """Prime one epoch and switch to it; return what went wrong, if anything did."""
+        # If a connection is cut every few seconds, lead-ins would otherwise be most of what is sent.
         await trio.sleep(self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()))
         lead_in, failure = await self.gather()
         if lead_in is None:
@@ -204,7 +210,7 @@ class Primer:
             self._relabel = False
             self._switch(epoch, votes)
             has_switched = True
-            # A reconnect while this was being primed is answered by it.
+            # This epoch also serves the purpose of a reconnect that came while it was being primed.
             self._wanted = trio.Event()
             self._follow_up(lead_in)
         finally:

@@ -16,7 +16,7 @@ from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import BadRequest, ProviderError, ProviderRefused
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.deepgram.connection import Connection, Dial, dial_tcp, open_connection
-from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken, HTTPClient
+from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken
 from omi_rt.metrics import Metrics, status_label
 
 if TYPE_CHECKING:
@@ -24,11 +24,12 @@ if TYPE_CHECKING:
     from contextlib import AbstractAsyncContextManager
 
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.net.http_client import HTTPClient
     from omi_rt.settings import Settings
 
 
 _ROOM_CHECK_SECONDS = 1.0, 2.0
-"""Between two looks whether there is room, at least and at most."""
+"""The least and the most seconds between two looks whether there is room."""
 
 
 @define
@@ -47,13 +48,14 @@ class Provider:
     random: Random
     metrics: Metrics
     languages: frozenset[str] | None = None
-    """Primary subtags of the languages that it knows; None where only it can say."""
+    """Primary subtags of the languages that it knows; None where only the provider itself can say."""
     tells_speakers_apart: bool = True
-    """Whether its labels mean anything: lead-ins are worth their cost only then."""
+    """Whether its labels mean anything; only then are lead-ins worth their cost."""
     find_carried: Callable[[], int | None] = lambda: None
-    """Finds how many sessions it can carry at this time; None where it has not said, as Deepgram never does."""
+    """Finds how many sessions the provider can carry at this time. None means that it has not said;
+    Deepgram never does."""
     failures: int = 0
-    """Dials that failed and connections that were lost, since the start."""
+    """The number of dials that failed and of connections that were lost since the start."""
     give_way: trio.Event = field(factory=trio.Event)
     """Set, and replaced, when there is no room at the provider for a session's own connection."""
 
@@ -63,7 +65,7 @@ class Provider:
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
 
     def has_room(self, sessions: int) -> bool:
-        """Whether it can carry another session beside so many."""
+        """Whether the provider can carry another session beside this many."""
         carried = self.find_carried()
         return carried is None or sessions < carried
 
@@ -71,7 +73,7 @@ class Provider:
         """Refuse a language tag that the provider is known not to know.
 
         Raises:
-            BadRequest: the message names those that it knows.
+            BadRequest: the provider does not know the language; the message names those that it knows.
         """
         if self.languages is None or language == "auto":
             return
@@ -82,7 +84,7 @@ class Provider:
     def note_open(self, seconds: float, cause: DialCause = DialCause.PROBE) -> None:
         """Note an open connection, and how long its dial took."""
         self.gate.failing = False
-        self.breaker.succeeded()
+        self.breaker.record_success()
         self.metrics.provider_dials.labels(cause.value, "open").inc()
         self.metrics.setup_seconds.observe(seconds)
 
@@ -97,7 +99,7 @@ class Provider:
         """Note a connection that was lost, or a dial that failed."""
         self.failures += 1
         status = error.status if isinstance(error, ProviderRefused) else None
-        is_full = status is not None and self.priming.refused(status, trio.current_time())
+        is_full = status is not None and self.priming.record_refusal(status, trio.current_time())
         if is_full and not gives_way:
             self.give_way.set()
             self.give_way = trio.Event()
@@ -115,7 +117,7 @@ class Provider:
         self.metrics.provider_messages.labels(kind).inc()
 
     async def wait_for_room(self) -> None:
-        """Wait until a connection beside a session's own may be opened. Cancelling is safe."""
+        """Wait until a connection may be opened beside a session's own. Cancelling is safe."""
         while True:
             if self.priming.may_begin(trio.current_time()):
                 return
@@ -123,7 +125,7 @@ class Provider:
 
     @contextmanager
     def dialling_own(self) -> Iterator[Callable[[], None]]:
-        """Let primed connections wait, until the block ends or what this yields is called."""
+        """Make primed connections wait until the block ends, or until what this yields is called."""
         self.priming.dialling += 1
         is_over = False
 

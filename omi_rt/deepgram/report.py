@@ -1,4 +1,4 @@
-"""What the device is told of its provider: once when it changes, not at every failure."""
+"""What the device is told of its provider, once when that changes and not at every failure."""
 
 from __future__ import annotations
 
@@ -61,27 +61,27 @@ class HealthReport:
         self._is_degraded = False
         self._is_clock_ahead = False
         self.receipts = ReceiptTimes(audio_format.samples(1.0))
-        """Of the audio that is not final yet."""
+        """When the audio came that is not final yet."""
         self._gap: Gap | None = None
-        """Lost, and not told to the device yet."""
+        """Audio that was lost and that the device has not been told of yet."""
         self._loss: Gap | None = None
-        """Lost in one go, and not logged yet: it may still grow."""
+        """Audio that was lost in one go and is not logged yet, because the loss may still grow."""
         self._has_logged_loss = False
 
     def tell_initiating(self) -> None:
-        """The session begins to dial."""
+        """Tell that the session begins to dial."""
         self._tell(events.service_status("initiating"))
 
     def note_first_audio(self) -> None:
-        """The first audio has come: the session clock's zero."""
+        """Note that the first audio has come, which is the session clock's zero."""
         self._started_at = datetime.now(UTC)
 
     def log_open(self, epoch: Epoch) -> None:
-        """A connection has opened, to serve the session now or later."""
+        """Log that a connection has opened, to serve the session now or later."""
         self._log.info("connection_opened", request_id=epoch.request_id, cause=epoch.cause.value)
 
     def log_replaced(self, epoch: Epoch, cause: str, reason: str = "") -> None:
-        """Another connection takes the place of one that was open; ``cause`` is one word."""
+        """Log that another connection takes the place of one that was open; ``cause`` is one word."""
         self._log.info(
             "connection_replaced",
             request_id=epoch.request_id,
@@ -91,20 +91,20 @@ class HealthReport:
         )
 
     def note_progress(self, position: int, now: float) -> None:
-        """The audio before ``position`` is final, at ``now`` (`trio.current_time`)."""
-        for lag in self.receipts.finalised(position, now):
+        """Note that the audio before ``position`` is final at ``now`` (`trio.current_time`)."""
+        for lag in self.receipts.record_finalised(position, now):
             self._metrics.finalisation_lag.observe(lag)
         if self._loss is not None:
             self.flush()
 
     def close(self) -> None:
-        """The session has ended."""
+        """Tell what is still to be told, because the session has ended."""
         self.flush()
         if self._is_degraded:
             self._metrics.sessions_degraded.dec()
 
     def tell_serving(self, request_id: str) -> None:
-        """Tell that a connection serves the session: ready, or recovered."""
+        """Tell that a connection serves the session, for the first time or again after a failure."""
         if not self._is_ready:
             self._is_ready = True
             self._tell(events.ready(self._session_id, self._started_at or datetime.now(UTC)))
@@ -117,7 +117,7 @@ class HealthReport:
             self._tell(events.service_status("stt_recovered"))
 
     def tell_degraded(self, error: ProviderError) -> None:
-        """The provider failed, and is tried again."""
+        """Tell that the provider has failed and is tried again."""
         if self._is_degraded:
             self._log.debug("provider_still_degraded", reason=str(error))
             return
@@ -127,14 +127,17 @@ class HealthReport:
         self._tell(events.service_status("stt_degraded", str(error)))
 
     def tell_identities_unavailable(self, reason: str, *, is_failure: bool) -> None:
-        """Nobody is known in this session; ``is_failure`` is not just that no voice is stored."""
+        """Tell that nobody is known in this session.
+
+        ``is_failure`` says that something went wrong, and that it is not just that no voice is stored.
+        """
         if is_failure:
             self._metrics.profile_failures.inc()
             self._log.warning("identities_unavailable", reason=reason)
         self._tell(events.service_status("identities_unavailable", reason))
 
     def compare_accounts(self, epoch: Epoch) -> None:
-        """A connection has ended: compare what it took with what was sent, if it tells."""
+        """Compare what an ended connection says that it took with what was sent, if it says so."""
         if epoch.exchange.metadata is None or epoch.exchange.timeline.covers_all(
             epoch.exchange.metadata.duration
         ):
@@ -148,13 +151,13 @@ class HealthReport:
         )
 
     def count_discarded(self, reasons: Counter[Discard]) -> None:
-        """Words that a final brought did not reach the transcript."""
+        """Count the words of a final that did not reach the transcript."""
         for reason, count in reasons.items():
             self._metrics.words_discarded.labels(reason.value).inc(count)
         self._log.info("words_discarded", **{r.value: n for r, n in reasons.items()})
 
     def tell_clock_ahead(self, epoch: Epoch, results: Results) -> None:
-        """A final claims to cover more than was sent: tell so once a session."""
+        """Log, once a session, that a final claims to cover more than was sent."""
         if not self._is_clock_ahead:
             self._is_clock_ahead = True
             self._metrics.provider_disagreements.inc()
@@ -166,10 +169,10 @@ class HealthReport:
             )
 
     def note_loss(self, gap: Gap | None) -> None:
-        """Audio was given up."""
+        """Note audio that was given up, if any was, and tell the device once it is long enough."""
         if gap is None:
             return
-        self.receipts.given_up(gap.end)
+        self.receipts.record_given_up(gap.end)
         if self._loss is not None and self._loss.end != gap.start:
             self.flush()
         least = self._format.samples(_REPORT_GAP_SECONDS)
@@ -186,7 +189,7 @@ class HealthReport:
             self._tell_gap(self._gap)
 
     def flush(self) -> None:
-        """Tell of what was given up and not told yet: what is given up later is another loss."""
+        """Tell what was given up and not told yet; what is given up later is another loss."""
         if self._gap is not None:
             self._tell_gap(self._gap)
         if self._loss is not None:

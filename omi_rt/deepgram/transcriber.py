@@ -105,6 +105,7 @@ class Transcriber:
                 switch=self._switch,
             )
         self._finalizing = FinalizeRequests(coverage)
+        self._finalize_sent: int | None = None
         self._configuring = ConfigureRequest()
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
@@ -129,7 +130,7 @@ class Transcriber:
             if samples == self._coverage.backlog.end:
                 self._report.note_first_audio()
             if self._coverage.backlog.end >= self._report.receipts.next_mark:
-                self._report.receipts.received(self._coverage.backlog.end, now)
+                self._report.receipts.record_received(self._coverage.backlog.end, now)
             self._absence.note_audio(now)
             if self._serving is not None:
                 self._serving.offer(now)
@@ -142,10 +143,7 @@ class Transcriber:
         answered = self._finalizing.ask(channel, trio.current_time())
         for each in answered or ():
             self._answer_finalize(each)
-        position, epoch = self._finalizing.position, self._serving
-        if position is not None and epoch is not None and epoch.exchange.phase is Phase.LIVE:
-            epoch.exchange.finalize_behind(position)
-            epoch.wake()
+        self._pass_finalize()
 
     def configure(self, keyterms: tuple[str, ...] | None, *, numerals: bool | None) -> None:
         """Pass the client's options on to the provider; what is None stays as it is.
@@ -221,7 +219,7 @@ class Transcriber:
             self._note_sent(self._serving)
             self._report.note_loss(self._coverage.lose_pending(self._sent_until))
             self._report.close()
-            self._lateness.connection_ended(trio.current_time())
+            self._lateness.note_connection_end(trio.current_time())
         if refusal is not None:
             raise refusal
 
@@ -230,7 +228,7 @@ class Transcriber:
             await primer.run()
 
     async def _keep_serving(self) -> ProviderError | None:
-        """Run one epoch after another; returns the refusal that ends it all, if there is one."""
+        """Run one epoch after another; return the refusal that ends the session, if there is one."""
         wait_seconds = 0.0
         while not self._is_done():
             if self._serving is None:
@@ -290,9 +288,9 @@ class Transcriber:
             former.retire()
             if was_open:
                 self._report.log_replaced(former, "switch")
-                self._lateness.connection_ended(trio.current_time())
+                self._lateness.note_connection_end(trio.current_time())
         self._between.cancel()
-        # They are counted in the votes; what comes later is the tail's.
+        # These words are counted in the votes already; those that come later are the tail's.
         epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(
             epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
@@ -310,14 +308,14 @@ class Transcriber:
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
         epoch.exchange.go_live(is_planned=is_planned)
-        if self._finalizing.position is not None:
-            epoch.exchange.finalize_behind(self._finalizing.position)
+        self._finalize_sent = None
+        self._pass_finalize()
         if self._audio_ended:
             self._finish(epoch)
         epoch.wake()
 
     def _finish(self, epoch: Epoch) -> None:
-        # While it is primed it has the session's audio still to come; it is finished when it is live.
+        # An epoch that is being primed has session audio still to come; it is finished once it is live.
         if epoch.exchange.phase is Phase.LIVE:
             epoch.exchange.finish()
             epoch.wake()
@@ -366,7 +364,7 @@ class Transcriber:
         if heard.claims_unsent:
             self._report.tell_clock_ahead(epoch, final.results)
         if epoch is not self._serving:
-            # It is being primed: what it hears is for the votes alone.
+            # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
         if epoch.exchange.timeline.lead_in_words:
@@ -394,7 +392,7 @@ class Transcriber:
             return
         now = trio.current_time()
         self._absence.note_work(now)
-        self._lateness.worked(seconds_behind, now)
+        self._lateness.note_work(seconds_behind, now)
         if self._audio_ended and self._may_wait_for_work:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
 
@@ -427,6 +425,16 @@ class Transcriber:
             self._request = evolve(self._request, options=options)
         self._transcript.tell(Configured(keyterms, failure))
 
+    def _pass_finalize(self) -> None:
+        """Ask the provider for what the client wants finalised, once for each position."""
+        position, epoch = self._finalizing.position, self._serving
+        if position in {None, self._finalize_sent} or epoch is None:
+            return
+        if epoch.exchange.phase is Phase.LIVE:
+            self._finalize_sent = position
+            epoch.exchange.finalize_behind(position or 0)
+            epoch.wake()
+
     def _answer_finalize(self, channel: int) -> None:
         """Tell the client that its Finalize is done, where no final of the provider's says so."""
         if channel == 0 or not self._request.is_mixed_down:
@@ -440,6 +448,7 @@ class Transcriber:
         self._report.note_progress(self._coverage.watermark, now)
         for channel in self._finalizing.take_progress(now):
             self._answer_finalize(channel)
+        self._pass_finalize()
         self._room.set()
 
     # After an epoch.
@@ -447,7 +456,7 @@ class Transcriber:
     def _conclude(self, epoch: Epoch) -> Decision:
         """Account for the session's own epoch, which has ended, and carry out what follows from it."""
         if epoch.opened.is_set():
-            self._lateness.connection_ended(trio.current_time())
+            self._lateness.note_connection_end(trio.current_time())
             self._report.compare_accounts(epoch)
             self._note_sent(epoch)
             self._pass_by_unanswered(epoch)
@@ -460,7 +469,7 @@ class Transcriber:
                     cause = "unfinished" if failure is None else "lost"
                     self._report.log_replaced(epoch, cause, str(failure or ""))
             case Finish(refusal=ProviderRefused(status=status)):
-                if self._provider.breaker.refused(status, trio.current_time()):
+                if self._provider.breaker.record_refusal(status, trio.current_time()):
                     self._log.error("breaker_opened", status=status)
             case Finish(takes_metadata=True):
                 for news in epoch.exchange.apply_metadata():

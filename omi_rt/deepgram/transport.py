@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.net.frames import TextFrames
+from omi_rt.net.poller import Kind
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -115,16 +117,40 @@ class WatchedStream(trio.abc.Stream):
                 data = await self._stream.receive_some()
             except NETWORK_ERRORS:
                 data = b""
-            if data:
-                self._for_library += frames.feed(data)
-            if not data or len(self._for_library) > MAX_LIBRARY_BYTES:
-                # At the end the library will meet the same, and say what it means. Where it cannot
-                # get rid of its pongs, it knows to read no further.
-                self.hand_over()
-            if self._for_library:
-                self._library.unpark()
+            self._feed(data)
         self._given += 1
         return frames.texts.popleft()
+
+    async def pass_texts_on(self, take: Callable[[str], None]) -> None:
+        """Pass each message to ``take`` as it arrives, as long as nothing else does.
+
+        Returns at once where no poller runs, and when `receive_text` is to be asked. What ``take``
+        raises is raised here; it must not wait. Cancelling is safe.
+        """
+        frames, serve = self._frames, getattr(self._stream, "serve", None)
+        if serve is None or frames.texts or frames.is_over:
+            return
+
+        def take_data(data: bytes, now: float) -> bool:
+            self._feed(data)
+            for _ in range(TEXTS_PER_STEP):
+                if not frames.texts:
+                    return frames.is_over
+                take(frames.texts.popleft())
+            return bool(frames.texts) or frames.is_over
+
+        with suppress(*NETWORK_ERRORS):
+            await serve(take_data, Kind.PROVIDER)
+
+    def _feed(self, data: bytes | bytearray) -> None:
+        if data:
+            self._for_library += self._frames.feed(data)
+        if not data or len(self._for_library) > MAX_LIBRARY_BYTES:
+            # At the end the library will meet the same, and say what it means. Where it cannot get
+            # rid of its pongs, it knows to read no further.
+            self.hand_over()
+        if self._for_library:
+            self._library.unpark()
 
     def hand_over(self) -> None:
         """Let the library read from here on. Nobody may be reading in `receive_text`."""

@@ -68,6 +68,8 @@ class DeepgramFace(Face):
         self._tells_speakers = _is_on(options, "diarize") or "diarize_model" in options
         self._punctuates = _is_on(options, *_PUNCTUATING)
         self._tells_languages = options.get("language") == ("multi",)
+        self._tells_beginnings = _is_on(options, "vad_events")
+        self._tells_pauses = "utterance_end_ms" in options
         self._tracks = 1 if request.is_mixed_down else request.channels
         self._told_until = [0] * self._tracks
         self._digest = hashlib.sha256()
@@ -118,10 +120,10 @@ class DeepgramFace(Face):
                 return self._results(update)
             case Interim():
                 return self._interim(update)
-            case SpeechBegan(channels=channels, position=position):
+            case SpeechBegan(channels=channels, position=position) if self._tells_beginnings:
                 index = self._index(channels)
                 return [live_api.speech_started(index, seconds(position))]
-            case SpeechPaused(channels=channels, last_word_end=end):
+            case SpeechPaused(channels=channels, last_word_end=end) if self._tells_pauses:
                 return [live_api.utterance_end(self._index(channels), seconds(end))]
             case Configured(keyterms=keyterms, failure=failure):
                 if failure is not None:
@@ -249,7 +251,7 @@ def open_deepgram(call: Call) -> Opening:
         raise bad_parameter(f"uid must have {ID_RULE}")
     options = {name: texts for name, texts in values.items() if name not in _OURS}
     request = ListenRequest(
-        uid=uid,
+        uid=uid if call.uid is None else call.uid,
         language=language,
         sample_rate=rate,
         codec=encoding,
@@ -261,6 +263,20 @@ def open_deepgram(call: Call) -> Opening:
     )
     created = call.called_at.isoformat(timespec="milliseconds").replace("+00:00", "Z")
     return Opening(request, DeepgramFace(request, request_id_of(call.session_id), created))
+
+
+def deepgram_token(call: Call) -> str:
+    """Return the key that a client shows, in the header or as a subprotocol; empty where it shows none.
+
+    Raises:
+        Refused: 400 or 401; it shows two, or half of one.
+    """
+    _check_keys(call)
+    scheme, _, credential = call.headers.get("authorization", "").strip().partition(" ")
+    if scheme.lower() in _KEY_SCHEMES:
+        return credential.strip()
+    protocols = _protocols(call)
+    return protocols[1] if protocols and protocols[0].lower() in _KEY_SCHEMES else ""
 
 
 def request_id_of(session_id: str) -> str:
@@ -343,7 +359,7 @@ def _sound(values: Mapping[str, tuple[str, ...]], encoding: str) -> tuple[int, i
 
 
 def _check_keys(call: Call) -> None:
-    """See that a key is given in one place at most. There is no login here, so that any will do."""
+    """See that a key is given in one place at most; without a login any will do."""
     scheme, _, credential = call.headers.get("authorization", "").strip().partition(" ")
     in_header = scheme.lower() in _KEY_SCHEMES
     if in_header and not credential.strip():

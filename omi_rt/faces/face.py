@@ -19,6 +19,9 @@ SHORT_BYTES = 2
 MAX_SHOWN_CHARACTERS = 64
 """Of the ``type`` of a message that is not known, in the answer to it."""
 
+BEARER = "bearer"
+"""The scheme of a token in the ``Authorization`` header."""
+
 
 @frozen
 class Call:
@@ -37,11 +40,22 @@ class Call:
     """When it came; aware."""
     token: str | None = field(default=None, repr=False)
     """What the first message said, where a client proves itself in that."""
+    uid: str | None = field(default=None, repr=False)
+    """Who the client has proved to be; None where there is no login."""
 
     @property
     def parameters(self) -> dict[str, str]:
-        """The query; of a repeated parameter the last value."""
-        return dict(self.pairs)
+        """The query; of a repeated parameter the last value. A uid that was proved takes its place."""
+        found = dict(self.pairs)
+        if self.uid is not None:
+            found["uid"] = self.uid
+        return found
+
+
+def bearer_token(call: Call) -> str:
+    """Return the token of the ``Authorization`` header; empty where there is none."""
+    scheme, _, token = call.headers.get("authorization", "").strip().partition(" ")
+    return token.strip() if scheme.lower() == BEARER else ""
 
 
 @frozen

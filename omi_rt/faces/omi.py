@@ -20,7 +20,7 @@ from omi_rt.core.listen import parse_listen
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Identified, Merged
 from omi_rt.core.updates import Final, Interim
-from omi_rt.faces.face import MAX_SHOWN_CHARACTERS, Face, Opening
+from omi_rt.faces.face import BEARER, MAX_SHOWN_CHARACTERS, Face, Opening, bearer_token
 from omi_rt.faces.growth import GrowingSegments
 
 if TYPE_CHECKING:
@@ -40,7 +40,6 @@ _PASSED_OVER = frozenset({"image_chunk", "skip_question", "client_state", "sugge
 """Types of messages that newer apps send, and that concern nothing that is done here."""
 _PLAIN_BEATS = frozenset({"ping", "pong"})
 """Text, no JSON, that some clients keep their connection alive with."""
-_BEARER = "bearer"
 
 
 class Proof(Enum):
@@ -144,7 +143,7 @@ def open_omi(version: Version, call: Call) -> Opening:
         BadRequest: the message names what is wrong.
     """
     parameters = call.parameters
-    if version.proof is not Proof.UID_PARAMETER:
+    if call.uid is None and version.proof is not Proof.UID_PARAMETER:
         parameters["uid"] = _uid_of_token(version, call)
     request = parse_listen(parameters)
     return Opening(request, OmiFace(version, request.audio_format))
@@ -175,15 +174,17 @@ def read_assignment(message: Mapping[str, Any]) -> AssignSpeaker:
     )
 
 
+def omi_token(version: Version, call: Call) -> str:
+    """Return the token that a client shows; empty where it shows none."""
+    return (call.token or "") if version.proof is Proof.FIRST_MESSAGE else bearer_token(call)
+
+
 def _uid_of_token(version: Version, call: Call) -> str:
     """The uid that a token stands for, as long as there is no login: the one that it names."""
-    if version.proof is Proof.FIRST_MESSAGE:
-        token = call.token or ""
-    else:
-        scheme, _, token = call.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != _BEARER:
-            raise BadRequest("Authorization: a Bearer token is required")
-        token = token.strip()
+    token = omi_token(version, call)
+    scheme = call.headers.get("authorization", "").partition(" ")[0]
+    if version.proof is Proof.BEARER_TOKEN and scheme.lower() != BEARER:
+        raise BadRequest("Authorization: a Bearer token is required")
     if not call.is_loopback:
         raise BadRequest("token: there is no login here, so tokens are taken on loopback only")
     if not is_valid_id(token):

@@ -24,9 +24,9 @@ from attrs import frozen
 
 from omi_rt.core.live_api import LISTEN_PATH
 from omi_rt.faces.custom_stt import open_custom_stt
-from omi_rt.faces.deepgram import answer_headers, open_deepgram
-from omi_rt.faces.face import Call, Opening
-from omi_rt.faces.omi import Proof, Version, open_omi
+from omi_rt.faces.deepgram import answer_headers, deepgram_token, open_deepgram
+from omi_rt.faces.face import Call, Opening, bearer_token
+from omi_rt.faces.omi import Proof, Version, omi_token, open_omi
 from omi_rt.faces.stream import open_stream
 
 
@@ -40,6 +40,9 @@ class Row:
 
     open: Callable[[Call], Opening]
     """Reads a request; raises `omi_rt.core.errors.BadRequest` or `omi_rt.core.live_api.Refused`."""
+    token: Callable[[Call], str] = bearer_token
+    """Finds what the client proves itself with, where there is a login; empty if there is nothing. May
+    raise `omi_rt.core.live_api.Refused`."""
     headers: Callable[[Call], Mapping[str, str]] = _no_headers
     """Makes the headers of the answer to the upgrade."""
     refuses_upgrade: bool = False
@@ -50,8 +53,10 @@ class Row:
 
 
 def _omi(proof: Proof, *, grows: bool = False) -> Row:
+    version = Version(proof, grows)
     return Row(
-        partial(open_omi, Version(proof, grows)),
+        partial(open_omi, version),
+        partial(omi_token, version),
         waits_for_proof=proof is Proof.FIRST_MESSAGE,
     )
 
@@ -63,7 +68,7 @@ FACES: Mapping[str, Row] = MappingProxyType(
         "/v3/listen": _omi(Proof.BEARER_TOKEN),
         "/v4/listen": _omi(Proof.BEARER_TOKEN, grows=True),
         "/v4/web/listen": _omi(Proof.FIRST_MESSAGE, grows=True),
-        LISTEN_PATH: Row(open_deepgram, headers=answer_headers, refuses_upgrade=True),
+        LISTEN_PATH: Row(open_deepgram, deepgram_token, answer_headers, refuses_upgrade=True),
         "/v1/stt": Row(open_custom_stt),
         "/v3/stream": Row(open_stream),
     }

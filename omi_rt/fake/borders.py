@@ -1,4 +1,4 @@
-"""How untidy the borders between one channel's finals are. No clock.
+"""How untidy the borders between one channel's finals are. There is no clock in here.
 
 ====================  ============================================================================
 ``clean``             a final ends in a pause, and its words lie inside it
@@ -45,13 +45,15 @@ WITHIN_WORDS: frozenset[BorderHabit] = frozenset({"in_first", "in_second", "in_b
 """The habits that put the border of two finals inside a word."""
 
 REACH_SECONDS = (0.1, 0.4)
+"""A word that reaches over the end of its final does so by this much, at least and at most."""
 EARLY_SECONDS = (0.05, 0.3)
+"""A word that starts before its final does so by this much, at least and at most."""
 OVERLAP_SECONDS = (0.0, 0.05)
-"""By how much a final begins before the word that it repeats."""
+"""A final begins this much before the word that it repeats, at least and at most."""
 OFF_SECONDS = (0.02, 0.05)
-"""By how much the times of a repeated word are off."""
+"""The times of a repeated word are off by this much, at least and at most."""
 CUT_AT = (0.1, 0.9)
-"""Where in a word the border may lie, as a share of the word's length."""
+"""A border inside a word lies between these shares of the word's length."""
 
 
 class Borders:

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.json import dumps
+from omi_rt.core.live_api import IDLE_REASON, Control, ControlKind, read_control, schema_error
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.fake.clocks import claim_ahead, speed_up
 from omi_rt.fake.fault_queue import FaultQueue
@@ -33,12 +34,9 @@ from omi_rt.fake.faults import (
 )
 from omi_rt.fake.messages import (
     CLOSE_REASONS,
-    IDLE_REASON,
     Closing,
     MessageMaker,
     RawFrame,
-    parse_control,
-    schema_error,
 )
 from omi_rt.fake.outbox import Outbox, Queued
 from omi_rt.fake.transcription import ChannelFinal, StreamTranscriber
@@ -55,15 +53,16 @@ if TYPE_CHECKING:
 HEARING_SECONDS = 0.2
 """Audio is recognised in pieces of this length or longer, or when it has waited for as long."""
 READING_SECONDS = 0.05
-"""Shorter messages are read together: what a network would do."""
+"""Messages that hold less audio than this are read together, as a network would deliver them."""
 RAW_SEND_SECONDS = 5.0
+"""A malformed frame is given up when the client has not taken it for this long."""
 FLUSH_SECONDS = 0.1
 """What is queued gets this long to leave before the connection breaks."""
 _PROTOCOL_ERRORS = frozenset({1002, 1003, 1007, 1009})
 
 
 class ConnectionOver(Exception):
-    """The connection has ended as it should: leaves the nursery."""
+    """Raised to leave the nursery, because the connection has ended as it should."""
 
 
 class ListenConnection:
@@ -111,8 +110,8 @@ class ListenConnection:
         """Serve until the connection ends. Cancelling this leaves the stream to be closed.
 
         Raises:
-            ConnectionOver: it ended by this side.
-            PeerClosed: it ended by the other, or by the network.
+            ConnectionOver: this side has ended it.
+            PeerClosed: the client has ended it, or the network.
             PeerTooSlow: the client does not read.
         """
         while True:
@@ -158,7 +157,7 @@ class ListenConnection:
             self._hear(now)
         elif self._audio.unheard_seconds and self._hear_at == math.inf:
             self._hear_at = now + HEARING_SECONDS
-        # Asking fills it up to now.
+        # The bucket fills up to now when it is asked for a delay.
         self._bucket.delay(0.0, now)
         self._bucket.take(taken)
         throttled = self._bucket.delay(0.0, now)
@@ -169,13 +168,18 @@ class ListenConnection:
             self._reads_from = max(self._reads_from, now + READING_SECONDS)
 
     def _pause(self, until: float) -> None:
-        """Stop reading for a while; what was not looked for cannot be missed."""
+        """Stop reading for a while, in which the client cannot be found to be idle either."""
         self._reads_from = max(self._reads_from, until)
         self._idle_at = max(self._idle_at, until + self._options.idle_timeout)
 
     def _hear(self, now: float) -> None:
         self._hear_at = math.inf
-        self._put(self._audio.hear(), now)
+        finals = self._audio.hear()
+        self._put(finals, now)
+        if self._parameters.interim_results or self._parameters.vad_events:
+            for channel, notice in self._audio.notices(finals):
+                message = self._messages.notice(notice, channel)
+                self._outbox.put_notice(dumps(message), channel, self._due(now))
 
     def _take_audio(self, message: bytes, now: float) -> None:
         record = self._record
@@ -183,7 +187,7 @@ class ListenConnection:
             record.violate("an empty binary frame")
             self._close_stream(now)
             return
-        if message[:1] == b"{" and "type" in parse_control(message):
+        if message[:1] == b"{" and read_control(message) is not None:
             record.violate("a control message in a binary frame")
         self._audio.take(message)
         self._idle_at = now + self._options.idle_timeout
@@ -193,21 +197,23 @@ class ListenConnection:
             record.first_audio_at = now
 
     def _take_text(self, text: str, now: float) -> None:
-        control = parse_control(text)
-        kind = control.get("type")
-        self._record.texts[kind if isinstance(kind, str) else "?"] += 1
-        if self._audio.samples or self._options.keepalive_before_audio or kind != "KeepAlive":
+        control = read_control(text)
+        kind = None if control is None else control.kind
+        self._record.texts["?" if kind is None else kind.value] += 1
+        is_keep_alive = kind is ControlKind.KEEP_ALIVE
+        if self._audio.samples or self._options.keepalive_before_audio or not is_keep_alive:
             self._idle_at = now + self._options.idle_timeout
-        match kind:
-            case "KeepAlive":
-                pass
-            case "Finalize":
-                self._put(self._audio.finalize(control.get("channel")), now)
-            case "CloseStream":
-                self._close_stream(now)
-            case _:
+        match control:
+            case None:
                 self._record.violate("a text message that is not understood")
-                self._outbox.put_now(schema_error(text), now + self._options.delay)
+                self._outbox.put_now(dumps(schema_error(text)), now + self._options.delay)
+            case Control(kind=ControlKind.FINALIZE, channel=channel):
+                self._put(self._audio.finalize(channel), now)
+            case Control(kind=ControlKind.CLOSE_STREAM):
+                self._close_stream(now)
+            case Control(kind=ControlKind.CONFIGURE):
+                answer = self._messages.configured(control)
+                self._outbox.put_now(answer, now + self._options.delay)
 
     def _put(self, finals: list[ChannelFinal], now: float) -> None:
         for channel, final in finals:
@@ -215,7 +221,7 @@ class ListenConnection:
             self._outbox.put_result(result, channel, self._audio.seconds, self._due(now))
 
     def _due(self, now: float) -> float:
-        """When results come of what was heard now."""
+        """The time at which the results of what is heard now are sent."""
         return now + self._options.delay + self._rng.uniform(*self._options.lateness)
 
     def _close_stream(self, now: float) -> None:
@@ -255,8 +261,8 @@ class ListenConnection:
         elif isinstance(message, str):
             self._websocket.send_nowait(message)
         elif isinstance(message, RawFrame):
-            # Past the writer, which has nothing to do until this task gives it something. The
-            # client may be gone or offended; the next read tells.
+            # This passes by the writer, which has nothing to do until this task gives it something.
+            # Whether the client is gone, or offended, shows at the next read.
             self._sent_rubbish = True
             with trio.move_on_after(RAW_SEND_SECONDS) as limit, suppress(*STREAM_ERRORS):
                 await self._websocket.drained()
@@ -315,7 +321,7 @@ class ListenConnection:
         raise ConnectionOver
 
     def ended_by(self, error: PeerClosed) -> None:
-        """Note how the other side ended it."""
+        """Note how the other side has ended the connection."""
         record = self._record
         record.received_code = error.code
         record.closed_before_metadata = self._closing

@@ -7,9 +7,9 @@ script says so. It runs over any Trio stream: memory streams on a virtual clock,
 Of the REST API there is ``GET /v1/auth/token``, which says whether a key passes; it is no connection
 in the fake's sense, and no fault concerns it.
 
-Not here: ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16, the
-credential in ``Sec-WebSocket-Protocol``, interim results, ``Configure``. Options that only change
-the wording of a transcript are accepted and change nothing.
+It does not have ``/v1/auth/grant`` (requests with a body are not read), encodings other than linear16,
+or the credential in ``Sec-WebSocket-Protocol``. Options that only change the wording of a transcript are
+accepted and change nothing.
 """
 
 from __future__ import annotations
@@ -25,10 +25,11 @@ from attrs import define, field
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
 from omi_rt.core.groups import first_error
 from omi_rt.core.json import dumps
+from omi_rt.core.live_api import Refused, refusal_body
 from omi_rt.fake.connection import ConnectionOver, ListenConnection
 from omi_rt.fake.faults import Drop, FaultScript, NoAnswer, Refuse, Unreachable
 from omi_rt.fake.messages import random_uuid
-from omi_rt.fake.parameters import Refused, parse_target
+from omi_rt.fake.parameters import parse_target
 from omi_rt.fake.records import ConnectionRecord, Options
 from omi_rt.fake.streams import DEFAULT_CAPACITY_BYTES, bounded_stream_pair
 from omi_rt.fake.transport import FaultyStream
@@ -44,7 +45,7 @@ if TYPE_CHECKING:
 
 KEY_PATH = "/v1/auth/token"
 SEND_SECONDS = 60.0
-"""How long the fake waits for a client that does not read."""
+"""The fake waits this long for a client that does not read."""
 
 _ERROR_CODES = {
     400: "INVALID_QUERY_PARAMETER",
@@ -63,9 +64,9 @@ class FakeDeepgram:
     options: Options = field(factory=Options)
     faults: FaultScript = field(factory=FaultScript)
     connections: list[ConnectionRecord] = field(factory=list)
-    """One for every stream that came in, in order."""
+    """The records of all streams that came in, in order."""
     violations: list[str] = field(factory=list)
-    """What clients did that Deepgram does not allow; a good client leaves this empty."""
+    """Everything that clients did and Deepgram does not allow; a good client leaves this empty."""
 
     async def serve_connection(self, stream: trio.abc.HalfCloseableStream) -> None:
         """Serve one stream to its end, and close it. Nothing but a cancellation comes out of this.
@@ -136,7 +137,7 @@ class FakeDeepgram:
                     faulty, handshake, request, record, self.faults.plan(record.index)
                 )
         except* (HandshakeFailed, trio.BrokenResourceError, trio.ClosedResourceError):
-            # Whoever came was no client, or is gone; the record says how far it got.
+            # Whoever came was not a client, or is gone; the record says how far they got.
             pass
         finally:
             if record is not None:
@@ -251,7 +252,5 @@ async def _refuse(handshake: ServerHandshake, record: ConnectionRecord, refusal:
     headers = {"dg-error": message, "dg-request-id": record.request_id}
     if refusal.retry_after is not None:
         headers["Retry-After"] = str(math.ceil(refusal.retry_after))
-    body = {"err_code": refusal.code, "err_msg": message, "request_id": record.request_id}
-    await handshake.respond(
-        refusal.status, dumps(body), content_type="application/json", headers=headers
-    )
+    body = refusal_body(refusal.code, message, record.request_id)
+    await handshake.respond(refusal.status, body, content_type="application/json", headers=headers)

@@ -1,4 +1,4 @@
-"""Which faults of a connection are due. No clock: the time is passed in."""
+"""Which faults of a connection are due. There is no clock in here; the time is passed in."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class _Waiting:
 class FaultQueue:
     """The faults of an open connection that have not come yet.
 
-    What is asked is always by the same three: seconds of audio received, messages of results sent,
-    and the time.
+    Every question has the same three arguments: seconds of audio received, messages of results sent, and
+    the time.
     """
 
     __slots__ = ("_waiting",)
@@ -48,19 +48,19 @@ class FaultQueue:
         return bool(self._waiting)
 
     def add(self, fault: OpenFault, at: float) -> None:
-        """Add a fault that comes at a time."""
+        """Add a fault that comes at the time ``at``."""
         self._waiting.append(_Waiting(fault, audio=0.0, results=0, at=at))
 
     def next_at(self, now: float) -> float:
-        """The next time after ``now`` at which one may be due by time alone; infinity for never."""
+        """The next time after ``now`` at which a fault may be due by time alone; infinity for never."""
         return min((one.at for one in self._waiting if one.at > now), default=math.inf)
 
     def is_due(self, audio: float, results: int, now: float) -> bool:
-        """Tell whether any is due."""
+        """Tell whether any fault is due."""
         return any(one.is_due(audio, results, now) for one in self._waiting)
 
     def take(self, audio: float, results: int, now: float) -> list[OpenFault]:
-        """Take those that are due, in the order of the script."""
+        """Take the faults that are due, in the order of the script."""
         due = [one.fault for one in self._waiting if one.is_due(audio, results, now)]
         self._waiting = [one for one in self._waiting if not one.is_due(audio, results, now)]
         return due

@@ -65,7 +65,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
 STALL_LIMIT_SECONDS = 120.0
-"""How long "for ever" is to a fake that does not read, and so cannot see that nobody is there."""
+"""A stall "for ever" lasts this long, because a fake that does not read cannot see that its client has
+gone."""
 
 MALFORMED: Mapping[str, str] = {
     "invalid_json": "extra",
@@ -90,10 +91,11 @@ MALFORMED: Mapping[str, str] = {
     "text_speaker": "extra or instead: a label that is not a number",
     "no_punctuated_word": "extra or instead",
 }
-"""What a malformed message can be. Extra ones repeat the last result's words, unless noted."""
+"""The ways in which a message can be malformed. Extra messages repeat the last result's words, unless
+something else is noted."""
 
 HARMFUL = frozenset({"jumps_ahead"})
-"""No client can be whole after these: they claim what was not heard yet."""
+"""No client can be whole after these messages, because they claim what was not heard yet."""
 
 
 _seconds = optional(gt(0.0))
@@ -102,7 +104,7 @@ _count = optional(ge(1))
 
 @frozen(kw_only=True)
 class Timed:
-    """When a fault comes: with none of the three, as soon as the connection is open."""
+    """When a fault comes. With none of the three it comes as soon as the connection is open."""
 
     after_audio: float | None = field(default=None, validator=_seconds)
     after_results: int | None = field(default=None, validator=_count)
@@ -115,7 +117,7 @@ class Timed:
 
     @property
     def is_timed(self) -> bool:
-        """Whether it waits for something."""
+        """Whether the fault waits for something."""
         return (self.after_audio, self.after_results, self.after_seconds) != (None, None, None)
 
 
@@ -161,7 +163,7 @@ class Drop(Timed):
 
     @property
     def is_of_handshake(self) -> bool:
-        """Whether it keeps the connection from opening."""
+        """Whether the drop keeps the connection from opening."""
         return self.at in {"request", "response"}
 
 
@@ -210,7 +212,7 @@ class Double(Timed):
 
 @frozen(kw_only=True)
 class Malformed(Timed):
-    """Messages that are wrong, along with the right ones or in their place."""
+    """Messages come that are wrong, along with the right ones or in their place."""
 
     what: str = field(validator=in_(list(MALFORMED)))
     results: int = field(default=1, validator=ge(1))
@@ -224,7 +226,7 @@ class Malformed(Timed):
 
 @frozen(kw_only=True)
 class Say(Timed):
-    """A text message as it stands."""
+    """A text message is sent as it stands."""
 
     text: str
 
@@ -294,7 +296,7 @@ class FaultScript:
 
     @classmethod
     def of(cls, *connections: Iterable[Fault]) -> FaultScript:
-        """Make a script of lists of faults, one for each connection; then nothing goes wrong."""
+        """Make a script of lists of faults, one for each connection; later connections have none."""
         return cls(tuple(ConnectionPlan(tuple(faults)) for faults in connections))
 
     def plan(self, index: int) -> ConnectionPlan:

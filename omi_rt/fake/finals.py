@@ -32,9 +32,9 @@ if TYPE_CHECKING:
     from omi_rt.fake.language import Samples
 
 GUARD_SECONDS = GAP_SECONDS
-"""How far behind the newest sample it is certain that no word has begun."""
+"""Only this far behind the newest sample is it certain that no word has begun."""
 UNENDED_SECONDS = 3.0
-"""Silence that ends an utterance where endpointing is off."""
+"""This much silence ends an utterance where endpointing is off."""
 
 FinalizeAnswer = Literal["all", "never", "speech", "last_word", "no_length"]
 FINALIZE_ANSWERS: tuple[FinalizeAnswer, ...] = get_args(FinalizeAnswer)
@@ -87,14 +87,15 @@ class ChannelTranscriber:
         """Start at the beginning of a stream.
 
         Args:
-            sample_rate: in Hz.
+            sample_rate: the stream's rate, in Hz.
             endpointing: seconds of pause that end an utterance, or None for no endpointing.
             max_utterance: seconds of speech after which a final comes at the next gap.
             empty_spans: seconds of silence up to each empty final in turn; when they are used up,
                 or if there are none, silence brings no finals.
-            minimum_finalize: seconds of audio that Finalize needs to bring a final; 0 brings one always.
+            minimum_finalize: seconds of audio that Finalize needs to bring a final; with 0 it always
+                brings one.
             answer: what Finalize brings.
-            borders: how the finals meet; None is clean.
+            borders: how the finals meet; None means that all borders are clean.
         """
         self._rate = sample_rate
         self._recogniser = Recogniser(sample_rate)
@@ -127,6 +128,18 @@ class ChannelTranscriber:
         self._quiet_until(quiet_until, finals)
         return finals
 
+    @property
+    def guess(self) -> Final | None:
+        """The words that are in no final yet; None without any. Nothing is decided by it."""
+        if not self._pending:
+            return None
+        return Final(
+            self._last_end,
+            self._pending[-1].end,
+            tuple(self._pending),
+            starts_sentence=not self._in_sentence,
+        )
+
     def finalize(self) -> list[Final]:
         """Answer Finalize."""
         match self._answer:
@@ -146,7 +159,7 @@ class ChannelTranscriber:
         return [self._final(end, from_finalize=True)]
 
     def _buffered_until(self) -> int:
-        """Up to where Finalize may decide: the word that is being said comes in a later final."""
+        """Up to where Finalize may decide, so that the word that is being said comes in a later final."""
         open_since = self._recogniser.open_since
         if open_since is None or self._borders.habit in {"in_second", "in_halves"}:
             return self.position
@@ -154,7 +167,7 @@ class ChannelTranscriber:
         return (before + open_since) // 2
 
     def close(self, *, empty: bool) -> list[Final]:
-        """End the stream: the last finals; one of silence alone only if ``empty``."""
+        """End the stream; return the last finals, with one of silence alone only if ``empty``."""
         finals: list[Final] = []
         for word in self._recogniser.flush():
             self._add(word, finals)
@@ -176,11 +189,11 @@ class ChannelTranscriber:
         self._pending.append(word)
 
     def _quiet_until(self, position: int, finals: list[Final]) -> None:
-        """Decide what follows from no word beginning before ``position``."""
+        """Decide what follows from the fact that no other word begins before ``position``."""
         if self._pending:
             last = self._pending[-1].end
             if position - last >= self._pause:
-                # In the middle of the pause: clear of both words also where their borders are vague.
+                # The middle of the pause is clear of both words even where their borders are vague.
                 finals.append(self._final(last + self._pause // 2, ends=True))
         while (
             self._empty_after is not None

@@ -1,4 +1,4 @@
-"""Which speaker labels the fake's diarization gives: it may take several voices for one."""
+"""Which speaker labels the fake's diarization gives. It may take several voices for one."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ def _groups(groups: tuple[frozenset[int], ...]) -> tuple[frozenset[int], ...]:
 
 @frozen
 class Labelling:
-    """What goes wrong in the diarization of one connection. Labels are in no fixed order anyway."""
+    """What goes wrong in the diarization of one connection. Labels are never in a fixed order."""
 
     merged: tuple[frozenset[int], ...] = field(default=(), converter=_groups)
     """Groups of voices that get one label."""
     split: frozenset[int] = frozenset()
-    """Voices that get one of two labels, by chance, anew after every final."""
+    """Voices that get one of two labels by chance, drawn anew for every final."""
 
     @classmethod
     def one_label(cls) -> Labelling:
-        """Everybody gets the same label."""
+        """Return a labelling in which everybody gets the same label."""
         return cls(merged=(frozenset(VOICES),))
 
 
@@ -41,7 +41,7 @@ class Labels:
     __slots__ = ("_labels", "_rng", "_split")
 
     def __init__(self, labelling: Labelling, rng: Random) -> None:
-        """Draw the labels; without anything wrong they are the voices, permuted."""
+        """Draw the labels; where nothing goes wrong they are the voices, permuted."""
         self._rng = rng
         self._labels = dict(zip(VOICES, rng.sample(VOICES, len(VOICES)), strict=True))
         for group in labelling.merged:

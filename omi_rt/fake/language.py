@@ -23,7 +23,7 @@ _WORDS = (
 )
 VOCABULARY = tuple(_WORDS.split())
 VOICES = range(8)
-"""A voice's bits 0, 1 and 2 tell whether harmonic 2, 3 and 4 sound."""
+"""Bits 0, 1 and 2 of a voice tell whether harmonics 2, 3 and 4 sound."""
 HARMONICS = np.arange(1, 5)
 MIN_SAMPLE_RATE = 8_000
 
@@ -40,7 +40,7 @@ _INDEX = {word: index for index, word in enumerate(VOCABULARY)}
 
 
 def pitch_of(index: int) -> float:
-    """Fundamental, in Hz, of the word with that index. No multiple of it is one of another word's."""
+    """The fundamental, in Hz, of the word with that index; no two words have a harmonic in common."""
     return _LOWEST_HZ + _STEP_HZ * index
 
 
@@ -55,7 +55,7 @@ def index_of(word: str) -> int:
     """Index of a word in the vocabulary.
 
     Raises:
-        KeyError: it is none of the language's.
+        KeyError: the language has no such word.
     """
     return _INDEX[word]
 
@@ -82,7 +82,7 @@ def waveform(index: int, voice: int, sample_rate: int) -> Samples:
     wave[:edge] *= ramp
     wave[-edge:] *= ramp[::-1]
     samples = np.round(wave).astype("<i2")
-    # So that a word's borders can be told from digital silence to the sample.
+    # The first and last sample are never zero, so that a word's borders can be told from digital silence.
     samples[0] = samples[0] or 1
     samples[-1] = samples[-1] or 1
     samples.setflags(write=False)

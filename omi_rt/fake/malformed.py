@@ -1,4 +1,4 @@
-"""Messages that are wrong in one way each: what a client must survive."""
+"""Messages that are wrong in one way each, all of which a client must survive."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ def malformed(what: str, result: dict[str, Any], sent: float) -> Outgoing:
     """Make a message that is wrong in the way that ``faults.MALFORMED`` calls ``what``.
 
     Args:
-        what: the way.
-        result: a right one, to go by.
-        sent: seconds of audio that the client sent so far.
+        what: the way in which it is wrong.
+        result: a right message, to begin with.
+        sent: seconds of audio that the client has sent so far.
     """
     match what:
         case "invalid_json":

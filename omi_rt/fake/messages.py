@@ -6,12 +6,15 @@ clients require all of these fields.
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
 
-from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.core import live_api
+from omi_rt.core.json import dumps
 from omi_rt.fake.labelling import Labelling, Labels
+from omi_rt.fake.notices import Guess, Notice, SpeechStarts, UtteranceEnds
 
 if TYPE_CHECKING:
     from random import Random
@@ -25,10 +28,6 @@ CLOSE_REASONS = {
     1011: "Deepgram did not provide a response message within the timeout window. "
     "See https://dpgr.am/net0000",
 }
-IDLE_REASON = (
-    "Deepgram did not receive audio data or a text message within the timeout window. "
-    "See https://dpgr.am/net0001"
-)
 
 
 _GOOD_LABELS = Labelling()
@@ -73,9 +72,9 @@ class MessageMaker:
         """Draw the labels.
 
         Args:
-            parameters: of the connection.
-            request_id: of the connection.
-            rng: for the labels, the model's id and the jitter.
+            parameters: what the connection asked for.
+            request_id: the connection's id.
+            rng: the source of the labels, the model's id and the jitter.
             decimals: digits after the decimal point of a time.
             jitter: seconds by which a word's times are wrong at most, either way.
             labelling: what goes wrong in telling voices apart.
@@ -86,53 +85,67 @@ class MessageMaker:
         self._jitter = jitter
         self._request_id = request_id
         self._labels = [Labels(labelling, rng) for _ in range(parameters.tracks)]
-        model = random_uuid(rng)
-        info = {"name": MODEL_NAME, "version": "1", "arch": "tones"}
+        self._model = random_uuid(rng)
+        self._info = {"name": MODEL_NAME, "version": "1", "arch": "tones"}
         self._metadata = {
             "request_id": self._request_id,
-            "model_uuid": model,
-            "model_info": info,
+            "model_uuid": self._model,
+            "model_info": self._info,
         }
-        self._models = {"models": [model], "model_info": {model: info}}
 
     def results(self, final: Final, channel: int) -> dict[str, Any]:
         """Make the Results message of a final."""
         parameters = self._parameters
         start, end = self._seconds(final.start), self._seconds(final.end)
         words = self._words(final, channel)
-        alternative: dict[str, Any] = {
-            "transcript": " ".join(word.get("punctuated_word", word["word"]) for word in words),
-            "confidence": min((word["confidence"] for word in words), default=0.0),
-            "words": words,
-        }
-        if parameters.languages:
-            alternative["languages"] = ["en"] if words else []
-        return {
-            "type": "Results",
-            "channel_index": [channel, parameters.tracks],
-            "duration": round(end - start, self._decimals),
-            "start": start,
-            "is_final": True,
-            "speech_final": final.speech_final,
-            "from_finalize": final.from_finalize,
-            "channel": {"alternatives": [alternative]},
-            "metadata": self._metadata,
-        }
+        return live_api.results(
+            words,
+            channel_index=(channel, parameters.tracks),
+            start=start,
+            duration=round(end - start, self._decimals),
+            metadata=self._metadata,
+            confidence=min((word["confidence"] for word in words), default=0.0),
+            speech_final=final.speech_final,
+            from_finalize=final.from_finalize,
+            languages=(["en"] if words else []) if parameters.languages else None,
+        )
+
+    def notice(self, notice: Notice, channel: int) -> dict[str, Any]:
+        """Make the message of a notice."""
+        index = channel, self._parameters.tracks
+        match notice:
+            case SpeechStarts(sample):
+                return live_api.speech_started(index, self._seconds(sample))
+            case UtteranceEnds(sample):
+                return live_api.utterance_end(index, self._seconds(sample))
+            case Guess(heard):
+                # What it takes voices for now must not bind it later.
+                labels = self._labels
+                self._labels = deepcopy(labels)
+                message = self.results(heard, channel)
+                self._labels = labels
+                return message | {"is_final": False}
+
+    def configured(self, control: live_api.Control) -> str:
+        """Make the answer to Configure."""
+        if control.keyterms is not None and not self._parameters.model.startswith("nova-3"):
+            code = "CONFIGURE_KEYTERMS_NOT_SUPPORTED"
+            return dumps(live_api.configure_failure(self._request_id, code, "not with this model"))
+        return dumps(live_api.configure_success(self._request_id, control.keyterms))
 
     def metadata(self, samples: int, offset: float, sha256: str, created: str) -> str:
-        """Make the Metadata message. Where no audio came, it tells of no channels either."""
+        """Make the Metadata message. Where no audio has come, it counts no channels either."""
         duration = max(0.0, self._seconds(samples) + offset)
         return dumps(
-            {
-                "type": "Metadata",
-                "transaction_key": "deprecated",
-                "request_id": self._request_id,
-                "sha256": sha256,
-                "created": created,
-                "duration": duration,
-                "channels": self._parameters.channels if samples else 0,
-                **self._models,
-            }
+            live_api.metadata(
+                request_id=self._request_id,
+                sha256=sha256,
+                created=created,
+                duration=duration,
+                channels=self._parameters.channels if samples else 0,
+                model_uuid=self._model,
+                model_info=self._info,
+            )
         )
 
     def _words(self, final: Final, channel: int) -> list[dict[str, Any]]:
@@ -163,27 +176,6 @@ class MessageMaker:
 
     def _seconds(self, samples: int, shift: float = 0.0) -> float:
         return round(samples / self._parameters.sample_rate + shift, self._decimals)
-
-
-def schema_error(text: str) -> str:
-    """The answer to a text message that cannot be understood; the stream goes on."""
-    return dumps(
-        {
-            "type": "Error",
-            "variant": "SchemaError",
-            "description": "Could not deserialize last text message: expected a known type",
-            "message": text[:1000],
-        }
-    )
-
-
-def parse_control(text: str | bytes) -> dict[str, Any]:
-    """The control message in ``text``; empty where there is none."""
-    try:
-        message = loads(text)
-    except JSONError:
-        return {}
-    return message if isinstance(message, dict) else {}
 
 
 def random_uuid(rng: Random) -> str:

@@ -1,4 +1,7 @@
-"""What a connection has to say, and when: order kept per channel, faults applied, no clock."""
+"""What a connection has to say, and when: each channel's order is kept and faults are applied.
+
+There is no clock in here; the time is passed in.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ from omi_rt.fake.malformed import malformed
 from omi_rt.fake.messages import Outgoing
 
 Queued = Outgoing | dict[str, Any]
-"""A message that waits; results are written out when they go."""
+"""A message that waits; a result is turned into text only when it is sent."""
 
 
 @frozen(order=True)
@@ -58,9 +61,9 @@ class Outbox:
         """Add results of a channel.
 
         Args:
-            result: the message, rightly made.
-            channel: whose order it keeps.
-            sent: seconds of audio that came in so far.
+            result: the message as it should be.
+            channel: the channel, whose order the message keeps.
+            sent: seconds of audio that have come in so far.
             now: the time.
         """
         self.results += 1
@@ -89,7 +92,7 @@ class Outbox:
             self._push(due, extra, is_result=False)
 
     def put_last(self, message: Outgoing, now: float) -> None:
-        """Add a message that must come after all results, also after those that are held.
+        """Add a message that must come after all results, even after those that are held.
 
         A channel that is silent for ever keeps only its own results back.
         """
@@ -109,17 +112,23 @@ class Outbox:
         else:
             self.put_last(message, now)
 
+    def put_notice(self, message: Outgoing, channel: int, now: float) -> None:
+        """Add what is no final, in its place among a channel's results; a silent channel drops it."""
+        due = max(now, self._last_due.get(channel, 0.0))
+        if max(self._held.get(channel, 0.0), self._held.get(None, 0.0)) <= now:
+            self._push(due, message, is_result=False)
+
     def put_now(self, message: Outgoing, now: float) -> None:
         """Add a message that waits for nothing."""
         self._push(now, message, is_result=False)
 
     @property
     def next_due(self) -> float:
-        """When the next message is due: infinity for never."""
+        """When the next message is due; infinity for never."""
         return self._entries[0].due if self._entries else math.inf
 
     def take(self, now: float) -> tuple[Queued, bool] | None:
-        """Take the next message that is due, and whether it is the one of a result."""
+        """Take the next message that is due; the flag tells whether it counts as a result."""
         if self.next_due > now:
             return None
         entry = heappop(self._entries)
@@ -127,7 +136,7 @@ class Outbox:
 
     def _push(self, due: float, message: Queued, *, is_result: bool) -> None:
         self._number += 1
-        # What is held for ever would only be remembered for ever.
+        # A message that is held for ever need not be remembered.
         if due < math.inf:
             heappush(self._entries, _Entry(due, self._number, message, is_result))
 
@@ -140,7 +149,7 @@ class _Spell:
     amount: float = 0.0
 
     def strike(self) -> bool:
-        """Tell whether it lasts still, and count."""
+        """Count a result; tell whether the fault still strikes it."""
         if self.left is None:
             return True
         self.left -= 1

@@ -12,32 +12,22 @@ from urllib.parse import parse_qsl, urlsplit
 
 from attrs import field, frozen
 
-from omi_rt.core.errors import OmiRtError
+from omi_rt.core.live_api import (
+    ENCODINGS,
+    LISTEN_PATH,
+    MAX_COUNTS,
+    REPEATABLE,
+    Refused,
+    bad_parameter,
+    check_value,
+    is_whole_number,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-LISTEN_PATH = "/v1/listen"
 MAX_CHANNELS = 20
 SAMPLE_RATES = range(8_000, 48_001)
-
-
-def _names(text: str) -> frozenset[str]:
-    return frozenset(text.split())
-
-
-_BOOLEANS = _names(
-    "multichannel interim_results vad_events punctuate smart_format no_delay numerals "
-    "profanity_filter filler_words dictation diarize detect_entities mip_opt_out debug"
-)
-_INTEGERS = _names("sample_rate channels utterance_end_ms alternatives")
-_TEXTS = _names(
-    "model version language encoding endpointing diarize_model diarize_version callback "
-    "callback_method tier"
-)
-_REPEATABLE = _names("language_hint redact keywords keyterm replace search tag extra")
-_BATCH_ONLY = _names("detect_language measurements")
-_ENCODINGS = _names("linear16 linear32 flac alaw mulaw amr-nb amr-wb opus ogg-opus speex g729")
 _MODEL = re.compile(
     r"nova-3(-(general|medical))?"
     r"|nova-2(-(general|meeting|finance|conversationalai|voicemail|video|medical|drivethru"
@@ -49,26 +39,6 @@ _MODEL = re.compile(
     r"|[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}"
 )
 _LANGUAGE = re.compile(r"[a-z]{2,3}(-[A-Za-z]{4})?(-([A-Z]{2}|[a-z]{2}|\d{3}))?|multi")
-_MAX_LENGTHS = {"tag": 128, "extra": 2048}
-_MAX_COUNTS = {"keywords": 100, "search": 50, "replace": 200}
-
-
-class Refused(OmiRtError):
-    """The upgrade is refused.
-
-    Attributes:
-        status: the HTTP status.
-        code: Deepgram's ``err_code``.
-        retry_after: seconds for the ``Retry-After`` header, or None for no header.
-    """
-
-    def __init__(
-        self, status: int, code: str, message: str, retry_after: float | None = None
-    ) -> None:
-        super().__init__(message)
-        self.status = status
-        self.code = code
-        self.retry_after = retry_after
 
 
 @frozen
@@ -80,18 +50,23 @@ class ListenParameters:
     multichannel: bool = False
     diarize: bool = False
     punctuate: bool = False
-    """Also where ``smart_format`` asks for it."""
+    """Whether words are punctuated; ``smart_format`` asks for that too."""
     languages: bool = False
-    """Whether words carry their language: with ``language=multi``."""
+    """Whether words carry their language, as they do with ``language=multi``."""
     endpointing: float | None = 0.010
-    """Seconds of pause, or None where it is off. Deepgram's default is 10 ms."""
+    """Seconds of pause that end an utterance; None where endpointing is off. Deepgram's default is
+    10 ms."""
     model: str = "base-general"
+    interim_results: bool = False
+    vad_events: bool = False
+    utterance_end: float | None = None
+    """Seconds without a word after which UtteranceEnd is sent; None for never."""
     pairs: tuple[tuple[str, str], ...] = field(default=(), repr=False)
     """The query as it came."""
 
     @property
     def tracks(self) -> int:
-        """How many channels are transcribed: one where they are mixed."""
+        """How many channels are transcribed, which is one where they are mixed."""
         return self.channels if self.multichannel else 1
 
     def all_of(self, name: str) -> list[str]:
@@ -103,33 +78,33 @@ def parse_target(target: str, extra: Collection[str] = ()) -> ListenParameters:
     """Judge the target of an upgrade request.
 
     Args:
-        target: path and query.
+        target: the request's path and query.
         extra: further names of parameters that are let through unjudged.
 
     Raises:
-        Refused: 404 for another path, else 400 with a message that names the parameter.
+        Refused: with 404 for another path, else with 400 and a message that names the parameter.
     """
     try:
         parts = urlsplit(target)
     except ValueError:
-        raise _bad("the target is malformed") from None
+        raise bad_parameter("the target is malformed") from None
     if parts.path != LISTEN_PATH:
         raise Refused(404, "NOT_FOUND", "no such path")
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:
-        raise _bad("the query is malformed") from None
+        raise bad_parameter("the query is malformed") from None
     values: dict[str, str] = {}
     for name, value in pairs:
         if name in extra:
             continue
-        _check_value(name, value)
-        if name in values and name not in _REPEATABLE:
-            raise _bad(f"{name} is given twice")
+        check_value(name, value)
+        if name in values and name not in REPEATABLE:
+            raise bad_parameter(f"{name} is given twice")
         values[name] = value
-    for name, most in _MAX_COUNTS.items():
+    for name, most in MAX_COUNTS.items():
         if sum(key == name for key, _ in pairs) > most:
-            raise _bad(f"more than {most} of {name}")
+            raise bad_parameter(f"more than {most} of {name}")
     _check_combinations(values)
     return ListenParameters(
         sample_rate=int(values["sample_rate"]),
@@ -140,85 +115,62 @@ def parse_target(target: str, extra: Collection[str] = ()) -> ListenParameters:
         languages=values.get("language") == "multi",
         endpointing=_endpointing(values.get("endpointing", "10")),
         model=values.get("model", "base-general"),
+        interim_results=_is_on(values, "interim_results"),
+        vad_events=_is_on(values, "vad_events"),
+        utterance_end=(
+            int(values["utterance_end_ms"]) / 1000 if "utterance_end_ms" in values else None
+        ),
         pairs=tuple(pairs),
     )
-
-
-def _bad(message: str) -> Refused:
-    return Refused(400, "INVALID_QUERY_PARAMETER", message)
 
 
 def _is_on(values: dict[str, str], *names: str) -> bool:
     return any(values.get(name) == "true" for name in names)
 
 
-def _check_value(name: str, value: str) -> None:
-    """Judge one parameter by itself."""
-    if name in _BOOLEANS:
-        if value not in {"true", "false"}:
-            raise _bad(f"{name} must be true or false")
-    elif name in _INTEGERS:
-        if not _is_whole_number(value):
-            raise _bad(f"{name} must be a whole number")
-    elif name in _BATCH_ONLY:
-        raise _bad(f"{name} is not for streaming")
-    elif name not in _TEXTS and name not in _REPEATABLE:
-        raise _bad(f"{name[:40]} is no parameter")
-    elif not value:
-        raise _bad(f"{name} is empty")
-    elif name in _REPEATABLE and value.startswith("["):
-        raise _bad(f"{name} is a list in one value: repeat the parameter instead")
-    elif len(value) > _MAX_LENGTHS.get(name, 2048):
-        raise _bad(f"{name} is too long")
-
-
 def _check_combinations(values: dict[str, str]) -> None:
     """Judge what must go together."""
     encoding = values.get("encoding")
     if encoding is None:
-        raise _bad("encoding is missing, and this provider reads no containers")
-    if encoding not in _ENCODINGS:
-        raise _bad("encoding is unknown")
+        raise bad_parameter("encoding is missing, and this provider reads no containers")
+    if encoding not in ENCODINGS:
+        raise bad_parameter("encoding is unknown")
     if encoding != "linear16":
-        raise _bad("encoding must be linear16 with this provider")
+        raise bad_parameter("encoding must be linear16 with this provider")
     if "sample_rate" not in values:
-        raise _bad("sample_rate is missing")
+        raise bad_parameter("sample_rate is missing")
     if int(values["sample_rate"]) not in SAMPLE_RATES:
-        raise _bad("sample_rate is out of range")
+        raise bad_parameter("sample_rate is out of range")
     if not 1 <= int(values.get("channels", "1")) <= MAX_CHANNELS:
-        raise _bad("channels is out of range")
+        raise bad_parameter("channels is out of range")
     model = values.get("model", "base-general")
     if _MODEL.fullmatch(model) is None:
-        raise _bad("no such model")
+        raise bad_parameter("no such model")
     language = values.get("language", "en")
     if _LANGUAGE.fullmatch(language) is None:
-        raise _bad("no such language")
+        raise bad_parameter("no such language")
     if language == "multi" and not model.startswith(("nova-2", "nova-3")):
-        raise _bad("no such model/language combination")
+        raise bad_parameter("no such model/language combination")
     if "keyterm" in values and not model.startswith("nova-3"):
-        raise _bad("keyterm needs a nova-3 model")
+        raise bad_parameter("keyterm needs a nova-3 model")
     if "keywords" in values and model.startswith("nova-3"):
-        raise _bad("keywords does not go with a nova-3 model")
+        raise bad_parameter("keywords does not go with a nova-3 model")
     if "language_hint" in values and not (model.startswith("nova-3") and language == "multi"):
-        raise _bad("language_hint needs a nova-3 model and language=multi")
+        raise bad_parameter("language_hint needs a nova-3 model and language=multi")
     if values.get("diarize_model", "latest") not in {"latest", "v1"}:
-        raise _bad("diarize_model must be latest or v1 when streaming")
+        raise bad_parameter("diarize_model must be latest or v1 when streaming")
     if "utterance_end_ms" in values and not (
         _is_on(values, "interim_results") and int(values["utterance_end_ms"]) >= 1000
     ):
-        raise _bad("utterance_end_ms needs interim_results and at least 1000")
+        raise bad_parameter("utterance_end_ms needs interim_results and at least 1000")
     if _is_on(values, "dictation") and not _is_on(values, "punctuate"):
-        raise _bad("dictation needs punctuate")
+        raise bad_parameter("dictation needs punctuate")
     _endpointing(values.get("endpointing", "10"))
-
-
-def _is_whole_number(value: str) -> bool:
-    return value.isascii() and value.isdigit() and len(value) < 10
 
 
 def _endpointing(value: str) -> float | None:
     if value == "false":
         return None
-    if not _is_whole_number(value):
-        raise _bad("endpointing must be milliseconds or false")
+    if not is_whole_number(value):
+        raise bad_parameter("endpointing must be milliseconds or false")
     return int(value) / 1000

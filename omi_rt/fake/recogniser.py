@@ -1,6 +1,6 @@
-"""Finds the words of the made-up language in audio as it arrives, one channel, no clock.
+"""Finds the words of the made-up language in one channel's audio as it arrives, without a clock.
 
-The rule of what is a word:
+These rules tell what is a word:
 
 * A stretch of sound with 20 ms of quiet on either side is one utterance of something. Shorter than
   10 ms it is a click, and nothing.
@@ -41,17 +41,22 @@ if TYPE_CHECKING:
 
 UNKNOWN = "?"
 THRESHOLD = 600
-"""Amplitude that is sound: above the noise that Opus leaves between words."""
+"""A sample over this amplitude is sound; the noise that Opus leaves between words is below it."""
 GAP_SECONDS = 0.020
-"""Quiet that ends a word: Opus makes holes of up to 13 ms, and leaves 45 of a gap of 60."""
+"""This much quiet ends a word. Opus makes holes of up to 13 ms inside a word, and leaves 45 ms of a gap
+of 60 ms."""
 CLICK_SECONDS = 0.010
+"""Shorter sounds are clicks and no words."""
 MAX_SECONDS = 0.400
-"""More than any word, with what Opus adds at its ends."""
+"""This is longer than any word, with what Opus adds at its ends."""
 LENGTH_TOLERANCE_SECONDS = 0.030
+"""A word that came through Opus may differ in length by less than this."""
 SPECTRUM_MATCH = 0.85
+"""The least match (cosine squared) between the spectra of a sound and of the word that it is."""
 WAVE_MATCH = 0.999
+"""The least match (cosine squared) between the samples of a sound and of the word that it is."""
 THRESHOLD_DELAY_SECONDS = 0.0008
-"""By how much a ramp crosses the threshold after its begin; measured, 0.4 to 1.4 ms."""
+"""A ramp crosses the threshold this long after it begins; 0.4 to 1.4 ms were measured."""
 
 _FRAME_SECONDS = 0.5
 _TIMBRES = np.array([timbre_of(voice) for voice in VOICES], dtype=np.float32)
@@ -64,9 +69,9 @@ class RecognisedWord:
 
     text: str
     start: int
-    """First sample, from the beginning of the stream."""
+    """The first sample, counted from the beginning of the stream."""
     end: int
-    """Behind the last sample."""
+    """The sample just behind the last one."""
     voice: int
     confidence: float
     """How well it matched, 0 to 1."""
@@ -127,7 +132,7 @@ class Recogniser:
         return words
 
     def flush(self) -> list[RecognisedWord]:
-        """End the stream, or a part of it: sound that is going on ends here."""
+        """End the stream, or a part of it, so that sound that is going on ends here."""
         words: list[RecognisedWord] = []
         if self._onset is not None:
             self._complete(self._onset, self._last_loud + 1, words)

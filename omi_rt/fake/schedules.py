@@ -37,7 +37,7 @@ RETRYABLE_CODES = (1000, 1001, 1006, 1011, 1012, 1013)
 NET_0000 = "Deepgram did not provide a response message within the timeout window."
 NET_0001 = "Deepgram did not receive audio data or a text message within the timeout window."
 
-# What a fault costs a client at most, in seconds without progress: 10 s for a dial or a send that
+# A fault costs a client at most this many seconds without progress: 10 s for a dial or a send that
 # hangs, 10 s of audio and 10 s more until silence counts as one, and the buffers on the way.
 _HANGING_DIAL = 10.0
 _STALL = 16.0
@@ -46,7 +46,7 @@ _UNANSWERED_CLOSE = 10.0
 _OFFENCE = 5.0
 _LONGEST_BACK_OFF = 10.0
 _SETTLED_AUDIO = 8.0
-"""Seconds of audio after which a connection has brought results, and the back-off starts afresh."""
+"""After this much audio a connection has brought results, and the back-off starts afresh."""
 
 _NOISE = sorted(set(MALFORMED) - HARMFUL - {"huge"})
 _CONNECTION_ENDING = frozenset({"huge", "invalid_utf8", "binary"})
@@ -54,8 +54,8 @@ _CONNECTION_ENDING = frozenset({"huge", "invalid_utf8", "binary"})
 
 _LATENESS = ((0.0, 0.0), (0.0, 0.0), (0.0, 2.0), (3.0, 3.0), (1.0, 6.0), (8.0, 8.0), (12.0, 12.0))
 _CLAIMS_AHEAD = (0.0, 0.0, 0.0, 10.0, 30.0)
-"""Seconds. A claim of less could be of audio that is under way, and then it cannot be told from
-the truth."""
+"""Finals claim this many seconds too much. A smaller claim could be of audio that is under way, and then
+it could not be told from the truth."""
 
 
 def random_provider(
@@ -67,15 +67,16 @@ def random_provider(
     """
     options = random_options(rng, channels=channels)
     lateness = options.lateness[1]
-    # What is late has not been finalised yet, on the old connection and on the new.
+    # Audio whose results are late is not finalised yet, neither on the old connection nor on the new.
     return options, _Draw(rng, seconds - 2 * lateness, channels, lateness).schedule()
 
 
 def random_options(rng: Random, *, channels: int = 1) -> Options:
     """Draw how a provider behaves that is well, but slow and untidy.
 
-    No two kinds of untidy borders come together: between them they could make one word out of two.
-    Nor does a word reach over a final that claims too much: then nothing tells where either ends.
+    No two kinds of untidy borders come together, because between them they could make one word out of
+    two. Nor does a word reach over a final that claims too much, because then nothing tells where either
+    of them ends.
     """
     borders = rng.choice(("clean", rng.choice(sorted(set(BORDERS) - HARMFUL_BORDERS))))
     claims_ahead = rng.choice(_CLAIMS_AHEAD)
@@ -101,9 +102,9 @@ def random_schedule(rng: Random, seconds: float, *, channels: int = 1) -> FaultS
     whose backlog is some 15 s longer loses nothing: no fault takes away what was not finalised.
 
     Args:
-        rng: what to draw from; the same state gives the same schedule.
-        seconds: the bound.
-        channels: on which one at a time may fall silent.
+        rng: the source of chance; the same state gives the same schedule.
+        seconds: the most that all faults together may cost.
+        channels: the number of channels, of which one at a time may fall silent.
     """
     return _Draw(rng, seconds, channels).schedule()
 
@@ -223,5 +224,5 @@ class _Draw:
                 return Malformed(what=what, after_audio=at, results=rng.randint(1, 3)), cost
 
     def _moment(self) -> float:
-        """Seconds of audio: often early, where a connection is most fragile."""
+        """Draw a moment in seconds of audio, often an early one, where a connection is most fragile."""
         return round(self.rng.choice((self.rng.uniform(0.02, 1.0), self.rng.uniform(1.0, 20.0))), 3)

@@ -21,9 +21,9 @@ if TYPE_CHECKING:
     from pathlib import Path
 
 FAULT_SECONDS = 40.0
-"""What seeded faults cost a client at most: a backlog of 60 s survives them whole."""
+"""Seeded faults cost a client at most this many seconds, so a backlog of 60 s survives them whole."""
 _ANY_KEY = "any-key"
-"""Where every key passes, one must still be sent."""
+"""Where every key passes, a client must still send one, and this is what it is told to send."""
 
 
 async def serve_fake(

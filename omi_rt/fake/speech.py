@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from random import Random
 
 MIN_GAP_SECONDS = 0.060
-"""Between two words of a channel: what Opus needs to keep them apart."""
+"""Two words of a channel are at least this far apart, which Opus needs to keep them apart."""
 MAX_GAP_SECONDS = 0.090
-"""Between two words of an utterance: under the documented ``endpointing`` of 100 ms."""
+"""Two words of an utterance are at most this far apart, which is less than the documented
+``endpointing`` of 100 ms."""
 LONG_UTTERANCE = 0.1
-"""How often somebody speaks for longer than a provider waits with a final."""
+"""With this chance somebody speaks for longer than a provider waits with a final."""
 INTERRUPTION = 0.15
-"""How often the next speaker falls in without a pause."""
+"""With this chance the next speaker falls in without a pause."""
 
 
 @frozen
@@ -46,7 +47,7 @@ class SpokenWord:
 
     @property
     def end(self) -> float:
-        """Seconds; a word's length is its own."""
+        """Seconds from the start of the script; each word has a length of its own."""
         return round(self.start + seconds_of(index_of(self.text)), 6)
 
 
@@ -91,7 +92,7 @@ def utterance(
 
 
 def plain_words(text: str) -> list[str]:
-    """Undo punctuation and capitals: the words as a script has them."""
+    """Undo punctuation and capitals, so that the words are as a script has them."""
     return text.lower().replace(".", "").split()
 
 
@@ -115,17 +116,17 @@ def random_script(
 
 
 def synthesise(script: Script, sample_rate: int) -> bytes:
-    """The whole script as interleaved linear16."""
+    """Return the whole script as interleaved linear16."""
     return b"".join(audio_chunks(script, sample_rate, chunk_seconds=10.0))
 
 
 def audio_chunks(
     script: Script, sample_rate: int, *, chunk_seconds: float = 1.0
 ) -> Iterator[bytes]:
-    """Yield the script's audio piece by piece; what is held is one piece, however long it is.
+    """Yield the script's audio piece by piece; one piece is held at a time, however long the script is.
 
     Args:
-        script: what is said; what reaches beyond its end is cut.
+        script: what is said; whatever reaches beyond its end is cut.
         sample_rate: in Hz, at least `MIN_SAMPLE_RATE`.
         chunk_seconds: length of a piece; the last may be shorter.
 
@@ -175,5 +176,5 @@ def _conversation(
         others = [other for other in voices if other != voice] or list(voices)
         voice = rng.choice(others)
         if rng.random() < INTERRUPTION:
-            # Back to what the gap within an utterance would have been.
+            # The pause shrinks back to what the gap within an utterance would have been.
             now = word.end + MAX_GAP_SECONDS

@@ -1,4 +1,4 @@
-"""A pair of connected streams in memory that push back: what TCP is, on any clock.
+"""A pair of connected streams in memory that push back as TCP does, on any clock.
 
 Trio's own ``memory_stream_pair`` takes whatever it is sent, so code that never waits for its peer
 looks right on it. Here a sender waits when ``capacity_bytes`` are under way, and the ends are TCP's:
@@ -24,11 +24,11 @@ class _Pipe:
         self.capacity = capacity
         self.changed = trio.lowlevel.ParkingLot()
         self.ended = False
-        """The sender sent its end."""
+        """Whether the sender has sent its end."""
         self.reset = False
-        """The sender closed with data unread: this direction broke off."""
+        """Whether the sender has closed with data unread, so that this direction broke off."""
         self.unread_forever = False
-        """The receiver closed."""
+        """Whether the receiver has closed."""
 
 
 class BoundedStream(trio.abc.HalfCloseableStream):
@@ -67,7 +67,7 @@ class BoundedStream(trio.abc.HalfCloseableStream):
                 await pipe.changed.park()
 
     def send_nowait(self, data: bytes | bytearray | memoryview) -> bytes | None:
-        """Send what there is room for, as a socket does; returns the rest, None if there is none.
+        """Send what there is room for, as a socket does; return the rest, or None if all was sent.
 
         Raises as `send_all` does.
         """

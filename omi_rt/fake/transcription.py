@@ -1,4 +1,4 @@
-"""All the audio of one connection: bytes in, finals of each channel out. No clock."""
+"""All the audio of one connection: bytes go in, finals of each channel come out, without a clock."""
 
 from __future__ import annotations
 
@@ -10,16 +10,18 @@ import numpy as np
 
 from omi_rt.fake.borders import Borders
 from omi_rt.fake.finals import ChannelTranscriber, Final
+from omi_rt.fake.notices import ChannelNotices
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from omi_rt.fake.language import Samples
+    from omi_rt.fake.notices import Notice
     from omi_rt.fake.parameters import ListenParameters
     from omi_rt.fake.records import Options
 
 ChannelFinal = tuple[int, Final]
-"""A final and the channel that it is of."""
+"""The channel of a final, and the final."""
 
 
 class StreamTranscriber:
@@ -48,6 +50,15 @@ class StreamTranscriber:
         self._ends_empty = [
             options.empty_finals_on(channel) is not None for channel in range(parameters.tracks)
         ]
+        pause = parameters.utterance_end
+        self._noticing = [
+            ChannelNotices(
+                guesses=parameters.interim_results,
+                speech=parameters.vad_events,
+                pause=None if pause is None else round(pause * parameters.sample_rate),
+            )
+            for _ in range(parameters.tracks)
+        ]
         self._frame_bytes = 2 * parameters.channels
         self._sha256 = hashlib.sha256()
         self._carry = b""
@@ -62,7 +73,7 @@ class StreamTranscriber:
 
     @property
     def unheard_seconds(self) -> float:
-        """Seconds taken and not heard yet."""
+        """Seconds of audio that were taken and have not been heard yet."""
         return (self.samples - self._heard) / self._parameters.sample_rate
 
     @property
@@ -82,7 +93,7 @@ class StreamTranscriber:
         self.samples += len(data) // self._frame_bytes
 
     def hear(self) -> list[ChannelFinal]:
-        """Listen to what was taken: the cost is in the call, not in the length."""
+        """Listen to what was taken. A call costs much the same however much there is to hear."""
         if not self._unheard:
             return []
         samples: Samples = np.frombuffer(b"".join(self._unheard), dtype="<i2")
@@ -96,6 +107,18 @@ class StreamTranscriber:
             (index, final)
             for index, channel in enumerate(self._channels)
             for final in channel.feed(samples[index::count])
+        ]
+
+    def notices(self, finals: list[ChannelFinal]) -> list[tuple[int, Notice]]:
+        """What else is to be said after the ``finals`` that audio has just brought."""
+        return [
+            (index, notice)
+            for index, (channel, noticing) in enumerate(
+                zip(self._channels, self._noticing, strict=True)
+            )
+            for notice in noticing.after(
+                (final for each, final in finals if each == index), channel.guess, channel.position
+            )
         ]
 
     def finalize(self, only: int | None = None) -> list[ChannelFinal]:

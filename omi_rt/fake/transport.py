@@ -8,7 +8,7 @@ STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 
 
 class FaultyStream(trio.abc.HalfCloseableStream):
-    """Passes everything through until it is told to break: then the connection is gone."""
+    """Passes everything through until it is told to break, after which the connection is gone."""
 
     __slots__ = ("_cut_receive", "_cut_send", "_inner")
 

@@ -1,12 +1,13 @@
 """One open connection to the embedded recogniser: a client, a worker, and the audio between them.
 
 The audio waits here and not in the sockets. So it is known how far the worker is behind, and a client
-that sends is read, and can say that it has ended, however busy the worker is.
+that sends is read, and can say that it has ended, however busy the worker is, and before there is one.
 """
 
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import deque
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
@@ -16,12 +17,14 @@ import trio
 from omi_rt.core.errors import PeerClosed
 from omi_rt.local import pipe, wire
 from omi_rt.local.errors import RecogniserError
-from omi_rt.local.pipe import Kind
+from omi_rt.local.headway import Headway
+from omi_rt.local.pipe import PROGRESS_SECONDS, Kind
+from omi_rt.local.pool import START_CPU_SECONDS
 from omi_rt.local.wire import ControlKind, ListenParameters
 
 if TYPE_CHECKING:
-    from omi_rt.local.capacity import StreamLoad
-    from omi_rt.local.pool import Worker
+    from omi_rt.local.capacity import Capacity, StreamLoad
+    from omi_rt.local.pool import Worker, WorkerPool
     from omi_rt.net.websocket import WebSocket
 
 IDLE_SECONDS = 10.0
@@ -35,10 +38,14 @@ TELL_SECONDS = 1.0
 NOTABLE_SECONDS = 1.0
 """Less than that is not told: the end of an utterance takes up to a second."""
 
+EXIT_SECONDS = 5.0
+
 FAULT = (1011, wire.FAULT_REASON)
 
 _SEND_BYTES = 16_384
 """Frames that wait go to the worker together, in about this amount."""
+
+_log = logging.getLogger("omi_rt.local")
 
 
 class Connection:
@@ -47,15 +54,18 @@ class Connection:
     def __init__(
         self,
         websocket: WebSocket,
-        worker: Worker,
+        pool: WorkerPool,
         parameters: ListenParameters,
         request_id: str,
+        capacity: Capacity,
         load: StreamLoad,
     ) -> None:
         self._websocket = websocket
-        self._worker = worker
+        self._pool = pool
+        self._worker: Worker | None = None
         self._parameters = parameters
         self._request_id = request_id
+        self._capacity = capacity
         self._load = load
         self._created = datetime.now(UTC)
         self._digest = hashlib.sha256()
@@ -65,7 +75,8 @@ class Connection:
         self._queued_bytes = 0
         self._has_work = trio.Event()
         self._has_room = trio.Event()
-        self._worked_seconds = 0.0
+        self._headway = Headway()
+        self._reported_at = 0.0
         self._progressed_at = 0.0
         self._is_told_behind = False
         self._ending = False
@@ -75,8 +86,7 @@ class Connection:
         """Return the close code and reason to end with."""
         self._put(pipe.open_frame(self._parameters, self._request_id))
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._deliver, nursery.cancel_scope)
-            nursery.start_soon(self._feed, nursery.cancel_scope)
+            nursery.start_soon(self._work, nursery.cancel_scope)
             nursery.start_soon(self._tell_progress)
             try:
                 await self._receive()
@@ -86,52 +96,102 @@ class Connection:
         return self._close
 
     @property
+    def _seconds_received(self) -> float:
+        return self._audio_bytes / self._bytes_per_second
+
+    @property
     def _seconds_behind(self) -> float:
-        return max(0.0, self._audio_bytes / self._bytes_per_second - self._worked_seconds)
+        return max(0.0, self._seconds_received - self._headway.seconds)
+
+    async def _work(self, relay_scope: trio.CancelScope) -> None:
+        """Take a worker and let it work, to the end of the stream or its own; end the relay."""
+        self._headway.report(0.0, self._pool.cpu_seconds)
+        try:
+            worker = await self._pool.take()
+        except RecogniserError as error:
+            _log.warning("connection %s has no recogniser: %s", self._request_id, error)
+            relay_scope.cancel()
+            return
+        try:
+            self._worker = worker
+            self._headway.report(0.0, worker.cpu_seconds)
+            self._note_headway()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._feed, worker, relay_scope)
+                await self._deliver(worker)
+                relay_scope.cancel()
+        finally:
+            with trio.move_on_after(EXIT_SECONDS, shield=True):
+                await worker.aclose()
 
     # From the worker.
 
-    async def _deliver(self, relay_scope: trio.CancelScope) -> None:
-        """Pass the worker's messages on; when it is done, summarise and end the relay."""
-        while (line := await self._worker.receive_line()) is not None:
+    async def _deliver(self, worker: Worker) -> None:
+        """Pass the worker's messages on; summarise when it is done."""
+        while (line := await worker.receive_line()) is not None:
             progress = pipe.parse_progress(line)
             if progress is None:
                 self._websocket.send_nowait(line)
             else:
-                self._note(progress)
-        if self._ending and await self._worker.wait() == 0:
+                self._note(progress, worker)
+        if self._ending and await worker.wait() == 0:
+            self._headway.finish()
             if self._is_told_behind:
                 self._tell()
-            self._websocket.send_nowait(self._metadata())
+            self._websocket.send_nowait(self._metadata(worker))
             self._close = (1000, "")
-        relay_scope.cancel()
 
-    def _note(self, progress: pipe.Progress) -> None:
-        self._worked_seconds = progress.worked_seconds
-        self._progressed_at = trio.current_time()
+    def _note(self, progress: pipe.Progress, worker: Worker) -> None:
+        self._headway.report(progress.worked_seconds, worker.cpu_seconds)
+        self._reported_at = trio.current_time()
+        self._note_headway()
         self._load.record(progress.worked_seconds, progress.cpu_seconds, self._seconds_behind)
+
+    def _note_headway(self) -> None:
+        self._progressed_at = trio.current_time()
+        if self._worker is not None:
+            self._worker.wait_longer()
+
+    def _estimate(self) -> bool:
+        """Credit the worker, or the start of one, with the processor time that it has used."""
+        # The next report says at least as much.
+        end = min(self._seconds_received, self._headway.reported + PROGRESS_SECONDS)
+        if self._worker is None:
+            used, allowed = self._pool.cpu_seconds, START_CPU_SECONDS
+        else:
+            used = self._worker.cpu_seconds
+            allowed = self._capacity.piece_cpu_seconds(self._load)
+        gets_on = self._headway.estimate(end, used, allowed)
+        if gets_on:
+            self._note_headway()
+        return gets_on
 
     async def _tell_progress(self) -> None:
         """Tell the client now and then how far the worker is behind, as long as that gets on."""
         told = 0.0
         while True:
             await trio.sleep(TELL_SECONDS)
+            # All audio may be in, and the worker be long about the words that it was asked for.
+            is_long = self._estimate() and (
+                trio.current_time() - self._reported_at >= 2 * TELL_SECONDS
+            )
+            self._load.lateness.report(self._seconds_behind)
             is_behind = self._seconds_behind >= NOTABLE_SECONDS
             # A worker that stands still has nothing to say, and is taken for what it is.
-            if self._worked_seconds > told and (is_behind or self._is_told_behind):
-                told, self._is_told_behind = self._worked_seconds, is_behind
+            if self._headway.seconds > told and (is_behind or self._is_told_behind or is_long):
+                told, self._is_told_behind = self._headway.seconds, is_behind
                 self._tell()
 
     def _tell(self) -> None:
         self._websocket.send_nowait(
             wire.progress_message(
-                seconds_worked=self._worked_seconds, seconds_behind=self._seconds_behind
+                seconds_worked=self._headway.seconds, seconds_behind=self._seconds_behind
             )
         )
 
     # To the worker.
 
-    async def _feed(self, relay_scope: trio.CancelScope) -> None:
+    async def _feed(self, worker: Worker, relay_scope: trio.CancelScope) -> None:
         """Send the worker what waits for it, up to the end of the stream."""
         try:
             while not (self._ending and not self._queue):
@@ -141,7 +201,7 @@ class Connection:
                 frames = bytearray()
                 while self._queue and len(frames) < _SEND_BYTES:
                     frames += self._queue.popleft()
-                await self._worker.send(bytes(frames))
+                await worker.send(bytes(frames))
                 self._queued_bytes -= len(frames)
                 self._has_room.set()
         except RecogniserError:
@@ -209,7 +269,7 @@ class Connection:
         self._ending = True
         self._put(pipe.frame(Kind.END))
 
-    def _metadata(self) -> str:
+    def _metadata(self, worker: Worker) -> str:
         return wire.metadata_message(
             request_id=self._request_id,
             sha256=self._digest.hexdigest(),
@@ -218,4 +278,5 @@ class Connection:
             // (2 * self._parameters.channels)
             / self._parameters.sample_rate,
             channels=self._parameters.channels,
+            info=worker.info,
         )

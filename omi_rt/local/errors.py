@@ -10,14 +10,18 @@ class RecogniserError(OmiRtError):
 
 
 class RecogniserNotInstalled(RecogniserError):
-    """``pocketsphinx`` is not installed; the message says how to install it."""
+    """No recogniser is installed; the message says how to install one."""
 
     def __init__(self) -> None:
-        super().__init__("the embedded recogniser needs pocketsphinx: pip install 'omi-rt[local]'")
+        super().__init__("the embedded recogniser is not installed: pip install 'omi-rt[local]'")
+
+
+class ModelUnusable(RecogniserError):
+    """A model is missing, damaged or another than it should be; the message says which and why."""
 
 
 class DecodingFailed(RecogniserError):
-    """pocketsphinx gave up on the audio of one connection."""
+    """The recogniser gave up on the audio of one connection."""
 
 
 class UnusableParameters(OmiRtError):

@@ -1,7 +1,7 @@
 """What the server and a worker say to each other over the worker's standard input and output.
 
-To the worker go frames: kind, length, payload. From it comes a line when it is ready, and then one
-line of JSON for each message that the client is to get, until it has answered `Kind.END` and ends.
+To the worker go frames: kind, length, payload. From it comes a line when it is ready, which says what
+it is, and then one line of JSON for each message that the client is to get, until it has answered `Kind.END` and ends.
 Between them it says in lines of their own how far it has come.
 """
 
@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, BinaryIO
 from attrs import asdict, frozen
 
 from omi_rt.core.json import dumps, loads
+from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.wire import ListenParameters
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-READY_LINE = "ready"
+_READY = "ready"
 PROGRESS_SECONDS = 0.25
 """A worker tells how far it has come each time that it has worked through so much more audio."""
 MAX_AUDIO_BYTES = 16_384
@@ -74,6 +75,20 @@ def parse_progress(line: str) -> Progress | None:
         return None
     _, worked, cpu = line.split()
     return Progress(float(worked), float(cpu))
+
+
+def ready_line(info: RecogniserInfo) -> str:
+    """Return the line with which a worker says that it has loaded its model."""
+    return f"{_READY} {dumps(asdict(info))}"
+
+
+def parse_ready(line: str) -> RecogniserInfo | None:
+    """Return what `ready_line` was given; None for any other line."""
+    kind, _, text = line.partition(" ")
+    if kind != _READY:
+        return None
+    said = loads(text)
+    return RecogniserInfo(**{**said, "languages": tuple(said["languages"])})
 
 
 def open_frame(parameters: ListenParameters, request_id: str) -> bytes:

@@ -1,4 +1,4 @@
-"""From the bytes of one connection to its finals: pure, given a decoder for each channel."""
+"""From the bytes of one connection to its results: pure, given a decoder for each channel."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from attrs import evolve, frozen
 
-from omi_rt.local.endpointer import FRAME_BYTES, LEAD_IN_FRAMES, Endpointer, Step
+from omi_rt.local.endpointer import FRAME_BYTES, LEAD_IN_FRAMES, Endpointer, Pacing, Step
 from omi_rt.local.resampler import MODEL_RATE, Resampler
 
 if TYPE_CHECKING:
@@ -16,40 +16,32 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
+    from omi_rt.local.decoding import DecodedWord, Decoder
+
 _BLOCK_SECONDS = 0.1
 """Audio is worked on in pieces of this length, however large the messages are."""
 
 
-class Word(Protocol):
-    """A decoded word, in samples at `MODEL_RATE` from the start of its utterance."""
+class Voices(Protocol):
+    """Tells the voices of one channel apart, utterance after utterance."""
 
-    @property
-    def text(self) -> str: ...
-    @property
-    def start(self) -> int: ...
-    @property
-    def end(self) -> int: ...
-    @property
-    def confidence(self) -> float: ...
-
-
-class Decoder(Protocol):
-    """What `omi_rt.local.model.Decoder` does, so that a test can stand in for the model."""
-
-    def is_speech(self, frame: bytes, /) -> bool: ...
-    def start(self) -> None: ...
-    def feed(self, pcm: bytes, /) -> None: ...
-    def finish(self) -> Sequence[Word]: ...
+    def label(
+        self, samples: NDArray[np.int16], words: Sequence[tuple[int, int]], /
+    ) -> Sequence[int]:
+        """Return a label for each word; ``words`` are samples from the start of the utterance."""
 
 
 @frozen
 class FinalWord:
-    """One word of a final, in seconds on the connection's clock."""
+    """One word of a result, in seconds on the connection's clock."""
 
     text: str
     start: float
     end: float
     confidence: float
+    written: str = ""
+    """With punctuation; empty where the recogniser knows none."""
+    speaker: int = 0
 
 
 @frozen
@@ -65,10 +57,23 @@ class Final:
     words: tuple[FinalWord, ...]
     at_pause: bool = False
     """An utterance ended with it, and not only the stretch."""
+    is_interim: bool = False
+    """It is none: the same stretch and more comes again, with other words maybe."""
 
 
 class StreamRecogniser:
-    """Recognises one connection's linear16 audio, each channel on its own or all mixed into one."""
+    """Recognises one connection's linear16 audio, each channel on its own or all mixed into one.
+
+    Args:
+        sample_rate: of the audio, in Hz.
+        channels: of the audio.
+        multichannel: whether each channel is recognised on its own.
+        make_decoder: opens a decoder for a channel.
+        make_voices: opens what tells the voices of a channel apart; without it all are speaker 0.
+        pacing: that the decoders want.
+        interim_seconds: an interim result comes each time that so much more of an utterance is
+            there; 0.0 for none.
+    """
 
     def __init__(
         self,
@@ -77,11 +82,21 @@ class StreamRecogniser:
         channels: int,
         multichannel: bool,
         make_decoder: Callable[[], Decoder],
+        make_voices: Callable[[], Voices] | None = None,
+        pacing: Pacing | None = None,
+        interim_seconds: float = 0.0,
     ) -> None:
         self._rate = sample_rate
         self._channels = channels
         self._recognisers = [
-            _ChannelRecogniser(channel, sample_rate, make_decoder())
+            _ChannelRecogniser(
+                channel,
+                sample_rate,
+                make_decoder(),
+                make_voices() if make_voices else None,
+                Endpointer(pacing or Pacing()),
+                round(interim_seconds * MODEL_RATE),
+            )
             for channel in range(channels if multichannel else 1)
         ]
         self._carried = b""
@@ -90,7 +105,7 @@ class StreamRecogniser:
     def feed(self, audio: bytes) -> Iterator[Final]:
         """Take s16le audio, interleaved if stereo; a torn sample waits for its rest.
 
-        Yields finals as they are made, so the caller must exhaust it.
+        Yields finals, and interims among them, as they are made, so the caller must exhaust it.
         """
         frame_bytes = 2 * self._channels
         audio = self._carried + audio
@@ -114,14 +129,30 @@ class StreamRecogniser:
 
 
 class _ChannelRecogniser:
-    def __init__(self, channel: int, rate: int, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        channel: int,
+        rate: int,
+        decoder: Decoder,
+        voices: Voices | None,
+        endpointer: Endpointer,
+        interim_samples: int,
+    ) -> None:
         self.channel = channel
         self._decoder = decoder
+        self._voices = voices
         self._resampler = Resampler(rate)
-        self._endpointer = Endpointer()
+        self._endpointer = endpointer
+        self._interim_samples = interim_samples
         self._lead_in: deque[bytes] = deque(maxlen=LEAD_IN_FRAMES)
         self._pending = b""  # less than a frame
+        self._last: list[bytes] = []
+        """The last frames of the utterance."""
+        self._utterance = bytearray()
+        """Kept for its voices alone."""
         self._utterance_start = 0
+        self._interim_at = 0
+        """Samples of the utterance with which the next interim is due."""
         self._covered_seconds = 0.0
 
     def feed(self, samples: NDArray[np.int16]) -> Iterator[Final]:
@@ -141,7 +172,7 @@ class _ChannelRecogniser:
             self._begin()
         was_speaking = endpointer.in_utterance
         if was_speaking and rest:
-            self._decoder.feed(rest)
+            self._feed(rest)
         endpointer.end(endpointer.position + len(rest) // 2)
         self._lead_in.clear()
         # The resampler makes whole samples, so its output can end up to 62 µs after the input.
@@ -152,13 +183,16 @@ class _ChannelRecogniser:
         endpointer = self._endpointer
         is_speech = self._decoder.is_speech(frame)
         if endpointer.in_utterance:
-            self._decoder.feed(frame)
+            self._feed(frame)
+            self._last = [*self._last[1 - LEAD_IN_FRAMES :], frame]
         else:
             self._lead_in.append(frame)
         step = endpointer.push(is_speech)
         match step:
-            case Step.NOTHING | Step.CONTINUE:
+            case Step.NOTHING:
                 return None
+            case Step.CONTINUE:
+                return self._interim()
             case Step.BEGIN:
                 self._begin()
                 return None
@@ -166,6 +200,7 @@ class _ChannelRecogniser:
                 words: Sequence[FinalWord] = ()
             case Step.PAUSE:
                 words = self._finish()
+                self._lead_in.extend(self._last[len(self._last) - endpointer.kept :])
             case Step.CUT:
                 words = self._finish()
                 self._begin()
@@ -173,26 +208,67 @@ class _ChannelRecogniser:
 
     def _begin(self) -> None:
         self._utterance_start = self._endpointer.utterance_start
+        self._interim_at = self._interim_samples
+        self._utterance.clear()
         self._decoder.start()
         if self._lead_in:
-            self._decoder.feed(b"".join(self._lead_in))
+            self._feed(b"".join(self._lead_in))
             self._lead_in.clear()
 
+    def _feed(self, pcm: bytes) -> None:
+        self._decoder.feed(pcm)
+        if self._voices is not None:
+            self._utterance += pcm
+
+    def _interim(self) -> Final | None:
+        length = self._endpointer.position - self._utterance_start
+        if not self._interim_samples or length < self._interim_at:
+            return None
+        self._interim_at = length + self._interim_samples
+        words = self._decoder.peek()
+        if not words:
+            return None
+        # Whose they are is asked once, when all of them are there.
+        timed = self._timed(words, [0] * len(words))
+        end = self._endpointer.position / MODEL_RATE
+        return self._result(end, timed, is_interim=True)
+
     def _finish(self) -> list[FinalWord]:
+        words = self._decoder.finish()
+        speakers: Sequence[int] = [0] * len(words)
+        if self._voices is not None and words:
+            samples = np.frombuffer(bytes(self._utterance), "<i2")
+            speakers = self._voices.label(samples, [(word.start, word.end) for word in words])
+        return self._timed(words, speakers)
+
+    def _timed(self, words: Sequence[DecodedWord], speakers: Sequence[int]) -> list[FinalWord]:
         return [
             FinalWord(
                 text=word.text,
                 start=(self._utterance_start + word.start) / MODEL_RATE,
                 end=(self._utterance_start + word.end) / MODEL_RATE,
                 confidence=word.confidence,
+                written=word.written,
+                speaker=speaker,
             )
-            for word in self._decoder.finish()
+            for word, speaker in zip(words, speakers, strict=True)
         ]
 
     def _final(self, end: float, words: Sequence[FinalWord], *, at_pause: bool = False) -> Final:
-        """Make the final up to ``end`` seconds. A word's last frame may reach past it: it is cut."""
-        start, self._covered_seconds = self._covered_seconds, end
+        final = self._result(end, words, at_pause=at_pause)
+        self._covered_seconds = end
+        return final
+
+    def _result(
+        self,
+        end: float,
+        words: Sequence[FinalWord],
+        *,
+        at_pause: bool = False,
+        is_interim: bool = False,
+    ) -> Final:
+        """Make the result up to ``end`` seconds. A word's last frame may reach past it: it is cut."""
         inside = tuple(
             evolve(word, start=min(word.start, end), end=min(word.end, end)) for word in words
         )
-        return Final(self.channel, start, end, inside, at_pause)
+        return Final(self.channel, self._covered_seconds, end, inside, at_pause, is_interim)

@@ -12,7 +12,7 @@ from omi_rt.core.errors import HandshakeFailed, OmiRtError
 from omi_rt.core.groups import errors_in
 from omi_rt.local import wire
 from omi_rt.local.connection import FAULT, Connection
-from omi_rt.local.errors import RecogniserError, UnusableParameters
+from omi_rt.local.errors import UnusableParameters
 from omi_rt.local.wire import ListenParameters
 from omi_rt.net.websocket import ServerHandshake, WebSocket
 
@@ -21,14 +21,12 @@ if TYPE_CHECKING:
     from omi_rt.local.pool import WorkerPool
 
 DEFAULT_MAX_CONNECTIONS = 64
-"""A worker takes 90 MB. How many connections can be carried is for `Capacity` to say: one more than that
-is not refused here, for it may take the place of one that was lost."""
+"""A worker takes 160 to 380 MiB. How many of these can be carried is for `Capacity` to say."""
 MAX_MESSAGE_BYTES = 1_048_576
 """Five seconds of the widest audio that is taken, 48 kHz stereo."""
 SEND_SECONDS = 10.0
 """For a client to take what it is sent."""
 ABORT_SECONDS = 2.0
-EXIT_SECONDS = 5.0
 
 _log = logging.getLogger("omi_rt.local")
 
@@ -63,12 +61,12 @@ class Server:
             if path != wire.PATH:
                 await _refuse(handshake, 404, "NOT_FOUND", f"only {wire.PATH} is here", request_id)
                 return
-            parameters = ListenParameters.from_query(query)
+            parameters = ListenParameters.from_query(query, self._pool.info.languages)
         except UnusableParameters as error:
             await _refuse(handshake, 400, "INVALID_QUERY_PARAMETER", str(error), request_id)
             return
         if self._capacity.is_full:
-            message = f"{self._capacity.max_connections} connections are the limit"
+            message = "there are as many connections as the processors carry"
             await _refuse(handshake, 429, "TOO_MANY_REQUESTS", message, request_id)
             return
         load = self._capacity.open(parameters.channels if parameters.multichannel else 1)
@@ -86,7 +84,7 @@ class Server:
     ) -> None:
         try:
             websocket = handshake.accept(
-                {"dg-request-id": request_id, "dg-model-name": wire.MODEL_NAME}
+                {"dg-request-id": request_id, "dg-model-name": wire.model_name(self._pool.info)}
             )
         except HandshakeFailed as error:
             await _refuse(handshake, error.status or 400, "Bad Request", str(error), request_id)
@@ -109,16 +107,8 @@ class Server:
         load: StreamLoad,
     ) -> tuple[int, str]:
         """Serve an open connection with a worker; return the close code and reason to end with."""
-        try:
-            worker = await self._pool.take()
-        except RecogniserError as error:
-            _log.warning("connection %s has no recogniser: %s", request_id, error)
-            return FAULT
-        try:
-            close = await Connection(websocket, worker, parameters, request_id, load).relay()
-        finally:
-            with trio.move_on_after(EXIT_SECONDS, shield=True):
-                await worker.aclose()
+        connection = Connection(websocket, self._pool, parameters, request_id, self._capacity, load)
+        close = await connection.relay()
         if close is FAULT:
             _log.warning("the recogniser of connection %s failed", request_id)
         return close

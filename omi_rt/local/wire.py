@@ -17,21 +17,23 @@ from omi_rt.core.json import JSONError, dumps, loads
 from omi_rt.local.errors import UnusableParameters
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
+    from omi_rt.local.decoding import RecogniserInfo
     from omi_rt.local.recogniser import Final, FinalWord
 
 PATH = "/v1/listen"
 MODEL_NAME = "omi-rt-local"
 """In the header ``dg-model-name`` and in ``model_info``: a client that finds it knows that every
 word will have speaker 0, whoever speaks."""
+SPEAKERS_MODEL_NAME = "omi-rt-local-speakers"
+"""The same where voices are told apart."""
 MODEL_UUID = "6f6d6972-7400-4c6f-8361-6c0000000001"
-MODEL_INFO = {"name": MODEL_NAME, "version": "en-us", "arch": "pocketsphinx"}
 
-LANGUAGES = frozenset({"en", "multi"})
-"""Primary subtags that are taken. ``multi`` leaves the choice to the recogniser, which has one."""
+ANY_LANGUAGE = "multi"
+"""Leaves the choice to the recogniser, for each utterance."""
 LOWEST_RATE, HIGHEST_RATE = 8_000, 48_000
-MOST_CHANNELS = 2
+MOST_CHANNELS = 8
 IDLE_REASON = "NET-0001: no audio and no text message within 10 s"
 FAULT_REASON = "NET-0000: the recogniser failed"
 
@@ -43,8 +45,8 @@ _CAPITALISED = {"i": "I", "i'm": "I'm", "i'll": "I'll", "i've": "I've", "i'd": "
 class ListenParameters:
     """The query of one connection, as far as it changes what the recogniser does.
 
-    ``model``, ``endpointing``, ``interim_results`` and all others are accepted and make no
-    difference: there is one model, and finals come at pauses of 0.3 s.
+    ``model``, ``endpointing`` and all others are accepted and make no difference: there is one
+    model, and finals come at the pauses that it wants.
     """
 
     sample_rate: int
@@ -52,12 +54,15 @@ class ListenParameters:
     multichannel: bool
     diarize: bool
     punctuate: bool
-    """Words carry ``punctuated_word``. The model knows no punctuation: only "I" is written so."""
+    """Words carry ``punctuated_word``. pocketsphinx knows no punctuation: only "I" is written so."""
     filler_words: bool
+    language: str = "en"
+    """A code that the recogniser knows, or `ANY_LANGUAGE`."""
+    interim_results: bool = False
 
     @classmethod
-    def from_query(cls, query: str) -> ListenParameters:
-        """Read the query of a request for `PATH`.
+    def from_query(cls, query: str, languages: Sequence[str] = ("en",)) -> ListenParameters:
+        """Read the query of a request for `PATH`, of a recogniser that knows ``languages``.
 
         Raises:
             UnusableParameters: the audio or the language is none that can be recognised.
@@ -65,9 +70,10 @@ class ListenParameters:
         given = dict(parse_qsl(query, keep_blank_values=True))
         if given.get("encoding") != "linear16":
             raise UnusableParameters("encoding: only linear16 is understood")
-        language = given.get("language", "en").lower()
-        if language.split("-")[0] not in LANGUAGES:
-            raise UnusableParameters("language: the embedded recogniser knows English only")
+        language = given.get("language", "en").lower().split("-")[0]
+        if language not in {*languages, ANY_LANGUAGE}:
+            known = "English only" if tuple(languages) == ("en",) else "other languages"
+            raise UnusableParameters(f"language: the embedded recogniser knows {known}")
         channels = _integer(given, "channels", 1, MOST_CHANNELS, default="1")
         return cls(
             sample_rate=_integer(given, "sample_rate", LOWEST_RATE, HIGHEST_RATE),
@@ -76,6 +82,8 @@ class ListenParameters:
             diarize=_flag(given, "diarize") or "diarize_model" in given,
             punctuate=_flag(given, "punctuate") or _flag(given, "smart_format"),
             filler_words=_flag(given, "filler_words"),
+            language=language,
+            interim_results=_flag(given, "interim_results"),
         )
 
 
@@ -109,20 +117,30 @@ def read_control(text: str) -> Control | None:
     return Control(kind, channel)
 
 
-class ResultsWriter:
-    """Writes the finals of one connection as Deepgram's Results."""
+def model_name(info: RecogniserInfo) -> str:
+    """Return the name by which a client knows whether speakers are told apart."""
+    return SPEAKERS_MODEL_NAME if info.tells_speakers_apart else MODEL_NAME
 
-    def __init__(self, parameters: ListenParameters, request_id: str) -> None:
+
+def model_info(info: RecogniserInfo) -> dict[str, str]:
+    """Return ``model_info`` as Deepgram has it."""
+    return {"name": model_name(info), "version": info.model, "arch": info.name}
+
+
+class ResultsWriter:
+    """Writes the results of one connection as Deepgram's."""
+
+    def __init__(self, parameters: ListenParameters, request_id: str, info: RecogniserInfo) -> None:
         self._parameters = parameters
         self._channels = parameters.channels if parameters.multichannel else 1
         self._metadata = {
             "request_id": request_id,
             "model_uuid": MODEL_UUID,
-            "model_info": MODEL_INFO,
+            "model_info": model_info(info),
         }
 
     def write(self, final: Final, *, from_finalize: bool = False) -> str:
-        """Return the message for one final."""
+        """Return the message for one final, or interim."""
         words = [
             self._word(word)
             for word in final.words
@@ -142,7 +160,7 @@ class ResultsWriter:
                 "channel_index": [final.channel, self._channels],
                 "start": start,
                 "duration": _rounded(end - start),
-                "is_final": True,
+                "is_final": not final.is_interim,
                 "speech_final": final.at_pause,
                 "from_finalize": from_finalize,
                 "channel": {"alternatives": [alternative]},
@@ -158,14 +176,20 @@ class ResultsWriter:
             "confidence": _rounded(word.confidence),
         }
         if self._parameters.punctuate:
-            written["punctuated_word"] = _CAPITALISED.get(word.text, word.text)
+            written["punctuated_word"] = word.written or _CAPITALISED.get(word.text, word.text)
         if self._parameters.diarize:
-            written["speaker"] = 0
+            written["speaker"] = word.speaker
         return written
 
 
 def metadata_message(
-    *, request_id: str, sha256: str, created: str, duration: float, channels: int
+    *,
+    request_id: str,
+    sha256: str,
+    created: str,
+    duration: float,
+    channels: int,
+    info: RecogniserInfo,
 ) -> str:
     """Return the summary that ends a stream; ``duration`` in seconds of audio accepted."""
     return dumps(
@@ -178,7 +202,7 @@ def metadata_message(
             "duration": _rounded(duration),
             "channels": channels,
             "models": [MODEL_UUID],
-            "model_info": {MODEL_UUID: MODEL_INFO},
+            "model_info": {MODEL_UUID: model_info(info)},
         }
     )
 
@@ -195,8 +219,8 @@ def progress_message(*, seconds_worked: float, seconds_behind: float) -> str:
     return dumps(
         {
             "type": PROGRESS_TYPE,
-            "seconds_worked": round(seconds_worked, 3),
-            "seconds_behind": round(seconds_behind, 3),
+            "seconds_worked": _rounded(seconds_worked),
+            "seconds_behind": _rounded(seconds_behind),
         }
     )
 

@@ -6,7 +6,7 @@ from collections import deque
 
 _WHOLE_TEXT = 0x81
 _CONTROLS = frozenset({0x89, 0x8A})
-"""Ping and pong."""
+"""The first bytes of a ping and of a pong."""
 _TWO_BYTE_LENGTH, _EIGHT_BYTE_LENGTH, _MASKED = 126, 127, 128
 _HEAD_END = b"\r\n\r\n"
 _SWITCHING_PROTOCOLS = b"HTTP/1.1 101"
@@ -16,25 +16,25 @@ _MAX_HEAD_BYTES = 16_384
 class TextFrames:
     """Takes the whole text messages out of what a server sends, and leaves the rest to a library.
 
-    All that Deepgram sends, as long as all is well, are unfragmented text frames. The handshake's
-    answer, pings and pongs are handed on, each whole; from the first other frame on (a fragment, a
-    close, text that is no UTF-8, a message that is too long) everything is.
+    As long as all is well, Deepgram sends nothing but unfragmented text frames. The handshake's answer,
+    pings and pongs are handed on, each whole. From the first other frame on (a fragment, a close, text
+    that is not UTF-8, a message that is too long) everything is handed on.
     """
 
     __slots__ = ("_buffer", "_max_bytes", "has_head", "is_over", "texts")
 
     def __init__(self, max_message_bytes: int) -> None:
         self.texts: deque[str] = deque()
-        """What has arrived, the oldest first; whoever takes it takes it from here."""
+        """Messages that have arrived, the oldest first; whoever reads them takes them out of here."""
         self.is_over = False
-        """Whether what still comes is handed on as it is."""
+        """Whether everything that still comes is handed on as it is."""
         self.has_head = False
-        """Whether the handshake's answer is over."""
+        """Whether the handshake's answer has come to its end."""
         self._buffer = b""
         self._max_bytes = max_message_bytes
 
     def feed(self, data: bytes | bytearray) -> bytes:
-        """Take bytes off the stream; returns those that the library is to have."""
+        """Take bytes off the stream; return those that the library is to have."""
         if self.is_over:
             return bytes(data)
         data = self._buffer + data if self._buffer else bytes(data)
@@ -43,7 +43,7 @@ class TextFrames:
         return self._take_frames(data, 0)
 
     def give_up(self) -> bytes:
-        """Hand on all from here; returns what had been kept back."""
+        """Hand on everything from now on; return what had been kept back."""
         return self._give_up(self._buffer)
 
     def _take_head(self, data: bytes) -> bytes:

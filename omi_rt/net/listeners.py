@@ -1,4 +1,4 @@
-"""Listening sockets, and what to say where there can be none."""
+"""Listening sockets, and what to say where there cannot be any."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ async def open_listeners(
 
 
 def connectable(host: str) -> str:
-    """Return, as it stands in a URL, where a client on this machine finds what is bound to ``host``."""
+    """Return the host, as a URL has it, under which this machine's clients find what ``host`` binds."""
     return _in_url(_EVERY_ADDRESS.get(host, host))
 
 

@@ -122,6 +122,32 @@ class WebSocketProtocol:
         self._unread = self._unread[self._next :] + data if self._unread else bytes(data)
         self._next = 0
 
+    def take_only(self, data: bytes) -> bytes | None:
+        """Take ``data`` off the stream if it is one whole binary frame of under 64 KiB, and no more.
+
+        Nearly every read of a device's stream is. Returns the message; None where `receive` must be
+        given ``data``.
+        """
+        size = len(data)
+        if (
+            size < _SHORTEST_FRAME
+            or data[0] != _WHOLE_BINARY
+            or self._unread
+            or not (self._takes_plain and self._is_server)
+            or self._bytes_of_frame
+            or self._protocol.current_size is not None
+            or self._protocol.state is not OPEN
+        ):
+            return None
+        length, body = data[1] - _MASKED, 6
+        if length == _TWO_BYTE_LENGTH and size >= 8:
+            length, body = data[2] << 8 | data[3], 8
+        elif length == _EIGHT_BYTE_LENGTH:
+            return None
+        if body + length != size:
+            return None
+        return apply_mask(data[body:], data[body - 4 : body])
+
     def take_messages(self) -> list[bytes | str]:
         """Take the next whole messages that have arrived, of `FRAMES_PER_STEP` frames at most.
 
@@ -233,7 +259,7 @@ class WebSocketProtocol:
             if opcode is _BINARY and event.fin:
                 messages.append(bytes(event.data))
             elif opcode is _TEXT and event.fin:
-                messages.append(bytes(event.data).decode("utf-8", "replace"))
+                self._add_text(bytes(event.data), messages)
             elif opcode is _BINARY or opcode is _TEXT:
                 self._fragments = bytearray(event.data)
                 self._fragments_are_text = opcode is _TEXT
@@ -242,8 +268,19 @@ class WebSocketProtocol:
                 if event.fin:
                     whole = bytes(self._fragments)
                     self._fragments = None
-                    is_text = self._fragments_are_text
-                    messages.append(whole.decode("utf-8", "replace") if is_text else whole)
+                    if self._fragments_are_text:
+                        self._add_text(whole, messages)
+                    else:
+                        messages.append(whole)
+
+    def _add_text(self, data: bytes, messages: list[bytes | str]) -> None:
+        """Take a text message; one that is no UTF-8 ends the connection (RFC 6455, section 8.1)."""
+        try:
+            messages.append(data.decode())
+        except UnicodeDecodeError:
+            # A frame that came behind the peer's close is not looked at.
+            if self.is_open:
+                self._protocol.fail(CloseCode.INVALID_DATA, "invalid UTF-8 in a text message")
 
     def take_writes(self) -> list[bytes]:
         """Return what is to be sent; an empty element means that the sending side ends there."""
@@ -332,7 +369,6 @@ class ServerOpening:
         opened = WebSocketProtocol(self._protocol)
         if rest:
             opened.receive(rest)
-            opened.has_more = True
         return opened
 
     def plain_response(self, status: int, body: bytes, headers: Mapping[str, str]) -> bytes:

@@ -10,8 +10,16 @@ from __future__ import annotations
 import errno
 import os
 import socket as stdlib_socket
+from typing import TYPE_CHECKING
 
 import trio
+
+from omi_rt.net.poller import running_poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omi_rt.net.poller import Kind
 
 RECEIVE_BYTES = 65_536
 _CLOSED_ERRNOS = frozenset({errno.EBADF, errno.ENOTSOCK})
@@ -30,8 +38,8 @@ class TCPStream(trio.abc.HalfCloseableStream):
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.socket = socket
         socket.setsockopt(stdlib_socket.IPPROTO_TCP, stdlib_socket.TCP_NODELAY, 1)
-        # The descriptor, which Trio has put in non-blocking mode: its own send and recv add
-        # checkpoints. -1 once closed, so that a number that the system gave out again is not used.
+        # The descriptor is used directly, because Trio's send and recv add checkpoints; Trio has put it
+        # in non-blocking mode. It is -1 once closed, since the system may give the number out again.
         self._fd = socket.fileno()
         self._expects_data = False
 
@@ -54,7 +62,7 @@ class TCPStream(trio.abc.HalfCloseableStream):
     def send_nowait(
         self, data: bytes | bytearray | memoryview
     ) -> bytes | bytearray | memoryview | None:
-        """Send what the kernel takes at once; returns the rest, or None if nothing is left.
+        """Send what the kernel takes at once; return the rest, or None if nothing is left.
 
         ``send_all`` must be called with a rest before anything else is sent. Raises as it does.
         Nobody may be in ``send_all``.
@@ -91,10 +99,42 @@ class TCPStream(trio.abc.HalfCloseableStream):
             except OSError as error:
                 raise _stream_error(error) from error
 
-    def expect_data(self) -> None:
-        """Let the next receive read before it waits: after a pause there is data, most likely.
+    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
+        """Pass all that arrives to ``take``, with the time, until that returns True.
 
-        That receive is then no checkpoint; the pause was.
+        The poller's task calls it (`Poller.serve`): it must not wait. It is passed ``b""`` at the end
+        of the stream, or where the connection has broken, and must then return True. Cancelling is
+        safe. Nobody may be in ``receive_some``.
+
+        Returns:
+            False, at once and with nothing passed, where no poller runs.
+
+        Raises:
+            trio.ClosedResourceError: this end was closed.
+        """
+        poller = running_poller()
+        if poller is None:
+            return False
+        if self._fd < 0:
+            raise trio.ClosedResourceError("this socket was closed")
+        fd = self._fd
+
+        def read(now: float) -> bool:
+            try:
+                data = os.read(fd, RECEIVE_BYTES)
+            except BlockingIOError:
+                return False
+            except OSError:
+                data = b""
+            return take(data, now)
+
+        await poller.serve(fd, read, kind)
+        return True
+
+    def expect_data(self) -> None:
+        """Let the next receive read before it waits, because after a pause there is most likely data.
+
+        That receive is then not a checkpoint, as the pause was one.
         """
         self._expects_data = True
 
@@ -108,6 +148,9 @@ class TCPStream(trio.abc.HalfCloseableStream):
 
     async def aclose(self) -> None:
         """Close the socket at once."""
+        poller = running_poller()
+        if poller is not None:
+            poller.release(self._fd)
         self._fd = -1
         self.socket.close()
         await trio.lowlevel.checkpoint()

@@ -1,21 +1,30 @@
-"""TLS for the hot path: a send that need not wait."""
+"""TLS for the hot path, with a send that need not wait.
+
+Over ``trio.SSLStream`` 60 streams took 5.8 ms of CPU a stream-second, over this one 4.05 (bench/README.md).
+"""
 
 from __future__ import annotations
 
+import contextlib
 import ssl
 from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.net.poller import running_poller
+
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from omi_rt.net.poller import Kind
     from omi_rt.net.stream import TCPStream
 
 _RECORD_BYTES = 16_384
-"""The most plaintext that a record holds (RFC 8446, 5.1)."""
+"""A record holds at most this much plaintext (RFC 8446, 5.1)."""
 
 
 class TLSStream(trio.abc.Stream):
-    """The client's side of TLS over a connected TCP stream, by the standard library's ``SSLObject``.
+    """Either side of TLS over a connected TCP stream, by the standard library's ``SSLObject``.
 
     What ``trio.SSLStream`` is given is sent under a lock by a task that waits for it; here a frame
     is encrypted and offered to the kernel at once, as on plain TCP.
@@ -29,22 +38,36 @@ class TLSStream(trio.abc.Stream):
 
     __slots__ = ("_incoming", "_is_closed", "_object", "_outgoing", "_stream", "_unsent")
 
-    def __init__(self, stream: TCPStream, context: ssl.SSLContext, server_hostname: str) -> None:
+    def __init__(
+        self, stream: TCPStream, context: ssl.SSLContext, server_hostname: str | None
+    ) -> None:
         """Prepare; `do_handshake` must follow.
 
         Args:
-            stream: connected, and used by nobody else.
-            context: says whom to trust.
-            server_hostname: that the certificate must be for.
+            stream: a connected stream that nobody else uses.
+            context: whom to trust; on the server's side it holds the certificate.
+            server_hostname: the name that the certificate must be for; None on the server's side.
         """
         self._stream = stream
         self._incoming, self._outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
         self._object = context.wrap_bio(
-            self._incoming, self._outgoing, server_hostname=server_hostname
+            self._incoming,
+            self._outgoing,
+            server_side=server_hostname is None,
+            server_hostname=server_hostname,
         )
         self._unsent = b""
-        """Encrypted already."""
+        """Bytes that are encrypted already and have not been sent."""
         self._is_closed = False
+
+    @property
+    def peer(self) -> str:
+        """The address and port of the other side; empty where it has gone already."""
+        return self._stream.peer
+
+    def expect_data(self) -> None:
+        """Let the next receive read before it waits, as `TCPStream.expect_data`."""
+        self._stream.expect_data()
 
     async def do_handshake(self) -> None:
         """Make the handshake. Cancelling leaves the stream unusable.
@@ -59,6 +82,9 @@ class TLSStream(trio.abc.Stream):
                 await self._flush()
                 await self._read_more()
             except ssl.SSLError as error:
+                # The other side is told why, if it is still there.
+                with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+                    self._stream.send_nowait(self._outgoing.read())
                 raise trio.BrokenResourceError("no TLS connection") from error
             else:
                 await self._flush()
@@ -108,13 +134,39 @@ class TLSStream(trio.abc.Stream):
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
+    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
+        """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s."""
+        # Of what was read for another purpose a part may be left.
+        if running_poller() is None or self._pass_on(take, trio.current_time()):
+            return running_poller() is not None
+
+        def take_encrypted(data: bytes, now: float) -> bool:
+            self._add(data)
+            return self._pass_on(take, now)
+
+        return await self._stream.serve(take_encrypted, kind)
+
+    def _pass_on(self, take: Callable[[bytes, float], bool], now: float) -> bool:
+        """Pass on what can be decrypted; returns whether ``take`` has enough."""
+        while True:
+            try:
+                data = self._object.read(_RECORD_BYTES)
+            except ssl.SSLWantReadError:
+                return False
+            except ssl.SSLError:
+                data = b""
+            if take(data, now) or not data:
+                return True
+
     async def aclose(self) -> None:
-        """Close the socket, without TLS's goodbye: half a record may be on the wire."""
+        """Close the socket without TLS's goodbye, because half a record may be on the wire."""
         self._is_closed = True
         await self._stream.aclose()
 
     async def _read_more(self) -> None:
-        data = await self._stream.receive_some()
+        self._add(await self._stream.receive_some())
+
+    def _add(self, data: bytes) -> None:
         if data:
             self._incoming.write(data)
         else:

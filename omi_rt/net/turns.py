@@ -1,4 +1,4 @@
-"""Who has more to do than a live stream has does it a step at a time, after everybody else.
+"""Whoever has more to do than a live stream does it one step at a time, after everybody else.
 
 A live stream brings a message or two each time it is read. A flood brings ten thousand to a read,
 and a hundred floods at once would hold up the loop for seconds even if each did only a little at a
@@ -14,7 +14,8 @@ import trio
 from attrs import define, field
 
 WORK_SECONDS = 0.002
-"""The line rests after so much work, for as long: the shortest wait that the system's timers make well."""
+"""After this much work the line rests for as long, which is the shortest wait that the system's timers
+make well."""
 IDLE_SECONDS = 2 * WORK_SECONDS
 """A line in which nobody waits was idle if its last step was longer ago."""
 
@@ -33,7 +34,7 @@ _line: trio.lowlevel.RunVar[_Line] = trio.lowlevel.RunVar("omi_rt.net.turns")
 async def wait_turn() -> None:
     """Wait until the caller may do one more step, which it then does before it waits for anything.
 
-    Always a checkpoint; cancelling is safe.
+    This is always a checkpoint. Cancelling is safe.
     """
     try:
         line = _line.get()
@@ -41,13 +42,13 @@ async def wait_turn() -> None:
         line = _Line()
         _line.set(line)
     has_others = line.lock.locked()
-    # Whoever is next runs in the next turn of the loop: this task's step is over then.
+    # Whoever is next runs in the next turn of the loop, when this task's step is over.
     async with line.lock:
         elapsed = trio.current_time() - line.granted_at
         if has_others or elapsed < IDLE_SECONDS:
             line.worked += min(elapsed, WORK_SECONDS)
         else:
-            # The line was empty meanwhile, so this was no work: one who comes alone never waits.
+            # The line was empty meanwhile, so the time was not work; one who comes alone never waits.
             line.worked = 0.0
         if line.worked >= WORK_SECONDS:
             await trio.sleep(line.worked)

@@ -7,12 +7,14 @@ a peer that does not read cannot keep pongs or a close frame from being seen.
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Callable
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerTooSlow
+from omi_rt.net.poller import Kind, running_poller
 from omi_rt.net.protocol import (
     ClientOpening,
     HTTPRequest,
@@ -21,10 +23,14 @@ from omi_rt.net.protocol import (
     ends_stream,
 )
 from omi_rt.net.stream import TCPStream
+from omi_rt.net.tls import TLSStream
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
+
+Take = Callable[[list[bytes | str], float], list[bytes | str] | None]
+"""Takes messages at once and without waiting; returns None for more, else those that it leaves."""
 
 MAX_MESSAGE_BYTES = 65_536
 MAX_QUEUED_BYTES = 1_048_576
@@ -42,7 +48,8 @@ _BYTES_OF_A_FRAME = 8_192
 """A read counts as a frame for each of them."""
 _TLS_HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, 5.1), and of no HTTP request."""
-_STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+"""What a stream raises whose other side, or whose own, has gone."""
 
 
 class WebSocket:
@@ -57,6 +64,7 @@ class WebSocket:
         "_allowance",
         "_allowed_at",
         "_ends_sending",
+        "_has_rest",
         "_is_writer_idle",
         "_outgoing",
         "_protocol",
@@ -72,12 +80,14 @@ class WebSocket:
 
     def __init__(self, stream: trio.abc.Stream, protocol: WebSocketProtocol) -> None:
         self._stream = stream
-        self._tcp = stream if isinstance(stream, TCPStream) else None
+        self._tcp = stream if isinstance(stream, TCPStream | TLSStream) else None
         self._protocol = protocol
         self._outgoing = bytearray()
         self._ends_sending = False
         """Whether the sending side ends after what is in the queue."""
         self._queued_bytes = 0
+        self._has_rest = False
+        """Whether the stream itself keeps a rest of what it was offered, as TLS does."""
         self._is_writer_idle = False
         self._wake_writer = trio.Event()
         self._writer_done = trio.Event()
@@ -94,8 +104,12 @@ class WebSocket:
         self._allowed_at = self.received_at
         self._take_outgoing()
 
-    async def receive(self) -> list[bytes | str]:
+    async def receive(self, take: Take | None = None) -> list[bytes | str]:
         """Wait for the peer's messages and return those that have arrived, at least one.
+
+        Over TCP, where a poller runs, messages are passed to ``take`` as they arrive, with the time:
+        to return them costs a switch of tasks. What it does not take, or nothing, is returned once
+        it returns a list.
 
         One read takes everything that the system holds: under load the batches grow, and the cost
         of a message falls. Of many messages the first `FRAMES_PER_STEP` are returned; the next call
@@ -116,7 +130,13 @@ class WebSocket:
                 continue
             if not protocol.is_open:
                 raise protocol.closed()
-            await self._feed()
+            tcp = self._tcp
+            if take is not None and isinstance(tcp, TCPStream) and running_poller() is not None:
+                left = await self._pass_on(tcp, take)
+                if left is not None:
+                    return left
+            else:
+                await self._feed()
 
     @property
     def peer(self) -> str:
@@ -192,8 +212,8 @@ class WebSocket:
                 self._wake_writer = trio.Event()
                 data, self._outgoing = self._outgoing, bytearray()
                 ends_sending = self._ends_sending
-                if data:
-                    self.is_sending = True
+                if data or self._has_rest:
+                    self.is_sending, self._has_rest = True, False
                     with trio.move_on_after(send_timeout) as limit:
                         await self._stream.send_all(data)
                     if limit.cancelled_caught:
@@ -206,7 +226,7 @@ class WebSocket:
                     if isinstance(self._stream, trio.abc.HalfCloseableStream):
                         await self._stream.send_eof()
                     return
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             # The reader meets the same end and tells it.
             return
         finally:
@@ -225,7 +245,7 @@ class WebSocket:
         """
         data, self._outgoing = self._outgoing, bytearray()
         self.is_sending = True
-        with trio.move_on_after(send_timeout) as limit, contextlib.suppress(*_STREAM_ERRORS):
+        with trio.move_on_after(send_timeout) as limit, contextlib.suppress(*STREAM_ERRORS):
             await self._stream.send_all(data)
         if limit.cancelled_caught:
             raise PeerTooSlow(f"took no data for {send_timeout:g} s")
@@ -267,7 +287,7 @@ class WebSocket:
         self.close_nowait(code, reason)
         with trio.move_on_after(ABORT_SECONDS, shield=True):
             if not self.is_sending:
-                with contextlib.suppress(*_STREAM_ERRORS):
+                with contextlib.suppress(*STREAM_ERRORS):
                     await self._stream.send_all(self._outgoing)
         await trio.aclose_forcefully(self._stream)
 
@@ -297,12 +317,47 @@ class WebSocket:
             self._take_outgoing()
         return messages
 
-    async def _feed(self) -> None:
+    async def _pass_on(self, tcp: TCPStream, take: Take) -> list[bytes | str] | None:
+        """Pass messages on as long as nothing else comes; returns what ``take`` has left, if it has."""
+        await self._wait_in_line()
+        protocol = self._protocol
+        left: list[bytes | str] | None = None
+
+        def take_data(data: bytes, now: float) -> bool:
+            nonlocal left
+            self.received_at = now
+            message = protocol.take_only(data)
+            if message is not None:
+                self._allowance -= 1
+                left = take([message], now)
+                return left is not None or self._allowance < 0
+            self._allowance -= len(data) // _BYTES_OF_A_FRAME
+            protocol.receive(data)
+            messages = self._take_step()
+            left = take(messages, now) if messages else None
+            return (
+                left is not None
+                or protocol.has_more
+                or not protocol.is_open
+                or self._allowance < 0
+                or self._queued_bytes >= MAX_QUEUED_BYTES
+            )
+
+        try:
+            await tcp.serve(take_data, Kind.DEVICE)
+        except STREAM_ERRORS:
+            protocol.receive(b"")
+        return left
+
+    async def _wait_in_line(self) -> None:
         if self._allowance < 0 or self._protocol.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:
             await self._let_others_go_first()
+
+    async def _feed(self) -> None:
+        await self._wait_in_line()
         try:
             data = await self._stream.receive_some()
-        except _STREAM_ERRORS:
+        except STREAM_ERRORS:
             data = b""
         self.received_at = trio.current_time()
         self._allowance -= len(data) // _BYTES_OF_A_FRAME
@@ -317,11 +372,12 @@ class WebSocket:
         if self._is_writer_idle and self._tcp is not None and not ends_sending:
             try:
                 rest = self._tcp.send_nowait(data)
-            except _STREAM_ERRORS:
+            except STREAM_ERRORS:
                 rest = data  # the writer meets the same
             if rest is None:
                 return
             data = rest
+            self._has_rest = not data
         self._is_writer_idle = False
         self._outgoing += data
         self._ends_sending = self._ends_sending or ends_sending
@@ -353,7 +409,7 @@ class ServerHandshake:
                     raise HandshakeFailed("the request head is too long")
                 try:
                     data = await self._stream.receive_some()
-                except _STREAM_ERRORS:
+                except STREAM_ERRORS:
                     data = b""
                 if not data:
                     raise HandshakeFailed("closed before a whole request")
@@ -393,7 +449,7 @@ class ServerHandshake:
         content = body.encode() if isinstance(body, str) else body
         fields = {"Content-Type": content_type, **(headers or {})}
         data = self._protocol.plain_response(status, content, fields)
-        with trio.move_on_after(within), contextlib.suppress(*_STREAM_ERRORS):
+        with trio.move_on_after(within), contextlib.suppress(*STREAM_ERRORS):
             await self._stream.send_all(data)
 
 
@@ -417,7 +473,7 @@ async def open_websocket(
             await stream.send_all(opening.take_request())
             while opening.is_waiting:
                 opening.receive(await stream.receive_some())
-        except _STREAM_ERRORS as error:
+        except STREAM_ERRORS as error:
             raise HandshakeFailed("connection lost during the handshake") from error
     if limit.cancelled_caught:
         raise HandshakeFailed(f"no answer within {within:g} s")

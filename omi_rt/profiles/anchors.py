@@ -1,4 +1,4 @@
-"""Which stored voices go into a session's lead-in, and how much of each. Pure.
+"""Which stored voices go into a session's lead-in, and how much of each. This is pure.
 
 An anchor is a few seconds of one known voice, which Deepgram hears before the session's own audio.
 """
@@ -22,21 +22,23 @@ if TYPE_CHECKING:
     from omi_rt.profiles.store import StoredSample
 
 SPARE_PEOPLE: Final = 2
-"""Read beyond those who fit, so that a broken sample or two leave no gap."""
+"""The samples of this many people more than fit are read, so that a broken one or two leave no gap."""
 
 
 @frozen
 class AnchorLimits:
     """How long the stored voices in a lead-in may be, in seconds of audio without the gaps.
 
-    Whatever is under `MIN_ANCHOR_SECONDS` admits none.
+    A limit under `MIN_ANCHOR_SECONDS` admits no voice.
     """
 
     user_seconds: float = field(default=10.0, validator=validators.ge(0))
+    """The limit for the user."""
     person_seconds: float = field(default=3.0, validator=validators.ge(0))
-    """For each person but the user."""
+    """The limit for each person but the user."""
     total_seconds: float = field(default=24.0, validator=validators.ge(0))
-    """For all of them: the lead-in's limit less what it keeps for the session's own speakers."""
+    """The limit for all of them, which is the lead-in's less what it keeps for the session's own
+    speakers."""
 
     def seconds_for(self, identity: Identity) -> float:
         """The limit for one voice, never above that for all."""
@@ -50,9 +52,9 @@ class ProfileAnchor:
 
     identity: Identity
     pcm: bytes = field(repr=False)
-    """linear16."""
+    """The audio as linear16."""
     samples: int
-    """Per channel."""
+    """The number of samples per channel."""
     seconds: float
 
 
@@ -102,7 +104,7 @@ def fit_anchors(
         if rest < MIN_ANCHOR_SECONDS:
             break
         allowed = min(rest, limits.seconds_for(identity))
-        # Cut in a pause, the last one may become too short to be of use.
+        # When it is cut in a pause, the last stretch may become too short to be of use.
         taken = stretch if stretch.seconds <= allowed else best_stretch(stretch, allowed)
         if taken.seconds < MIN_ANCHOR_SECONDS:
             continue

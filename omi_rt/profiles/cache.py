@@ -1,4 +1,4 @@
-"""Decoded profiles, kept from session to session. Pure."""
+"""Decoded profiles, kept from session to session. This is pure."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from collections.abc import Set as AbstractSet
 
 CACHE_BYTES: Final = 67_108_864
-"""64 MiB: the profiles of 200 users in 16 kHz mono, at 10 s each."""
+"""64 MiB hold the profiles of 200 users in 16 kHz mono, at 10 s each."""
 ENTRY_BYTES: Final = 1_024
-"""Counted for each entry besides its audio, so that entries without audio are bounded as well."""
+"""Each entry counts for this much besides its audio, so that entries without audio are bounded as well."""
 
 
 @frozen
@@ -26,7 +26,7 @@ class CacheKey:
     name: str
     audio_format: AudioFormat
     seconds: float
-    """The limit that the stretch was taken for."""
+    """The longest that the stretch was allowed to be, in seconds."""
 
 
 @frozen
@@ -35,13 +35,13 @@ class CachedStretch:
 
     version: str
     pcm: bytes = field(default=b"", repr=False)
-    """In the key's format; empty if there is a problem."""
+    """The audio in the key's format; empty if there is a problem."""
     problem: str = ""
-    """Why there is no audio: a broken file is not fetched again until it changes."""
+    """Why there is no audio; a broken file is kept too, so that it is not fetched again until it changes."""
 
 
 class ProfileCache:
-    """The least recently used go first when the bytes are over the bound. For one thread."""
+    """A cache for one thread. The least recently used entries go when the bytes are over the bound."""
 
     __slots__ = ("_entries",)
 
@@ -49,12 +49,12 @@ class ProfileCache:
         self._entries: LRUCache[CacheKey, CachedStretch] = LRUCache(max_bytes, getsizeof=_size)
 
     def __len__(self) -> int:
-        """Return how many samples are held, in whatever formats and lengths."""
+        """Return the number of stored samples that are held, in whatever formats and lengths."""
         return len(self._entries)
 
     @property
     def bytes(self) -> int:
-        """Bytes held, each entry with its `ENTRY_BYTES`."""
+        """The number of bytes that are held; each entry counts with its `ENTRY_BYTES`."""
         return int(self._entries.currsize)
 
     def get(self, key: CacheKey, version: str) -> CachedStretch | None:

@@ -1,4 +1,4 @@
-"""Whether a recording is fit to be a speech profile. Pure."""
+"""Whether a recording is fit to be a speech profile. This is pure."""
 
 from __future__ import annotations
 
@@ -15,13 +15,14 @@ if TYPE_CHECKING:
 
 MIN_SECONDS: Final = 5.0
 MAX_SECONDS: Final = 120.0
-"""Both as the Omi app has it: it records 5 to 120 s, and its backend refuses the rest."""
+"""Both bounds are those of Omi, whose app records 5 to 120 s and whose backend refuses the rest."""
 MIN_LEVEL_DBFS: Final = -50.0
-"""Profiles are sent as they are, and quieter speech than that is lost in the noise of 16 bit wearables."""
+"""Profiles are sent as they are, and quieter speech than this is lost in the noise of 16 bit wearables."""
 MIN_SPEECH_SECONDS: Final = 3.0
-"""As much as is sent of a person, and three times what a vote about a label needs."""
+"""This is as much as is sent of a person, and three times what a vote about a label needs."""
 MAX_CLIPPED_SHARE: Final = 0.01
-"""Of the samples of the speech. A sine that just fills the range has 0.7 % of its samples at the end."""
+"""At most this share of the speech's samples may be at full scale; a sine that just fills the range has
+0.7 % of its samples there."""
 _FULL_SCALE: Final = 32_766
 
 

@@ -41,16 +41,16 @@ class Outcome(Enum):
     """What became of a file that was to be stored; the value is the word to say."""
 
     STORED = "stored"
-    """There was none before."""
+    """There was no recording before."""
     REPLACED = "replaced"
-    """Another one is gone."""
+    """Another recording has given way to it."""
     UNCHANGED = "unchanged:"
     """The same bytes were there already."""
 
 
 @frozen
 class StoredProfile:
-    """What `put_profile` did."""
+    """What `put_profile` has done."""
 
     sample: StoredSample
     outcome: Outcome
@@ -64,9 +64,9 @@ class ProfileRow:
     name: str
     """The path inside the store."""
     seconds: float | None
-    """None if the file cannot be read as WAV."""
+    """The length of the recording; None if the file cannot be read as WAV."""
     size: int
-    """In bytes."""
+    """The size of the file in bytes."""
     version: str
     updated: datetime
 
@@ -101,10 +101,10 @@ async def put_profile(
     those can be wrong.
 
     What somebody else stores between the look and the upload is replaced unseen. Cancelling this
-    before the upload stores nothing; during it, it waits for the upload's end.
+    before the upload stores nothing; a cancellation during the upload waits for its end.
 
     Raises:
-        ProfileRefused: the file is no WAV file, or not fit to be a profile, or it would replace
+        ProfileRefused: the file is not a WAV file, or not fit to be a profile, or it would replace
             another.
         BadRequest: the uid or person id cannot be one.
         StoreUnavailable: the store failed.
@@ -144,7 +144,7 @@ async def get_profile(store: ProfileStore, uid: str, person_id: str | None = Non
 async def list_profiles(store: ProfileStore, uid: str) -> list[ProfileRow]:
     """List what is stored for ``uid``: the user first, then the most recently changed people.
 
-    Each file is read, one after the other, to tell its length. Empty if there is nothing.
+    Each file is read, one after the other, to tell its length. The list is empty if nothing is stored.
 
     Raises:
         BadRequest: the uid cannot be one.
@@ -193,7 +193,7 @@ async def _stored_as(store: ProfileStore, uid: str, name: str) -> StoredSample |
 
 
 async def _samples_of(store: ProfileStore, uid: str, person_id: str | None) -> list[StoredSample]:
-    """The samples of one voice, at least one."""
+    """Return the samples of one voice, of which there is at least one."""
     if person_id is not None:
         check_id(person_id, "person id")
     wanted = Identity(person_id)

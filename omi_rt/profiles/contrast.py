@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
 
 CONTRAST_SECONDS = 0.15, 4.55
-"""From where to where in the recording: the first two sentences, one of each voice."""
+"""Begin and end of the stretch in the recording: the first two sentences, one of each voice."""
 
 
 @lru_cache(maxsize=8)

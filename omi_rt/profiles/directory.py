@@ -1,4 +1,4 @@
-"""Profiles in a directory: the embedded default, for use without a bucket."""
+"""Profiles in a directory, which is the embedded default for use without a bucket."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 FILE_THREADS: Final = 4
-"""Disks answer in microseconds: more threads would only hold more audio at once."""
+"""Disks answer in microseconds, so more threads would only hold more audio at once."""
 _NOT_THERE: Final = (FileNotFoundError, NotADirectoryError)
 
 
@@ -37,8 +37,8 @@ class DirectoryProfileStore:
     """A `ProfileStore` below one folder, which need not exist before the first `put`.
 
     Files are written under a temporary name and renamed, so a reader sees the old content or the
-    new one. A voice is personal: files and folders are readable by their owner alone, so who runs
-    ``omi-rt profile`` must be who runs the server. File access has no time limit of its own; a
+    new one. A voice is personal: files and folders are readable by their owner alone, so whoever runs
+    ``omi-rt profile`` must be the one who runs the server. File access has no time limit of its own; a
     network file system that hangs holds the threads of this store, and no others.
     """
 
@@ -71,7 +71,7 @@ class DirectoryProfileStore:
         )
 
     async def aclose(self) -> None:
-        """Do nothing: no file stays open between two calls."""
+        """Do nothing, because no file stays open between two calls."""
         await trio.lowlevel.checkpoint()
 
     async def _finish(self, function: Callable[[], T]) -> T:
@@ -152,8 +152,8 @@ def _entries(folder: Path) -> list[str]:
 
 
 def _version(status: os.stat_result) -> str:
-    # File systems stamp times in steps of up to 4 ms: two files of one size, written right after
-    # each other, differ in the inode alone.
+    # File systems stamp times in steps of up to 4 ms, so two files of one size that are written right
+    # after each other may differ in the inode alone.
     return f"{status.st_mtime_ns}-{status.st_size}-{status.st_ino}"
 
 

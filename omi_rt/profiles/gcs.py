@@ -24,11 +24,12 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 GCS_THREADS: Final = 8
-"""Below the ten connections that the client's pool keeps open (the default of ``requests``)."""
+"""There are fewer threads than connections that the client's pool keeps open, which are ten (the default
+of ``requests``)."""
 READ_SECONDS: Final = 4.0
-"""For an answer to a read; less than a session waits for all of its profiles."""
+"""The answer to a read is awaited for this long, which is less than a session waits for all its profiles."""
 WRITE_SECONDS: Final = 20.0
-"""For an answer to a write: 24 MiB take 13 s at 16 Mb/s, a slow home's upload."""
+"""The answer to a write is awaited for this long; 24 MiB take 13 s at 16 Mb/s, a slow home's upload."""
 CLOSE_SECONDS: Final = 2.0
 _CONTENT_TYPE: Final = "audio/wav"
 _LISTED_FIELDS: Final = "items(name,generation,updated,size),nextPageToken"
@@ -38,7 +39,7 @@ _NO_BUCKET_LOOKUP: Final = "DISABLE_GCS_PYTHON_CLIENT_OTEL_BUCKET_METADATA"
 
 
 class _NotFound(StoreUnavailable):
-    """HTTP 404: the object, or the whole bucket."""
+    """The answer was HTTP 404, for the object or for the whole bucket."""
 
 
 class GCSProfileStore:
@@ -68,16 +69,16 @@ class GCSProfileStore:
         self._limiter = trio.CapacityLimiter(GCS_THREADS)
         self._client: Any = None
         self._client_lock = threading.Lock()
-        # Here and not where the client is made, in a thread: setenv is not thread-safe.
+        # This is set here and not where the client is made, in a thread, because setenv is not thread-safe.
         os.environ.setdefault(_NO_BUCKET_LOOKUP, "true")
 
     @property
     def threads(self) -> int:
-        """Threads at work for this store now, the abandoned ones included."""
+        """The number of threads at work for this store now, the abandoned ones included."""
         return self._limiter.borrowed_tokens
 
     async def list_samples(self, uid: str) -> list[StoredSample]:
-        """See `ProfileStore`. One request for up to 1,000 objects."""
+        """See `ProfileStore`. There is one request for each 1,000 objects."""
         check_id(uid, "uid")
         return await self._read(lambda bucket, limits: self._list(uid, bucket, limits))
 
@@ -140,7 +141,7 @@ class GCSProfileStore:
         blobs = bucket.client.list_blobs(
             bucket,
             prefix=f"{uid}/",
-            # Names come in order: this skips ``additional_profile_recordings``, of which the
+            # Names come in order, so this skips ``additional_profile_recordings``, of which the
             # backend keeps many.
             start_offset=people_prefix(uid),
             fields=_LISTED_FIELDS,
@@ -174,7 +175,7 @@ class GCSProfileStore:
             raise self._unavailable(error) from error
 
     def _unavailable(self, error: Exception) -> StoreUnavailable:
-        # The class alone: messages of these libraries quote addresses and file names.
+        # Only the class is named, because messages of these libraries quote addresses and file names.
         return StoreUnavailable(f"{self._bucket_name}: {type(error).__name__}")
 
     def _open_client(self) -> Any:
@@ -182,8 +183,8 @@ class GCSProfileStore:
 
         with self._client_lock:
             if self._client is None:
-                # Objects belong to a bucket, not to a project: without one named here the client
-                # goes looking for it, in the end by starting ``gcloud``.
+                # Objects belong to a bucket, not to a project. If none were named here, the client would
+                # go looking for one, in the end by starting ``gcloud``.
                 self._client = storage.Client(project=None)
             return self._client
 

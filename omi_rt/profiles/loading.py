@@ -23,19 +23,19 @@ if TYPE_CHECKING:
     from omi_rt.core.voices import Identity
 
 LOAD_SECONDS: Final = 5.0
-"""For everything: later than that a session goes on without profiles."""
+"""Loading everything may take this long; after that a session goes on without profiles."""
 
 
 @frozen
 class LoadedAnchors:
-    """What a session gets to know its voices by."""
+    """The stored voices by which a session knows who speaks."""
 
     anchors: tuple[ProfileAnchor, ...]
     """The user first, then the most recently changed people."""
     problems: tuple[str, ...]
     """One line for each stored voice that could not be used."""
     is_complete: bool
-    """False if the store failed for some of them: another try may bring more."""
+    """False if the store failed for some of them, so that another try may bring more."""
 
 
 async def load_anchors(
@@ -69,11 +69,11 @@ class _Load:
     audio_format: AudioFormat
     limits: AnchorLimits
     chosen: list[StoredSample] | None = None
-    """None before the listing has come."""
+    """The samples to load; None before the listing has come."""
     done: dict[str, CachedStretch] = field(factory=dict)
-    """By the samples' names."""
+    """What was loaded, by the samples' names."""
     failed: dict[str, StoreUnavailable] = field(factory=dict)
-    """Likewise."""
+    """What could not be loaded, by the samples' names."""
 
     async def run(self) -> None:
         samples = await self.store.list_samples(self.uid)

@@ -1,14 +1,15 @@
-"""Whether what is loud in a recording can be a voice, or is noise. Pure.
+"""Whether what is loud in a recording can be a voice, or is noise. This is pure.
 
 Two properties tell them apart, both in the band of a telephone (200 to 3400 Hz) and in windows of
-40 ms. The level of a voice changes with every syllable, that of noise and hum does not. And a
-voice has harmonics or formants, where the spectrum of white or pink noise is flat: that tells noise
-also where it comes in pieces.
+40 ms. The level of a voice changes with every syllable, while that of noise and hum does not. And a
+voice has harmonics or formants, while the spectrum of white or pink noise is flat, which tells noise
+even where it comes in pieces.
 
-What was measured, as (change of level in dB, flatness): five voices of flite, 12 of espeak-ng at 110 to
-300 words a minute: 7.0 or more, 0.04 or less; a whisper of espeak-ng's: 9.7 or more, 0.29 or less;
-four voices in pink noise 10 dB and 5 dB below them: 3.6 and 2.5 or more, 0.14 or less; white, pink
-and brown noise: 0.9 or less, and 0.57, 0.43 and 0.18; hum, tones and sweeps: 0.5 or less.
+These values were measured, as (change of level in dB, flatness): five voices of flite and 12 of espeak-ng
+at 110 to 300 words a minute have 7.0 or more, 0.04 or less; a whisper of espeak-ng's has 9.7 or more,
+0.29 or less; four voices in pink noise 10 dB and 5 dB below them have 3.6 and 2.5 or more, 0.14 or less;
+white, pink and brown noise have 0.9 or less, and 0.57, 0.43 and 0.18; hum, tones and sweeps have 0.5 or
+less.
 """
 
 from __future__ import annotations
@@ -27,9 +28,9 @@ MOST_FLATNESS: Final = 0.4
 
 _BAND_HZ: Final = (200.0, 3400.0)
 _AROUND_FRAMES: Final = 50
-"""A second: what a frame's level is compared with, and longer than a syllable."""
+"""A frame's level is compared with that of the second around it, which is longer than a syllable."""
 _BLOCK_FRAMES: Final = 500
-"""Ten seconds are analysed at once: the spectra of two minutes in 48 kHz stereo take 185 MB."""
+"""Ten seconds are analysed at once, because the spectra of two minutes in 48 kHz stereo take 185 MB."""
 
 
 @frozen
@@ -37,9 +38,9 @@ class Sound:
     """What the loud frames of a recording are like."""
 
     change_db: float
-    """By how much the level of a frame differs from that of the second around it: the median."""
+    """The median of how much a frame's level differs from that of the second around it, in dB."""
     flatness: float
-    """The geometric mean of a power spectrum divided by its mean: the median, 0 to 1."""
+    """The median of a power spectrum's geometric mean divided by its mean, 0 to 1."""
 
 
 def examine(audio: WavAudio, speech: Speech) -> Sound:
@@ -60,9 +61,9 @@ def _running_mean(levels: Levels) -> Levels:
 
 
 def _analyse(audio: WavAudio, hop: int) -> tuple[Levels, Levels]:
-    """The level of each frame in the band, in dB, and the flatness of its spectrum there.
+    """Return the level of each frame in the band, in dB, and the flatness of its spectrum there.
 
-    A frame is looked at together with the next one; the last has none and is left out.
+    A frame is looked at together with the next one; the last frame has no next one and is left out.
     """
     window = 2 * hop
     hertz = np.fft.rfftfreq(window, 1 / audio.sample_rate)
@@ -74,7 +75,7 @@ def _analyse(audio: WavAudio, hop: int) -> tuple[Levels, Levels]:
     levels, flatness = [], []
     for begin in range(0, len(frames), _BLOCK_FRAMES):
         spectra = np.fft.rfft(frames[begin : begin + _BLOCK_FRAMES] * taper)[..., band]
-        # One for a line is far below the quantisation of 16 bits; without it silence has no level.
+        # Adding 1 to a line is far below the quantisation of 16 bits; without it silence has no level.
         power = np.square(np.abs(spectra)).sum(axis=1) + 1.0
         mean = power.mean(axis=1)
         levels.append(10 * np.log10(mean))

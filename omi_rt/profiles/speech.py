@@ -1,7 +1,7 @@
-"""Where the speech is in a recording, and which stretch of it to take. Pure.
+"""Where the speech is in a recording, and which stretch of it to take. This is pure.
 
-By energy alone, in frames of 20 ms: enough to tell a voice from the pauses between its words in a
-recording that was made to be a profile. Nothing here changes a sample.
+Speech is found by energy alone, in frames of 20 ms. That is enough to tell a voice from the pauses
+between its words in a recording that was made to be a profile. Nothing here changes a sample.
 """
 
 from __future__ import annotations
@@ -20,20 +20,22 @@ Indices: TypeAlias = "np.ndarray[tuple[int], np.dtype[np.intp]]"
 
 FRAMES_PER_SECOND: Final = 50
 SILENCE_DBFS: Final = -60.0
-"""Whatever is below is no speech: the noise of a quiet room in a cheap microphone is about there."""
+"""A frame below this level is not speech; the noise of a quiet room in a cheap microphone is about there."""
 RANGE_DB: Final = 35.0
-"""How far below the loudest second speech may be: the weakest consonants are some 28 dB below the
-strongest vowels (H. Fletcher, "Speech and Hearing in Communication", 1953)."""
+"""Speech may be this far below the loudest second, because the weakest consonants are some 28 dB below
+the strongest vowels (H. Fletcher, "Speech and Hearing in Communication", 1953)."""
 NOISE_DB: Final = 10.0
-"""From here on the difference between the loudest second and the background tells them apart."""
+"""If the loudest second and the background differ by this much or more, that tells speech from noise."""
 
 MARGIN_FRAMES: Final = 5
-"""Kept around speech, 100 ms: soft onsets and endings are below any threshold."""
+"""100 ms around speech are kept, because soft onsets and endings are below any threshold."""
 PAUSES: Final = (10, 2)
-"""Where to cut, best first, in frames: between phrases (200 ms), between words (40 ms)."""
+"""The least pause in which to cut, in frames, the best first: between phrases (200 ms), between words
+(40 ms)."""
 GOOD_SHARE: Final = 0.8
-"""Of the speech that a cut anywhere would give: with as much, a cut in a pause is the better one."""
+"""A cut in a pause is the better one if it gives this share of the speech that a cut anywhere would give."""
 _NUDGE_FRAMES: Final = 12
+"""Where no pause will do, each end moves inwards by at most this many frames, to the quietest."""
 _FULL_SCALE: Final = 32_768.0
 _LOWEST_DBFS: Final = -96.0
 
@@ -43,21 +45,21 @@ class Speech:
     """What the frames of a recording hold."""
 
     frame_samples: int
-    """Samples (per channel) in a frame: 20 ms, or up to a sample less."""
+    """Samples (per channel) in a frame, which make 20 ms, or up to a sample less."""
     frame_seconds: float
     dbfs: Levels
-    """The level of each frame without its constant part, -96 to 0; of all channels together."""
+    """The level of each frame over all channels, without its constant part, from -96 to 0."""
     is_speech: Mask
     """Whether each frame is loud enough to be speech."""
 
     @property
     def seconds(self) -> float:
-        """How much speech there is."""
+        """How much speech there is, in seconds."""
         return int(self.is_speech.sum()) * self.frame_seconds
 
     @property
     def level_dbfs(self) -> float:
-        """The mean level of the speech; -96 without any."""
+        """The mean level of the speech; -96 where there is none."""
         if not self.is_speech.any():
             return _LOWEST_DBFS
         power = np.power(10.0, self.dbfs[self.is_speech] / 10).mean()
@@ -88,9 +90,9 @@ def find_speech(audio: WavAudio) -> Speech:
 def best_stretch(audio: WavAudio, seconds: float) -> WavAudio:
     """Return the stretch of at most ``seconds`` with the most speech, sample for sample.
 
-    Silence before the first and after the last word is cut to `MARGIN_FRAMES`. Where that is still
-    too long, both ends are put into pauses if `GOOD_SHARE` of the speech can be had so, else near
-    the quietest frame. Empty if there is no speech.
+    Silence before the first and after the last word is cut to `MARGIN_FRAMES`. Where that is still too
+    long, both ends are put into pauses if that gives `GOOD_SHARE` of the speech, else near the quietest
+    frame. The stretch is empty if there is no speech.
     """
     speech = find_speech(audio)
     longest = int(seconds * audio.sample_rate) // speech.frame_samples
@@ -104,7 +106,7 @@ def _frame_levels(audio: WavAudio, frame_samples: int) -> Levels:
     frames = audio.samples // frame_samples
     values = np.frombuffer(audio.pcm, "<i2", frames * frame_samples * audio.channels)
     values = values.reshape(frames, frame_samples * audio.channels)
-    # einsum adds up in small buffers: squares of two minutes in 48 kHz stereo would take 92 MB.
+    # einsum adds up in small buffers; the squares of two minutes in 48 kHz stereo would take 92 MB.
     power = np.einsum("ij,ij->i", values, values, dtype=np.float64, casting="safe")
     power = power / values.shape[1] - np.square(values.mean(axis=1))
     lowest = np.power(10.0, _LOWEST_DBFS / 10)
@@ -113,7 +115,7 @@ def _frame_levels(audio: WavAudio, frame_samples: int) -> Levels:
 
 
 def _best_frames(speech: Speech, longest: int) -> tuple[int, int]:
-    """The first frame of the best stretch and the one behind its last."""
+    """Return the first frame of the best stretch and the one behind its last."""
     where = np.flatnonzero(speech.is_speech)
     if not len(where) or longest < 1:
         return 0, 0
@@ -139,9 +141,9 @@ def _best_frames(speech: Speech, longest: int) -> tuple[int, int]:
 
 
 def _phrases(is_speech: Mask, pause: int) -> tuple[Indices, Indices]:
-    """Where speech begins after at least ``pause`` frames without any, and ends before as many.
+    """Return where speech begins after at least ``pause`` frames without any, and ends before as many.
 
-    Both reach into the pause, by no more than half of it: two phrases never overlap.
+    Both reach into the pause by no more than half of it, so two phrases never overlap.
     """
     where = np.flatnonzero(is_speech)
     breaks = np.flatnonzero(np.diff(where) > pause)

@@ -22,9 +22,10 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 MAX_SAMPLE_BYTES: Final = 25_165_824
-"""24 MiB: the longest profile that may be stored, 120 s, in 48 kHz stereo takes 23,040,044 bytes."""
+"""A sample has at most 24 MiB; the longest profile that may be stored, 120 s, takes 23,040,044 bytes in
+48 kHz stereo."""
 MAX_LISTED: Final = 10_000
-"""Objects under one uid that a listing reads: ten pages of Google Cloud Storage."""
+"""A listing reads at most this many objects under one uid, which are ten pages of Google Cloud Storage."""
 
 _PROFILE_FILE: Final = "speech_profile.wav"
 _PEOPLE_FOLDER: Final = "people_profiles"
@@ -44,15 +45,15 @@ class StoredSample:
     name: str
     """Its path inside the store, with ``/`` between the parts."""
     version: str
-    """Differs from that of any earlier content under the same name."""
+    """An identifier that differs from that of any earlier content under the same name."""
     updated: datetime
-    """When it was last written; aware, in UTC."""
+    """When it was last written; the time is aware, in UTC."""
     size: int
-    """In bytes."""
+    """The size in bytes."""
 
 
 class ProfileStore(Protocol):
-    """A place for profiles. Every wait has an end of the store's own, unless said otherwise.
+    """A place for profiles. Each store bounds its own waits, unless it says otherwise.
 
     What is absent is None, False or an empty list, never an error. Cancelling a read is immediate;
     cancelling a write waits for its end, so that it is known to be done or not.
@@ -62,10 +63,10 @@ class ProfileStore(Protocol):
     """
 
     async def list_samples(self, uid: str) -> list[StoredSample]:
-        """The metadata of everything stored for ``uid``, in no fixed order."""
+        """Return the metadata of everything stored for ``uid``, in no fixed order."""
 
     async def read(self, sample: StoredSample) -> bytes | None:
-        """The content that was listed; None if it is gone or has been replaced since."""
+        """Return the content that was listed; None if it is gone or has been replaced since."""
 
     async def put(self, uid: str, person_id: str | None, wav: bytes) -> StoredSample:
         """Store ``wav`` as the user's profile or as a person's sample, whole or not at all.
@@ -83,7 +84,7 @@ class ProfileStore(Protocol):
         """
 
     async def aclose(self) -> None:
-        """Close what is open. Bounded, also when cancelled."""
+        """Close what is open. This is bounded, even when it is cancelled."""
 
 
 def check_id(value: str, name: str) -> None:
@@ -97,7 +98,7 @@ def check_id(value: str, name: str) -> None:
 
 
 def sample_name(uid: str, person_id: str | None) -> str:
-    """Where `ProfileStore.put` stores: the user's profile, or the one file of ours for a person.
+    """Return where `ProfileStore.put` stores the user's profile, or the one file of ours for a person.
 
     Raises:
         BadRequest: ``uid`` or ``person_id`` breaks the rule of `check_id`.
@@ -110,12 +111,12 @@ def sample_name(uid: str, person_id: str | None) -> str:
 
 
 def people_prefix(uid: str) -> str:
-    """What the names of all samples of the user's people begin with."""
+    """Return what the names of all samples of the user's people begin with."""
     return f"{uid}/{_PEOPLE_FOLDER}/"
 
 
 def identity_in(uid: str, name: str) -> Identity | None:
-    """Whose voice is stored under ``name``; None where the layout has no place for it."""
+    """Return whose voice is stored under ``name``; None where the layout has no place for it."""
     if name == f"{uid}/{_PROFILE_FILE}":
         return USER
     prefix = people_prefix(uid)

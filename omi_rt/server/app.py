@@ -6,21 +6,25 @@ import contextlib
 import ipaddress
 import resource
 import uuid
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from functools import partial
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import evolve
+from attrs import define, evolve
 
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, find_refusal
-from omi_rt.core.errors import BadRequest, HandshakeFailed, PeerClosed
+from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
+from omi_rt.core.forwarded import client_address
 from omi_rt.core.json import dumps
+from omi_rt.core.limits import LimitReached, Occupancy, TooManySessions
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
+from omi_rt.core.login import BadToken
 from omi_rt.core.origin import is_allowed
 from omi_rt.core.resume import Outcome, Wish, parse_wish, split_wish
 from omi_rt.faces.face import Call
@@ -28,13 +32,16 @@ from omi_rt.faces.omi import AUTH_SECONDS, read_auth
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.net.tls import TLSStream
+from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
+from omi_rt.server.gate import Gate
+from omi_rt.server.guard import Guard
 from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
 from omi_rt.server.line import Line
 from omi_rt.server.session import Session
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
+    from collections.abc import Sequence
 
     from omi_rt.faces.face import Opening
     from omi_rt.faces.table import Row
@@ -54,6 +61,20 @@ _SHOWN_CHARACTERS = 100
 """Of what a stranger says of itself, in the log."""
 
 
+@define
+class _Arrival:
+    """A connection that asks for a session, beside what its path's clients say."""
+
+    address: str
+    """Of the client; empty where it is not known."""
+    leaving: contextlib.ExitStack
+    """Closed when the connection ends."""
+    wishes: Mapping[str, str]
+    """What the client says of a connection before this one."""
+    has_place: bool
+    """Whether the session that it asks for is here, and counted already."""
+
+
 class Server:
     """Every connection to the port, and the sessions behind them."""
 
@@ -64,10 +85,15 @@ class Server:
         """Sessions that were ended by force, without their last words."""
         self._connections = 0
         """Connections that are open, with those that have become sessions."""
+        self._resumed = 0
+        """Those of them that have taken up a session, each of which counts already."""
         self._shared = shared
         self._settings = shared.settings
         self._provider = shared.provider
         self._metrics = metrics = shared.metrics
+        self._gate = Gate(shared.login, metrics)
+        self.guard = Guard(shared.settings)
+        self._occupancy = Occupancy(shared.settings.max_address_connections)
         self._draining = draining if draining is not None else trio.Event()
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
@@ -75,6 +101,7 @@ class Server:
         metrics.max_sessions.set(shared.settings.max_sessions)
         metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
         metrics.sessions_away.set_function(lambda: shared.resumable.waiting)
+        metrics.lag.set_function(lambda: self.guard.lag)
         metrics.draining.set_function(self._draining.is_set)
         self._log = get_logger()
 
@@ -88,7 +115,15 @@ class Server:
             is_memory_full=self._shared.budget.is_full,
             has_room=self._provider.has_room(len(self.sessions)),
             refused=self._provider.breaker.opened_by,
+            login_problem=self._gate.problem,
+            lag_ms=self.guard.lag * 1000,
+            max_lag_ms=self._settings.max_lag_ms,
         )
+
+    @property
+    def _unfinished(self) -> int:
+        """How many connections have no session."""
+        return self._connections - len(self.sessions) - self._resumed
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Serve until `drain` is called and the sessions have ended.
@@ -97,6 +132,7 @@ class Server:
         """
         async with trio.open_nursery() as connections:
             connections.start_soon(self._shared.pace.run)
+            await connections.start(self.guard.watch_sessions, self.sessions)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(
                     partial(
@@ -128,15 +164,23 @@ class Server:
         """
         self._connections += 1
         try:
-            # What the handshake needed is let go of before the session, which may last for days.
-            opened = await self._admit(
-                ServerHandshake(stream), _peer(stream), is_loopback=is_loopback
-            )
-            if isinstance(opened, Session):
-                await self._run_session(opened)
-            elif opened is not None:
-                # Another connection's task is the session's home.
-                await opened.over.wait()
+            if isinstance(stream, TLSStream) and not await self._secure(stream):
+                return
+            most = self._settings.max_unfinished
+            if self._unfinished > most:
+                reason = f"too many connections that are no sessions: more than {most}"
+                await self._turn_away(ServerHandshake(stream), "unfinished", reason)
+                return
+            with contextlib.ExitStack() as leaving:
+                # What the handshake needed is let go of before the session, which may last for days.
+                admit = partial(self._admit, leaving=leaving, is_loopback=is_loopback)
+                opened = await admit(ServerHandshake(stream), _peer(stream))
+                del admit
+                if isinstance(opened, Session):
+                    leaving.callback(self.guard.leave, opened)
+                    await self._run_session(opened)
+                elif opened is not None:
+                    await self._await_end(opened)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
@@ -147,14 +191,31 @@ class Server:
             self._connection_left = trio.Event()
             await trio.aclose_forcefully(stream)
 
+    async def _secure(self, stream: TLSStream) -> bool:
+        """Make the TLS handshake; whether it succeeded in time."""
+        with trio.move_on_after(HANDSHAKE_SECONDS), contextlib.suppress(*STREAM_ERRORS):
+            await stream.do_handshake()
+            return True
+        self._metrics.connections_dropped.inc()
+        return False
+
     async def _accept(self, stream: trio.SocketStream) -> None:
         is_loopback = False
         with contextlib.suppress(OSError):  # who is gone already has no address
             is_loopback = is_loopback_address(stream.socket.getsockname()[0])
-        await self.handle(TCPStream(stream.socket), is_loopback=is_loopback)
+        tcp, certificate = TCPStream(stream.socket), self._shared.certificate
+        if certificate is None:
+            await self.handle(tcp, is_loopback=is_loopback)
+            return
+        await self.handle(TLSStream(tcp, certificate.context, None), is_loopback=is_loopback)
 
     async def _admit(
-        self, handshake: ServerHandshake, peer: str, *, is_loopback: bool
+        self,
+        handshake: ServerHandshake,
+        peer: str,
+        *,
+        leaving: contextlib.ExitStack,
+        is_loopback: bool,
     ) -> Session | Line | None:
         """Answer a request; returns the session that it opens, or the line that takes one up."""
         try:
@@ -178,29 +239,70 @@ class Server:
             return None
         session_id = uuid.uuid4().hex
         wishes, pairs = split_wish(pairs)
-        call = Call(path, pairs, request.headers, is_loopback, session_id, datetime.now(UTC))
+        address = client_address(
+            _host(peer), request.headers.get("x-forwarded-for", ""), self._settings.trusted_proxies
+        )
+        # Behind a proxy on this machine everybody would seem to be on it.
+        is_near = is_loopback and (not address or is_loopback_address(address))
+        call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
+        arrival = _Arrival(address, leaving, wishes, has_place=self._has_place(wishes))
         refused = self._refuse_origin(request, peer, is_loopback=is_loopback)
-        if refused is None and not self._is_to_be_resumed(wishes):
+        if refused is None and not arrival.has_place:
             refused = self._refuse()
         if refused is not None:
-            await _respond(handshake, refused)
+            await _respond(
+                handshake, _in_deepgrams_form(refused, call) if row.refuses_upgrade else refused
+            )
             return None
-        return await self._open(handshake, row, call, wishes)
+        if not arrival.has_place:
+            try:
+                self._enter(arrival)
+            except LimitReached as error:
+                await self._turn_away(handshake, "address", str(error))
+                return None
+        return await self._open(handshake, row, call, arrival)
 
-    def _is_to_be_resumed(self, wishes: Mapping[str, str]) -> bool:
+    def _has_place(self, wishes: Mapping[str, str]) -> bool:
         """Whether a session is asked for that has its place here already."""
         session = self._shared.resumable.find(wishes.get("resume", ""))
         return session is not None and not self._draining.is_set()
 
+    def _enter(self, arrival: _Arrival) -> None:
+        """Count a connection for its address until it leaves.
+
+        Raises:
+            TooManySessions: the address has as many as it may have.
+        """
+        if not self._occupancy.enter(arrival.address):
+            most = self._settings.max_address_connections
+            raise TooManySessions(f"too many sessions of this address: {most} of {most}")
+        arrival.leaving.callback(self._occupancy.leave, arrival.address)
+
+    async def _turn_away(self, handshake: ServerHandshake, limit: str, reason: str) -> None:
+        """Answer 503 because of a limit."""
+        self._metrics.upgrades_refused.labels(limit).inc()
+        await _respond(handshake, unavailable(reason, self._retry_seconds()))
+
     async def _open(
-        self, handshake: ServerHandshake, row: Row, call: Call, wishes: Mapping[str, str]
+        self, handshake: ServerHandshake, row: Row, call: Call, arrival: _Arrival
     ) -> Session | Line | None:
         """Accept an upgrade, or refuse it as its clients can read it."""
         opening: Opening | None = None
         if row.refuses_upgrade:
             try:
+                call = await self._gate.identify(row, call, arrival.address)
                 opening = self._read(row, call)
-                _parse_wish(row, wishes)
+                _parse_wish(row, arrival.wishes)
+                self._check_limits(opening, arrival)
+            except LimitReached as error:
+                refused = Refused(error.status, "LIMIT_REACHED", str(error))
+                await self._refuse_request(handshake, call, refused)
+                return None
+            except BadToken as error:
+                await self._refuse_request(
+                    handshake, call, Refused(401, "INVALID_AUTH", str(error))
+                )
+                return None
             except Refused as error:
                 await self._refuse_request(handshake, call, error)
                 return None
@@ -211,15 +313,36 @@ class Server:
                 handshake, HTTPAnswer(failure.status or HTTPStatus.BAD_REQUEST, f"{failure}\n")
             )
             return None
+        return await self._begin(websocket, row, call, arrival, opening)
+
+    async def _begin(
+        self,
+        websocket: WebSocket,
+        row: Row,
+        call: Call,
+        arrival: _Arrival,
+        opening: Opening | None,
+    ) -> Session | Line | None:
+        """Make a session over an open WebSocket, or take one up; or close it with what is wrong.
+
+        Args:
+            websocket: open.
+            row: of the path.
+            call: the request.
+            arrival: what is known of the connection otherwise.
+            opening: what the client asks for; None where it has not been read yet.
+        """
         early: list[bytes | str] = []
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
             if row.waits_for_proof:
                 call, early = await _receive_proof(websocket, call)
             if opening is None:
+                call = await self._gate.identify(row, call, arrival.address)
                 opening = self._read(row, call)
-            wish = _parse_wish(row, wishes)
-        except BadRequest as error:
+                self._check_limits(opening, arrival)
+            wish = _parse_wish(row, arrival.wishes)
+        except DeviceError as error:
             if row.waits_for_proof:
                 websocket.send_nowait(dumps(events.auth_response(success=False)))
             await self._close(websocket, error.close_code, str(error))
@@ -231,7 +354,12 @@ class Server:
         if wish.secret is not None and await self._resume(line, opening, wish):
             return None if line.is_lost else line
         try:
+            if arrival.has_place:
+                self._take_place(opening, arrival)
             return Session(call.session_id, line, opening, self._shared, wish)
+        except LimitReached as error:
+            await self._close(websocket, error.close_code, str(error))
+            return None
         except OpusUnavailable as error:
             await self._close(websocket, 1011, str(error))
             return None
@@ -248,6 +376,37 @@ class Server:
             line.lose(decision.close_code, decision.reason)
             await self._close(line.websocket, *line.farewell)
         return outcome is not Outcome.UNKNOWN
+
+    async def _await_end(self, line: Line) -> None:
+        """Keep a connection open whose session has its home in another connection's task."""
+        self._resumed += 1
+        try:
+            await line.over.wait()
+        finally:
+            self._resumed -= 1
+
+    def _check_limits(self, opening: Opening, arrival: _Arrival) -> None:
+        if arrival.has_place:
+            return
+        try:
+            self.guard.check(opening.request.uid, self.sessions)
+        except LimitReached as error:
+            self._metrics.upgrades_refused.labels(error.limit.value).inc()
+            raise
+
+    def _take_place(self, opening: Opening, arrival: _Arrival) -> None:
+        """Let a connection be a new session whose own has ended while it came.
+
+        Raises:
+            LimitReached: its uid or its address has as many as it may have.
+        """
+        arrival.has_place = False
+        self._check_limits(opening, arrival)
+        try:
+            self._enter(arrival)
+        except LimitReached:
+            self._metrics.upgrades_refused.labels("address").inc()
+            raise
 
     def _read(self, row: Row, call: Call) -> Opening:
         opening = row.open(call)
@@ -266,10 +425,8 @@ class Server:
         self._log.info(
             "request_refused", path=call.path, status=refused.status, reason=str(refused)
         )
-        request_id = str(uuid.UUID(call.session_id))
-        await _respond(
-            handshake, deepgram_refusal(refused.status, refused.code, str(refused), request_id)
-        )
+        answer = HTTPAnswer(refused.status, str(refused))
+        await _respond(handshake, _in_deepgrams_form(answer, call, refused.code))
 
     def _refuse_origin(
         self, request: HTTPRequest, peer: str, *, is_loopback: bool
@@ -337,7 +494,7 @@ class Server:
     async def _finish_answers(self) -> None:
         """Let those have their answers who came before the end. Sessions that are left do not count."""
         with trio.move_on_after(LAST_ANSWERS_SECONDS):
-            while self._connections > len(self.sessions):
+            while self._unfinished > 0:
                 await self._connection_left.wait()
 
     async def _wait_until_empty(self) -> None:
@@ -347,7 +504,24 @@ class Server:
 
 
 def _peer(stream: trio.abc.Stream) -> str:
-    return stream.peer if isinstance(stream, TCPStream) else ""
+    return stream.peer if isinstance(stream, TCPStream | TLSStream) else ""
+
+
+def _host(peer: str) -> str:
+    """The address alone, of an address and a port."""
+    return peer.rpartition(":")[0].strip("[]")
+
+
+def _in_deepgrams_form(refusal: HTTPAnswer, call: Call, code: str | None = None) -> HTTPAnswer:
+    """Put a refusal into the form that clients of Deepgram's read."""
+    body = refusal.body if isinstance(refusal.body, str) else ""
+    return deepgram_refusal(
+        refusal.status,
+        code or HTTPStatus(refusal.status).name,
+        body.strip(),
+        str(uuid.UUID(call.session_id)),
+        refusal.headers,
+    )
 
 
 async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:

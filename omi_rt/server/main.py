@@ -5,39 +5,53 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import asynccontextmanager
 from functools import partial
+from random import Random
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import define, field, frozen
 
 import omi_rt
+from omi_rt.auth.login import open_login
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.budget import BacklogBudget
+from omi_rt.core.errors import OmiRtError
 from omi_rt.deepgram.connection import dial_tcp
-from omi_rt.deepgram.credentials import open_http_client
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
-from omi_rt.local.wire import LANGUAGES
+from omi_rt.local.wire import ANY_LANGUAGE
 from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
+from omi_rt.net.certificate import Certificate
+from omi_rt.net.http_client import open_http_client
 from omi_rt.net.listeners import open_listeners
+from omi_rt.net.poller import open_poller
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
+from omi_rt.records.service import Records
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
 from omi_rt.server.memory import calm_the_collector, default_backlog_bytes, keep_memory_low
 from omi_rt.server.pace import Pace
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.server.shared import Shared
 from omi_rt.server.signals import drain_on_signal
+from omi_rt.webhooks.service import Hooks, Webhooks
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Sequence
 
+    from omi_rt.core.observers import Watch
     from omi_rt.deepgram.connection import Dial
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.local.decoding import RecogniserInfo
     from omi_rt.log import Announce
+    from omi_rt.net.http_client import HTTPClient
     from omi_rt.settings import Settings
+
+
+class Unguarded(OmiRtError):
+    """The server would stand open to everybody; the message is one clear line."""
 
 
 @define
@@ -86,57 +100,119 @@ async def serve(
 
     Raises:
         BindFailed: the address cannot be bound.
+        Unguarded: there is no login, and others than this machine could come.
         RecogniserError: the embedded recogniser is needed, and does not run.
     """
-    raise_file_limit()
-    calm_the_collector()
-    _load_libopus(announce)
-    metrics, pace = Metrics(), Pace(settings.message_cap_ms / 1000)
-    metrics.load.set_function(lambda: pace.load)
-    log_lines().count_lost_with(metrics.log_lines_lost.inc)
+    _prepare(announce)
+    pace = Pace(settings.message_cap_ms / 1000)
+    metrics = _metrics(pace)
+    certificate = await _load_certificate(settings)
     listeners = await open_listeners(host, port, backlog=LISTEN_BACKLOG)
-    bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
-    address = f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+    address, s = _address(listeners), "" if certificate is None else "s"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(log_lines().run)
         end = _End(nursery.cancel_scope)
         if handles_signals:
             # Before anything else: a signal may come while the recogniser starts.
-            await nursery.start(drain_on_signal, end.draining, end.force)
-        _warn_of_strangers(listeners)
+            await _handle_signals(nursery, end, certificate)
+        _check_strangers(settings, listeners)
         async with (
-            _provider(settings, metrics, announce, dial) as provider,
-            _profiles(settings) as profiles,
+            open_poller(pace.turn_pause),
+            _shared(settings, metrics, pace, certificate, announce, dial) as shared,
         ):
-            budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-            shared = Shared(settings, provider, metrics, pace, budget, profiles)
+            provider = shared.provider
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
                 keep_memory_low, lambda: provider.failures, lambda: server.ended_connections
             )
-            _say_ready(announce, address)
-            task_status.started(f"ws://{address}")
+            _say_ready(announce, address, s)
+            task_status.started(f"ws{s}://{address}")
             await server.serve(listeners)
         nursery.cancel_scope.cancel()
     return end.cut_sessions
 
 
-def _say_ready(announce: Announce, address: str) -> None:
+@asynccontextmanager
+async def _shared(
+    settings: Settings,
+    metrics: Metrics,
+    pace: Pace,
+    certificate: Certificate | None,
+    announce: Announce,
+    dial: Dial,
+) -> AsyncIterator[Shared]:
+    """Hold open what all sessions share."""
+    async with (
+        open_http_client() as client,
+        open_login(settings, client) as login,
+        _provider(settings, metrics, announce, client, dial) as provider,
+        _profiles(settings) as profiles,
+        _records(settings, metrics) as records,
+        _webhooks(settings, metrics, client) as hooks,
+    ):
+        yield Shared(
+            settings,
+            provider,
+            metrics,
+            pace,
+            BacklogBudget(settings.backlog_bytes or default_backlog_bytes()),
+            profiles,
+            login,
+            certificate,
+            records + hooks,
+        )
+
+
+def _prepare(announce: Announce) -> None:
+    raise_file_limit()
+    calm_the_collector()
+    _load_libopus(announce)
+
+
+async def _handle_signals(
+    nursery: trio.Nursery, end: _End, certificate: Certificate | None
+) -> None:
+    reload = None if certificate is None else certificate.reload
+    await nursery.start(partial(drain_on_signal, end.draining, end.force, reload=reload))
+
+
+def _metrics(pace: Pace) -> Metrics:
+    metrics = Metrics()
+    metrics.load.set_function(lambda: pace.load)
+    log_lines().count_lost_with(metrics.log_lines_lost.inc)
+    return metrics
+
+
+def _address(listeners: Sequence[trio.SocketListener]) -> str:
+    """Return host and port as they stand in a URL."""
+    bound: tuple[str, int] = listeners[0].socket.getsockname()[:2]
+    return f"{f'[{bound[0]}]' if ':' in bound[0] else bound[0]}:{bound[1]}"
+
+
+async def _load_certificate(settings: Settings) -> Certificate | None:
+    if settings.tls_cert is None or settings.tls_key is None:
+        return None
+    certificate = Certificate(settings.tls_cert, settings.tls_key)
+    await certificate.load()
+    return certificate
+
+
+def _say_ready(announce: Announce, address: str, s: str) -> None:
+    """Say it; ``s`` is what TLS puts at the end of a scheme."""
     announce(
-        f"omi-rt is ready on http://{address} (devices: ws://{address}/listen)",
+        f"omi-rt is ready on http{s}://{address} (devices: ws{s}://{address}/listen)",
         "ready",
-        address=f"http://{address}",
+        address=f"http{s}://{address}",
         version=omi_rt.__version__,
     )
 
 
 @asynccontextmanager
 async def _provider(
-    settings: Settings, metrics: Metrics, announce: Announce, dial: Dial
+    settings: Settings, metrics: Metrics, announce: Announce, client: HTTPClient, dial: Dial
 ) -> AsyncIterator[Provider]:
     """The way to Deepgram, looked at once, and watched beside the body."""
     async with (
-        open_http_client() as client,
         _upstream(settings, announce) as upstream,
         trio.open_nursery() as nursery,
     ):
@@ -157,16 +233,27 @@ async def _provider(
         nursery.cancel_scope.cancel()
 
 
-def _warn_of_strangers(listeners: Sequence[trio.SocketListener]) -> None:
-    """Say that there is no login, where others than this machine can come."""
+def _check_strangers(settings: Settings, listeners: Sequence[trio.SocketListener]) -> None:
+    """Refuse to serve others than this machine without a login, or say so where that is wanted."""
     hosts = [listener.socket.getsockname()[0] for listener in listeners]
-    strangers = [host for host in hosts if not is_loopback_address(host)]
-    if strangers:
-        get_logger().warning(
-            "no_login",
-            address=", ".join(strangers),
-            meaning="whoever reaches this address can use the server",
+    strangers = ", ".join(host for host in hosts if not is_loopback_address(host))
+    if not strangers:
+        return
+    if settings.auth == "firebase" and settings.firebase_emulator:
+        raise Unguarded(
+            f"FIREBASE_AUTH_EMULATOR_HOST: its tokens prove nothing, and {strangers} is not loopback"
         )
+    if settings.auth != "none":
+        return
+    if not settings.insecure:
+        raise Unguarded(
+            f"without a login everybody could use {strangers}: set OMI_RT_AUTH, or OMI_RT_INSECURE=1"
+        )
+    get_logger().warning(
+        "no_login",
+        address=strangers,
+        meaning="whoever reaches this address can use the server",
+    )
 
 
 @asynccontextmanager
@@ -176,6 +263,44 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
         return
     async with open_store(settings.profile_bucket or None, settings.profile_dir) as store:
         yield Profiles(store, settings.profile_seconds)
+
+
+@asynccontextmanager
+async def _records(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[Watch, ...]]:
+    """What observes each session, as long as the body runs."""
+    if settings.transcript_dir is None:
+        yield ()
+        return
+    records = Records(
+        settings.transcript_dir,
+        metrics,
+        keeps_audio=settings.record_audio,
+        retention_days=settings.retention_days,
+    )
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.write_records)
+        yield (records.watch,)
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _webhooks(
+    settings: Settings, metrics: Metrics, client: HTTPClient
+) -> AsyncIterator[tuple[Watch, ...]]:
+    if not settings.webhook_transcript and settings.webhook_audio is None:
+        yield ()
+        return
+    hooks = Hooks(
+        settings.webhook_transcript,
+        settings.webhook_audio,
+        settings.webhook_secret,
+        settings.webhook_private,
+    )
+    webhooks = Webhooks(hooks, client, metrics, Random())  # seeded by the system
+    async with trio.open_nursery() as nursery:
+        end = await nursery.start(webhooks.post_all)
+        yield (webhooks.watch,)
+        end()
 
 
 def _load_libopus(announce: Announce) -> None:
@@ -203,14 +328,46 @@ async def _upstream(settings: Settings, announce: Announce) -> AsyncIterator[_Up
     if not settings.uses_embedded_recogniser:
         yield _Upstream(settings.deepgram_url)
         return
-    announce(
-        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser (English, one speaker)",
-        "embedded_recogniser",
-    )
     room = Room()
     async with trio.open_nursery() as nursery:
-        url = await nursery.start(partial(run_local_recogniser, room=room))
+        url = await nursery.start(
+            partial(
+                run_local_recogniser,
+                max_connections=settings.local_connections or None,
+                model=settings.whisper_model,
+                room=room,
+                announce=lambda line: announce(line, "embedded_recogniser"),
+            )
+        )
+        info = room.info
+        assert info is not None
+        announce(_describe(info), "embedded_recogniser", model=info.model)
+        for note in room.notes:
+            announce(note, "embedded_recogniser")
+        nursery.start_soon(_tell_carried, room, announce)
         yield _Upstream(
-            url, LANGUAGES, tells_speakers_apart=False, find_carried=lambda: room.carried
+            url,
+            frozenset({*info.languages, ANY_LANGUAGE}),
+            tells_speakers_apart=info.tells_speakers_apart,
+            find_carried=lambda: room.carried,
         )
         nursery.cancel_scope.cancel()
+
+
+def _describe(info: RecogniserInfo) -> str:
+    languages = "English" if info.languages == ("en",) else f"{len(info.languages)} languages"
+    speakers = "tells speakers apart" if info.tells_speakers_apart else "one speaker"
+    return (
+        "no DEEPGRAM_API_KEY and no DEEPGRAM_URL: using the embedded recogniser "
+        f"({info.model}, {languages}, {speakers})"
+    )
+
+
+async def _tell_carried(room: Room, announce: Announce) -> None:
+    """Say once how many sessions the embedded recogniser carries, when it has measured that."""
+    await room.measured.wait()
+    announce(
+        f"the embedded recogniser carries {room.carried} sessions on this machine",
+        "embedded_recogniser",
+        sessions=room.carried,
+    )

@@ -77,6 +77,11 @@ class Pace:
             return self.load <= SLACK_LOAD
         return self._meter.load <= SLACK_LOAD
 
+    def turn_pause(self) -> float:
+        """Seconds for which to read nobody, after a turn of the poller."""
+        now = self._clock()
+        return 0.0 if self.has_slack(now) else read_pause(self._meter.load, self._cap, 0.0)
+
     def pause(self, message_seconds: float) -> float:
         """Seconds to leave a stream alone whose messages hold ``message_seconds`` each."""
         return read_pause(self._meter.load, self._cap, message_seconds)

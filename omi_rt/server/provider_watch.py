@@ -15,23 +15,24 @@ from omi_rt.deepgram.key_check import KeyVerdict, check_key
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
-    from omi_rt.deepgram.credentials import HTTPClient
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.net.http_client import HTTPClient
 
 _JITTER = 0.5
-"""Of the pause between two probes, at most, on top: servers that start together part."""
+"""The pause between two probes is longer by at most this share of it, by chance, so that servers that
+start together do not probe together."""
 _REQUEST = ListenRequest(uid="probe")
 
 
 async def look_at_key(provider: Provider, key: str, client: HTTPClient) -> None:
     """Find out whether Deepgram takes the key, and open the breaker where it does not.
 
-    Nothing depends on an answer: where none comes, the sessions will find out.
+    Nothing depends on an answer, because the sessions find out where none comes.
     """
     verdict, basis = await check_key(provider.base_url, key, client)
     log = get_logger()
     if verdict is KeyVerdict.REFUSED:
-        provider.breaker.refused(HTTPStatus.UNAUTHORIZED, trio.current_time())
+        provider.breaker.record_refusal(HTTPStatus.UNAUTHORIZED, trio.current_time())
         log.error("provider_refuses_key", reason=REFUSED_KEY)
     elif verdict is KeyVerdict.UNREACHABLE:
         log.warning("provider_unreachable", reason=f"the key could not be checked: {basis}")
@@ -40,9 +41,10 @@ async def look_at_key(provider: Provider, key: str, client: HTTPClient) -> None:
 
 
 async def probe_provider(provider: Provider) -> None:
-    """Dial now and then while the breaker is open, until cancelled: an open connection closes it.
+    """Dial now and then while the breaker is open, since an open connection closes it.
 
-    A server that says it is not ready gets no sessions that could show it.
+    This is needed because a server that says that it is not ready gets no sessions, which would find out
+    otherwise. It runs until it is cancelled.
     """
     while True:
         await trio.sleep(PROBE_SECONDS * provider.random.uniform(1.0, 1.0 + _JITTER))
@@ -54,7 +56,7 @@ async def probe_provider(provider: Provider) -> None:
 
 
 async def _probe(provider: Provider) -> bool:
-    """Dial once, for no session; returns whether a connection was open."""
+    """Dial once, for no session; return whether a connection was open."""
     dialled_at, is_open = trio.current_time(), False
     try:
         async with provider.connect(_REQUEST):
@@ -62,6 +64,6 @@ async def _probe(provider: Provider) -> bool:
             provider.note_open(trio.current_time() - dialled_at)
     except ProviderError as error:
         if isinstance(error, ProviderRefused):
-            provider.breaker.refused(error.status, trio.current_time())
+            provider.breaker.record_refusal(error.status, trio.current_time())
         provider.note_failure(error, was_open=is_open, gives_way=True)
     return is_open

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from datetime import UTC, datetime
 from functools import partial
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -13,10 +14,11 @@ from omi_rt.codecs import open_decoder
 from omi_rt.codecs.resent import resent
 from omi_rt.core import endings, events
 from omi_rt.core.acknowledgement import ACKNOWLEDGE_SECONDS, Acknowledgement
-from omi_rt.core.asks import Configure, End, Finalize, NotUnderstood
+from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
+from omi_rt.core.observers import SessionFacts
 from omi_rt.core.outbox import Outbox
 from omi_rt.core.presence import Move, Presence, after_move
 from omi_rt.core.resume import RESUMES_AT_ONCE, RESUMES_PER_SECOND, Outcome, decide
@@ -28,12 +30,14 @@ from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
+from omi_rt.server.naming import Naming
 
 if TYPE_CHECKING:
     from omi_rt.codecs.resent import Resent
     from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.observers import Observer
     from omi_rt.core.resume import Decision, Wish
     from omi_rt.core.updates import Update
     from omi_rt.faces.face import Opening
@@ -119,7 +123,9 @@ class Session:
         """When the last message came, which is more than a pong."""
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
+        self._observers = _observe(session_id, request, shared)
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
+        self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
         self._takes_audio = True
         self._has_told_undecodable = False
         self._has_logged_unknown = False
@@ -189,9 +195,44 @@ class Session:
             self._decoder.close()
             self.coverage.lose_pending()
             self._report()
+            for observer in self._observers:
+                observer.close()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._line.websocket.abort(self._ending.close_code, self._ending.reason)
             self._line.over.set()
+
+    @property
+    def uid(self) -> str:
+        """Whose session it is; empty where nobody was named."""
+        return self._request.uid
+
+    @property
+    def received_samples(self) -> int:
+        """Samples of audio per channel that have come so far."""
+        return self.coverage.ledger.received
+
+    @property
+    def sample_rate(self) -> int:
+        """Of the audio, in Hz."""
+        return self.coverage.audio_format.sample_rate
+
+    @property
+    def is_reading(self) -> bool:
+        """Whether the device is there and read now: a full backlog or memory makes it wait."""
+        return self._presence is not Presence.AWAY and self._line.is_reading
+
+    @property
+    def takes_audio(self) -> bool:
+        """Whether more audio may come: the session is not ending yet."""
+        return self._takes_audio
+
+    def end(self, ending: Ending) -> None:
+        """End the session: finalise what has come, tell the device, close.
+
+        A session that ends already goes on doing so.
+        """
+        if self._takes_audio:
+            self._end(ending)
 
     @property
     def has_said_all(self) -> bool:
@@ -318,10 +359,11 @@ class Session:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
         websocket, pace, backlog = line.websocket, self._pace, self.coverage.backlog
         rate = self.coverage.audio_format.sample_rate
+        take = partial(self._take_at_once, line)
         early, line.early = line.early, []
         self._take(line, early, websocket.received_at)
         while True:
-            messages = await websocket.receive()
+            messages = await websocket.receive(take)
             if line.is_lost:
                 # Taken over meanwhile: the device has been told where its audio goes on.
                 return
@@ -342,12 +384,25 @@ class Session:
                 now = trio.current_time()
             if websocket.has_more:
                 continue
-            if pace.has_slack(now):
+            if not messages or pace.has_slack(now):
                 continue
             pause = pace.pause((backlog.end - before) / rate / len(messages))
             if pause > 0.0:
                 await pace.rest(pause)
                 websocket.expect_data()
+
+    def _take_at_once(
+        self, line: Line, messages: list[bytes | str], now: float
+    ) -> list[bytes | str] | None:
+        """Take messages as they arrive; returns what is left for the line's own task, which may wait."""
+        if line.is_lost:
+            # What comes after another line has taken the session up is nobody's.
+            return []
+        if len(messages) > line.messages_at_once:
+            return messages
+        self._heard_at = now
+        self._take(line, messages, now)
+        return [] if self.coverage.is_full or self._budget.is_scarce else None
 
     async def _take_in_steps(self, line: Line, messages: list[bytes | str], now: float) -> None:
         """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
@@ -438,6 +493,8 @@ class Session:
         if parts:
             payload = parts[0] if len(parts) == 1 else b"".join(parts)
             self._face.hear(payload)
+            for observer in self._observers:
+                observer.hear(payload)
             self._transcriber.receive(payload, now)
 
     def _follow(self, ask: Ask) -> None:
@@ -457,6 +514,9 @@ class Session:
             case Configure(keyterms=keyterms, numerals=numerals):
                 if self._takes_audio:
                     self._transcriber.configure(keyterms, numerals=numerals)
+            case AssignSpeaker():
+                assert self._nursery is not None
+                self._naming.assign(ask, self._nursery)
             case _:
                 pass
 
@@ -531,18 +591,18 @@ class Session:
         line = self._line
         line.incoming.cancel()
         await line.incoming_ended.wait()
-        if not line.is_lost:
-            self._tell(
-                events.session_ended(
-                    self.coverage.balance(),
-                    self._transcriber.cost,
-                    self.coverage.audio_format,
-                    self._ending.reason,
-                    self._transcript.identities_known_from,
-                )
+        await self._naming.wait_until_stored()
+        self._tell(
+            events.session_ended(
+                self.coverage.balance(),
+                self._transcriber.cost,
+                self.coverage.audio_format,
+                self._ending.reason,
+                self._transcript.identities_known_from,
             )
-            if line.is_catching_up:
-                await line.has_caught_up.wait()
+        )
+        if line.is_catching_up:
+            await line.has_caught_up.wait()
         self._has_taken_leave = True
         if not line.is_lost:
             await line.websocket.aclose(self._ending.close_code, self._ending.reason)
@@ -584,6 +644,8 @@ class Session:
     # What goes to the device.
 
     def _tell(self, update: Update) -> None:
+        for observer in self._observers:
+            observer.note(update)
         if self._presence is Presence.GONE:
             return
         messages = self._face.write(update)
@@ -648,6 +710,13 @@ class Session:
         )
         if not balance.is_exact:
             self._log.error("ledger_unbalanced", **account)
+
+
+def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Observer]:
+    facts = SessionFacts(
+        session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
+    )
+    return [watch(facts) for watch in shared.watches]
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:

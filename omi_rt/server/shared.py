@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from attrs import Factory, field, frozen
 
+from omi_rt.auth.login import Login
 from omi_rt.core.budget import BacklogBudget
+from omi_rt.core.observers import Watch
 from omi_rt.deepgram.provider import Provider
 from omi_rt.metrics import Metrics
+from omi_rt.net.certificate import Certificate
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.pace import Pace
 from omi_rt.server.resumable import WAITING_SHARE, ResumableSessions
@@ -25,6 +28,12 @@ class Shared:
     """Bounds the bytes of audio that all sessions keep together."""
     profiles: Profiles | None = None
     """Stored voices; None where speech profiles are switched off."""
+    login: Login | None = None
+    """Tells whose a token is; None where clients are believed."""
+    certificate: Certificate | None = None
+    """For TLS; None where it is not spoken here."""
+    watches: tuple[Watch, ...] = ()
+    """Make the observers of each session."""
     resumable: ResumableSessions = field(
         default=Factory(lambda self: _resumable(self.settings), takes_self=True)
     )

@@ -1,4 +1,4 @@
-"""The acoustic and language model: the one file that imports ``pocketsphinx``."""
+"""The small recogniser: the one file that imports ``pocketsphinx``."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from attrs import frozen
-
+from omi_rt.local.decoding import DecodedWord, RecogniserInfo
+from omi_rt.local.endpointer import Pacing
 from omi_rt.local.errors import DecodingFailed, RecogniserNotInstalled
 from omi_rt.local.resampler import MODEL_RATE
 
@@ -32,18 +32,26 @@ _NOT_A_WORD = re.compile(r"[<\[+]")
 """What the entries of the language model's markers and of the noise dictionary begin with."""
 
 
-@frozen
-class DecodedWord:
-    """A word, in samples at `MODEL_RATE` from the start of its utterance."""
+class Sphinx:
+    """The stock US English model; each decoder loads one of its own, the first at once."""
 
-    text: str
-    start: int
-    end: int
-    confidence: float
-    """The word's posterior probability in the lattice, 0.0 to 1.0."""
+    info = RecogniserInfo("pocketsphinx", "en-us", ("en",))
+    pacing = Pacing()
+
+    def __init__(self) -> None:
+        """Load a decoder.
+
+        Raises:
+            DecodingFailed: the model cannot be loaded.
+        """
+        self._loaded = [SphinxDecoder()]
+
+    def open(self, language: str | None) -> SphinxDecoder:
+        """Return a decoder for one channel. It knows English alone, whatever ``language`` is."""
+        return self._loaded.pop() if self._loaded else SphinxDecoder()
 
 
-class Decoder:
+class SphinxDecoder:
     """Decodes the utterances of one channel, one after another.
 
     Loading takes about half a second and 90 MB. The stock US English model and dictionary are used
@@ -95,6 +103,13 @@ class Decoder:
             if self._unmeasured:
                 self._decoder.process_raw(self._measure(self._unmeasured))
             self._decoder.end_utt()
+        return self._words()
+
+    def peek(self) -> list[DecodedWord]:
+        """Return the words so far. The search goes on, and may come to others."""
+        return self._words()
+
+    def _words(self) -> list[DecodedWord]:
         return [
             DecodedWord(
                 text=text,

@@ -1,0 +1,70 @@
+"""Who a client is behind proxies, as far as they are believed."""
+
+from __future__ import annotations
+
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
+from typing import TYPE_CHECKING, TypeAlias
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+    from ipaddress import IPv4Address
+
+Network: TypeAlias = "IPv4Network | IPv6Network"
+MAX_HOPS = 32
+"""Of a chain of proxies; what is further away is not looked at."""
+
+
+def parse_networks(text: str) -> tuple[Network, ...]:
+    """Read addresses and networks such as ``10.0.0.0/8``, separated by commas.
+
+    Raises:
+        ValueError: one of them is none.
+    """
+    return tuple(ip_network(part.strip()) for part in text.split(","))
+
+
+def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> str:
+    """Return the address of whoever speaks.
+
+    Each trusted proxy has put the address before it at the end of ``X-Forwarded-For``: so it is read
+    from its end, up to the first address that is no trusted proxy's. What lies before that anybody
+    may have made up.
+
+    Args:
+        peer: the address that the connection comes from; empty where it is not known.
+        forwarded_for: the header's value; empty where there is none.
+        trusted: whom to believe.
+    """
+    networks = tuple(trusted)
+    address = peer
+    hops = forwarded_for.split(",")[::-1][:MAX_HOPS] if forwarded_for else []
+    for hop in hops:
+        if not _is_in(address, networks):
+            return address
+        found = _parse(hop.strip())
+        if found is None:
+            return address
+        address = str(found)
+    return address
+
+
+def _is_in(address: str, networks: tuple[Network, ...]) -> bool:
+    parsed = _parse(address)
+    return parsed is not None and any(
+        parsed.version == network.version and parsed in network for network in networks
+    )
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    """Read an address, also with a port, as some proxies write it."""
+    if text.startswith("["):
+        text = text[1:].partition("]")[0]
+    elif text.count(":") == 1:
+        text = text.partition(":")[0]
+    try:
+        parsed = ip_address(text.partition("%")[0])
+    except ValueError:
+        return None
+    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
+        return parsed.ipv4_mapped
+    return parsed

@@ -1,0 +1,215 @@
+"""Serves the sockets of all sessions from one task: what arrives is dealt with where it is noticed.
+
+A task that waits for its socket costs two registrations with the system and a switch of tasks for each
+read, half of what a frame of 20 ms costs in all. Here a socket stays registered as long as its task
+waits in `Poller.serve`, and a function of that task's is called whenever there is something to read.
+The task remains the owner: it is what is cancelled, and what the function raises is raised there.
+
+A turn reads each device once, and then takes finals for as long as the devices took; then the others
+of Trio's tasks have theirs. So who is always readable has one read in a turn, like everybody else.
+Finals are in a set of their own, because a thousand devices that are always readable would otherwise
+keep them waiting for good.
+"""
+
+from __future__ import annotations
+
+import select
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from enum import Enum
+from time import perf_counter
+from typing import TYPE_CHECKING
+
+import trio
+from attrs import define
+
+if TYPE_CHECKING:
+    from typing import Any
+
+Serve = Callable[[float], bool]
+"""Called when there is something to read, with the time (`trio.current_time`); returns whether it is
+done. It must not wait, and it may be called where nothing is there after all."""
+
+LEAST_FINALS_SECONDS = 0.002
+"""Finals have this share of a turn even where the devices took less."""
+FINALS_PER_POLL = 4
+"""Finals are taken in so small groups because each group is finished before the time is looked at."""
+_ALL = -1
+
+
+class Kind(Enum):
+    """Whose socket it is, and so when in a turn it is read."""
+
+    DEVICE = "device"
+    PROVIDER = "provider"
+
+
+@define(eq=False)
+class _Served:
+    """A socket whose task waits in `Poller.serve`."""
+
+    task: trio.lowlevel.Task
+    serve: Serve
+    kind: Kind
+    error: Exception | None = None
+    is_called: bool = False
+    """Whether its function runs at this moment."""
+    is_cancelled: bool = False
+    """Whether its task was cancelled by its own function, which was let finish."""
+
+
+class Poller:
+    """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
+
+    __slots__ = ("_devices", "_providers", "_served")
+
+    def __init__(self) -> None:
+        self._devices, self._providers = select.epoll(), select.epoll()
+        self._devices.register(self._providers.fileno(), select.EPOLLIN)
+        self._served: dict[int, _Served] = {}
+
+    async def serve(self, fd: int, serve: Serve, kind: Kind) -> None:
+        """Call ``serve`` whenever ``fd`` is readable or has ended, until it returns True.
+
+        Always a checkpoint. Cancelling is safe: the function is not called again. Whatever the
+        function raises is raised here (an interrupt ends the poller instead).
+
+        Raises:
+            trio.BusyResourceError: somebody else serves the descriptor.
+            trio.ClosedResourceError: `release` was called, or the poller has ended.
+        """
+        if fd in self._served:
+            raise trio.BusyResourceError("another task serves this socket")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        served = self._served[fd] = _Served(trio.lowlevel.current_task(), serve, kind)
+        try:
+            self._set_of(kind).register(fd, select.EPOLLIN)
+        except BaseException:
+            del self._served[fd]
+            raise
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            if served.is_called:
+                # Its error would be lost: it is waited for, and the task woken then.
+                served.is_cancelled = True
+                return trio.lowlevel.Abort.FAILED
+            self._forget(fd, served)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        try:
+            await trio.lowlevel.wait_task_rescheduled(abort)
+            if served.error is not None:
+                raise served.error
+        finally:
+            # The error's frames hold this one: held by it, it would be a cycle.
+            served.error = None
+        if served.is_cancelled:
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    def release(self, fd: int) -> None:
+        """Serve a descriptor no more, because it is about to be closed. Nothing if nobody does."""
+        served = self._served.get(fd)
+        if served is not None:
+            self._finish(fd, served, trio.ClosedResourceError("this socket was closed"))
+
+    async def run(self, pause: Callable[[], float]) -> None:
+        """Serve until cancelled.
+
+        Args:
+            pause: says after each turn for how many seconds nobody is to be read. What comes
+                meanwhile is read in one go then, so a turn costs less for the same audio.
+        """
+        try:
+            while True:
+                await trio.lowlevel.wait_readable(self._devices.fileno())
+                self._take_turn()
+                seconds = pause()
+                if seconds > 0.0:
+                    await trio.sleep(seconds)
+        finally:
+            for fd, served in list(self._served.items()):
+                self._finish(fd, served, trio.ClosedResourceError("the poller has ended"))
+            self._devices.close()
+            self._providers.close()
+
+    def _take_turn(self) -> None:
+        now, started = trio.current_time(), perf_counter()
+        has_finals, providers = False, self._providers.fileno()
+        # As many as there are: each device is read once before anybody is read twice.
+        for fd, _ in self._devices.poll(0, len(self._served) + 1):
+            if fd == providers:
+                has_finals = True
+            else:
+                self._call(fd, now)
+        if has_finals:
+            self._take_finals(now, started)
+
+    def _take_finals(self, now: float, started: float) -> None:
+        begun = perf_counter()
+        until = begun + max(begun - started, LEAST_FINALS_SECONDS)
+        while True:
+            # The system hands them out in the order in which they came, each in turn.
+            events = self._providers.poll(0, FINALS_PER_POLL)
+            for fd, _ in events:
+                self._call(fd, now)
+            if len(events) < FINALS_PER_POLL or perf_counter() >= until:
+                return
+
+    def _call(self, fd: int, now: float) -> None:
+        served = self._served.get(fd)
+        if served is None:
+            # Another's function has ended it in this turn.
+            return
+        served.is_called = True
+        error: Exception | None = None
+        try:
+            is_done = served.serve(now)
+        except Exception as raised:  # noqa: BLE001 - raised again in the owner's task
+            is_done, error = True, raised
+        served.is_called = False
+        if (is_done or served.is_cancelled) and self._served.get(fd) is served:
+            self._finish(fd, served, error)
+        # It holds this frame, so the frame must not hold it.
+        error = None
+
+    def _finish(self, fd: int, served: _Served, error: Exception | None) -> None:
+        served.error = error
+        self._forget(fd, served)
+        trio.lowlevel.reschedule(served.task)
+
+    def _forget(self, fd: int, served: _Served) -> None:
+        del self._served[fd]
+        # Closed already, the system has forgotten it.
+        with suppress(OSError):
+            self._set_of(served.kind).unregister(fd)
+
+    def _set_of(self, kind: Kind) -> select.epoll:
+        return self._devices if kind is Kind.DEVICE else self._providers
+
+
+_running: trio.lowlevel.RunVar[Poller | None] = trio.lowlevel.RunVar("omi_rt.net.poller", None)
+
+
+def running_poller() -> Poller | None:
+    """The poller of this event loop; None where none runs, as on systems without epoll."""
+    return _running.get()
+
+
+@asynccontextmanager
+async def open_poller(pause: Callable[[], float]) -> AsyncIterator[Poller | None]:
+    """Run a poller for the body: what is served by then must have ended with it.
+
+    Nothing where the system has no epoll (it is Linux's): each socket is then waited for by its task.
+    """
+    if not hasattr(select, "epoll"):
+        yield None
+        return
+    poller = Poller()
+    async with trio.open_nursery() as nursery:
+        _running.set(poller)
+        nursery.start_soon(poller.run, pause)
+        try:
+            yield poller
+        finally:
+            _running.set(None)
+        nursery.cancel_scope.cancel()

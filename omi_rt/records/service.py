@@ -1,0 +1,182 @@
+"""Keeps what sessions tell: each notes it in memory, and one task has it written in a thread."""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import TYPE_CHECKING, Final, TypeVar
+
+import trio
+from attrs import define, field
+
+from omi_rt.core.observers import Observer, SessionFacts
+from omi_rt.core.records import first_line, line_of
+from omi_rt.log import get_logger
+from omi_rt.metrics import Metrics
+from omi_rt.records.files import RecordFiles, mend, remove_old
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
+
+    from omi_rt.core.updates import Update
+
+_T = TypeVar("_T")
+
+WRITE_SECONDS: Final = 0.25
+"""Between two rounds of writing: so much a crash forgets, and no more."""
+MAX_LINE_BYTES: Final = 1_048_576
+"""Of one session, that wait to be written; what comes beyond that is lost, and counted."""
+MAX_AUDIO_BYTES: Final = 4_194_304
+"""Likewise: two minutes at 16 kHz. Where the disk is slower the audio ends there: with a gap in it the
+times of the words would no longer fit."""
+RETENTION_LOOK_SECONDS: Final = 3600.0
+CLOSE_SECONDS: Final = 10.0
+"""For the last round."""
+
+
+@define(eq=False)
+class SessionRecord(Observer):
+    """Notes one session."""
+
+    facts: SessionFacts
+    files: RecordFiles
+    metrics: Metrics
+    keeps_audio: bool
+    lines: list[bytes] = field(factory=list, repr=False)
+    audio: list[bytes] = field(factory=list, repr=False)
+    line_bytes: int = 0
+    audio_bytes: int = 0
+    is_closed: bool = False
+    has_told: bool = False
+
+    def note(self, update: Update) -> None:
+        """Keep a line of it, if it is one to be kept."""
+        line = line_of(update, self.facts.audio_format)
+        if line is not None:
+            self.add(line)
+
+    def add(self, line: str) -> None:
+        """Keep a line."""
+        data = line.encode()
+        if self.line_bytes + len(data) > MAX_LINE_BYTES:
+            self.metrics.records_lost.labels("line").inc()
+            return
+        self.lines.append(data)
+        self.line_bytes += len(data)
+
+    def hear(self, payload: bytes) -> None:
+        """Keep the audio, where that is wanted."""
+        if not self.keeps_audio:
+            return
+        if self.audio_bytes + len(payload) > MAX_AUDIO_BYTES:
+            self.keeps_audio = False
+            self.metrics.records_lost.labels("audio").inc()
+            return
+        self.audio.append(payload)
+        self.audio_bytes += len(payload)
+
+    def close(self) -> None:
+        """Let the files be closed once all is written."""
+        self.is_closed = True
+
+    def write(self, lines: list[bytes], audio: list[bytes]) -> str | None:
+        """Write in a thread; returns what went wrong, if anything did."""
+        problem = None
+        try:
+            if lines:
+                self.files.write_lines(b"".join(lines))
+        except OSError as error:
+            self.metrics.records_lost.labels("line").inc(len(lines))
+            problem = error.strerror or type(error).__name__
+        try:
+            if audio:
+                self.files.write_audio(b"".join(audio))
+        except OSError as error:
+            self.files.give_up_audio()
+            self.keeps_audio = False
+            self.metrics.records_lost.labels("audio").inc()
+            problem = error.strerror or type(error).__name__
+        return problem
+
+
+class Records:
+    """The records of all sessions, below one folder. ``write_records`` must run for anything to be written.
+
+    Args:
+        root: folder; it need not exist.
+        metrics: of the server.
+        keeps_audio: whether audio is kept beside the words.
+        retention_days: after which a record is removed; 0 is never.
+    """
+
+    def __init__(
+        self, root: Path, metrics: Metrics, *, keeps_audio: bool, retention_days: float
+    ) -> None:
+        self._root = root
+        self._metrics = metrics
+        self._keeps_audio = keeps_audio
+        self._retention_days = retention_days
+        self._records: list[SessionRecord] = []
+        self._limiter = trio.CapacityLimiter(1)
+
+    def watch(self, facts: SessionFacts) -> SessionRecord:
+        """Begin the record of a session."""
+        record = SessionRecord(
+            facts, RecordFiles(self._root, facts), self._metrics, self._keeps_audio
+        )
+        record.add(first_line(facts))
+        self._records.append(record)
+        return record
+
+    async def write_records(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
+        """Write what there is, a few times a second; until cancelled, and then once more.
+
+        Started when records that an earlier process left cut off are mended.
+        """
+        mended = await self._in_thread(lambda: mend(self._root))
+        if mended:
+            get_logger().info("records_mended", files=mended)
+        task_status.started()
+        try:
+            looked_at = -RETENTION_LOOK_SECONDS
+            while True:
+                if (
+                    self._retention_days
+                    and trio.current_time() - looked_at > RETENTION_LOOK_SECONDS
+                ):
+                    looked_at = trio.current_time()
+                    await self._remove_old()
+                await self.write()
+                await trio.sleep(WRITE_SECONDS)
+        finally:
+            with trio.move_on_after(CLOSE_SECONDS, shield=True):
+                await self.write()
+            for record in self._records:
+                record.files.close()
+
+    async def write(self) -> None:
+        """Write all that waits. A disk that fails is told once a session, and the session goes on."""
+        for record in tuple(self._records):
+            is_closed = record.is_closed
+            if record.lines or record.audio:
+                lines, record.lines, record.line_bytes = record.lines, [], 0
+                audio, record.audio, record.audio_bytes = record.audio, [], 0
+                problem = await self._in_thread(partial(record.write, lines, audio))
+                if problem is not None and not record.has_told:
+                    record.has_told = True
+                    get_logger().error(
+                        "record_failed", session=record.facts.id, reason=problem.lower()
+                    )
+            if is_closed:
+                await self._in_thread(record.files.close)
+                self._records.remove(record)
+
+    async def _remove_old(self) -> None:
+        removed = await self._in_thread(lambda: remove_old(self._root, self._retention_days))
+        if removed:
+            get_logger().info("records_removed", files=removed)
+
+    async def _in_thread(self, function: Callable[[], _T]) -> _T:
+        return await trio.to_thread.run_sync(function, limiter=self._limiter)

@@ -1,0 +1,145 @@
+"""TLS as it is run: a certificate of trustme's, a session over it, and another one on SIGHUP."""
+
+from __future__ import annotations
+
+import signal
+import ssl
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any, cast
+
+import pytest
+import trio
+import trustme
+
+from omi_rt.fake import random_script, synthesise
+from omi_rt.net.websocket import open_websocket
+from tests.harness import Device, words_of
+from tests.processes_e2e import KEY, NOWHERE, fake_in_process, run, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from omi_rt.fake.streams import BoundedStream
+    from tests.processes_e2e import ServerProgram
+
+pytestmark = pytest.mark.realtime
+
+CA = trustme.CA()
+SCRIPT = random_script(Random(5), 6.0)
+
+
+def write_certificate(folder: Path, issued: trustme.LeafCert) -> None:
+    issued.private_key_pem.write_to_path(str(folder / "key.pem"))
+    (folder / "cert.pem").write_bytes(b"".join(pem.bytes() for pem in issued.cert_chain_pems))
+
+
+def files(folder: Path) -> dict[str, Any]:
+    return {
+        "OMI_RT_TLS_CERT": str(folder / "cert.pem"),
+        "OMI_RT_TLS_KEY": str(folder / "key.pem"),
+    }
+
+
+async def secure(server: ServerProgram, name: str = "localhost") -> trio.SSLStream[Any]:
+    context = ssl.create_default_context()
+    CA.configure_trust(context)
+    stream = trio.SSLStream(
+        cast("Any", await server.connect()), context, server_hostname=name, https_compatible=True
+    )
+    with trio.fail_after(10):
+        await stream.do_handshake()
+    return stream
+
+
+@asynccontextmanager
+async def device_over_tls(server: ServerProgram) -> AsyncIterator[Device]:
+    stream = await secure(server)
+    websocket = await open_websocket(stream, f"{server.url}?uid=u1&codec=pcm16&sample_rate=16000")
+    device = Device(websocket, cast("BoundedStream", stream))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(websocket.run_writer, 30.0)
+        nursery.start_soon(device.read)
+        yield device
+        nursery.cancel_scope.cancel()
+    await trio.aclose_forcefully(stream)
+
+
+async def test_a_session_over_tls_goes_on_while_the_certificate_is_changed(tmp_path: Path) -> None:
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    async with (
+        fake_in_process() as (_, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY, **files(tmp_path)) as server,
+        device_over_tls(server) as device,
+    ):
+        assert server.url.startswith("wss://")
+        pcm = synthesise(SCRIPT, 16_000)
+        half = len(pcm) // 64_000 * 32_000
+        await device.stream_audio(pcm[:half], 32_000, speed=1.2)
+        write_certificate(tmp_path, CA.issue_cert("other.example"))
+        server.program.signal(signal.SIGHUP)
+        await server.program.says("certificate_read")
+        await trio.aclose_forcefully(await secure(server, "other.example"))
+        # A key that does not fit: the certificate of a moment ago stays.
+        CA.issue_cert("third").private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+        server.program.signal(signal.SIGHUP)
+        await server.program.says("certificate_refused.*key values mismatch")
+        await trio.aclose_forcefully(await secure(server, "other.example"))
+        await device.stream_audio(pcm[half:], 32_000, speed=1.2)
+        end = await device.finish()
+        assert words_of(device.segments) == SCRIPT.transcript()
+        assert (end["lost"], end["pending"]) == (0.0, 0.0)
+        assert server.program.errors.count("certificate_refused") == 1
+        # SIGTERM still drains.
+        server.program.signal(signal.SIGTERM)
+        assert await server.program.status() == 0
+
+
+async def test_plain_http_on_the_port_of_tls_is_dropped_and_counted(tmp_path: Path) -> None:
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    async with serving(DEEPGRAM_URL=NOWHERE, **files(tmp_path)) as server:
+        stream = await server.connect()
+        async with stream:
+            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+            with trio.fail_after(10):
+                while await stream.receive_some():
+                    pass
+        tls = await secure(server)
+        await tls.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b""
+        with trio.fail_after(10):
+            while more := await tls.receive_some():
+                answer += more
+        await trio.aclose_forcefully(tls)
+        assert b"omi_rt_connections_dropped_total 1.0" in answer
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        ("missing", "no such file or directory"),
+        ("mismatch", "key values mismatch"),
+        ("garbage", "OMI_RT_TLS_CERT, OMI_RT_TLS_KEY: "),
+    ],
+)
+async def test_a_server_does_not_start_with_a_bad_certificate(
+    tmp_path: Path, change: str, reason: str
+) -> None:
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    match change:
+        case "missing":
+            (tmp_path / "key.pem").unlink()
+        case "mismatch":
+            CA.issue_cert("b").private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+        case _:
+            (tmp_path / "cert.pem").write_text("garbage")
+    done = await run("serve", "--port", "0", DEEPGRAM_URL=NOWHERE, **files(tmp_path))
+    assert (done.status, done.errors.count("\n")) == (1, 1)
+    assert reason in done.errors
+
+
+async def test_certificate_and_key_need_each_other() -> None:
+    done = await run("serve", OMI_RT_TLS_CERT="x")
+    assert done.status == 2
+    assert "one needs the other" in done.errors

@@ -1,0 +1,143 @@
+"""Without a key, who is who: the embedded recogniser tells voices apart, and the server knows the user's."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from bench.speech import SpeechUnavailable, Spoken, Turn, dialogue, human_recordings
+from omi_rt.codecs.wav import write_wav
+from omi_rt.local.accuracy import word_accuracy
+from tests.processes import children_of
+from tests.processes_e2e import run, serving
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+pytestmark = pytest.mark.realtime
+
+USER, STRANGER = "awb", "kal16"
+PROFILE = Turn(
+    USER,
+    "The north wind and the sun were disputing which was the stronger, when a traveller came along "
+    "wrapped in a warm cloak. They agreed that the one who first made him take it off was stronger.",
+)
+TALK = (
+    Turn(USER, "I would like to go to the market before the shops close this evening."),
+    Turn(STRANGER, "The train to the city leaves at seven, so we have plenty of time."),
+    Turn(USER, "Please remember to bring the blue umbrella, because it may rain again."),
+    Turn(STRANGER, "My brother has borrowed it, but there is another one behind the door."),
+    Turn(USER, "Good, then let us buy some bread, some apples and a bottle of milk."),
+    Turn(STRANGER, "We should also look for a present, since her birthday is on Friday."),
+    Turn(USER, "She told me last week that she wants to read more books about history."),
+    Turn(STRANGER, "There is a small shop near the bridge that sells nothing but old books."),
+)
+
+
+def spoken(name: str, *turns: Turn) -> Spoken:
+    try:
+        return dialogue(name, *turns)
+    except SpeechUnavailable as error:
+        pytest.skip(str(error))
+
+
+def write(path: Path, recording: Spoken) -> str:
+    path.write_bytes(write_wav(recording.audio))
+    return str(path)
+
+
+def corrected(lines: str) -> list[dict[str, Any]]:
+    """The segments that ``omi-rt stream --json --events`` printed, as its events corrected them."""
+    segments: dict[str, dict[str, Any]] = {}
+    for line in map(json.loads, lines.splitlines()):
+        if "id" in line:
+            segments[line["id"]] = line
+        elif line.get("type") == "speaker_identified":
+            for each in line["segment_ids"]:
+                segments[each] |= {key: line[key] for key in ("is_user", "person_id")}
+    return list(segments.values())
+
+
+def whose(segment: dict[str, Any], recording: Spoken) -> str:
+    """Whose voice most of the segment is."""
+    return max(
+        recording.turns,
+        key=lambda turn: min(turn[1], segment["end"]) - max(turn[0], segment["start"]),
+    )[2]
+
+
+async def test_a_profile_marks_the_user_in_another_recording_and_no_stranger(
+    tmp_path: Path,
+) -> None:
+    store = str(tmp_path / "store")
+    mine = write(tmp_path / "profile.wav", spoken("profile", PROFILE))
+    put = await run("profile", "put", "alice", mine, OMI_RT_PROFILE_DIR=store)
+    assert put.status == 0, put.errors
+    talk = spoken("talk", *TALK)
+    path = write(tmp_path / "talk.wav", talk)
+    async with serving(OMI_RT_PROFILE_DIR=store) as server:
+        options = ("--url", server.url, "--uid", "alice", "--codec", "opus", "--json", "--events")
+        stream = await run("stream", path, *options, within=90)
+    assert stream.status == 0, stream.errors
+    segments = corrected(stream.output)
+    said = {voice: [s for s in segments if whose(s, talk) == voice] for voice in (USER, STRANGER)}
+    assert [s["is_user"] for s in said[USER]] == [True] * 4
+    assert [s["is_user"] for s in said[STRANGER]] == [False] * 4
+    assert {s["speaker"] for s in said[USER]} == {"SPEAKER_00"}
+    assert {s["speaker"] for s in said[STRANGER]} == {"SPEAKER_01"}
+    assert word_accuracy(talk.text, " ".join(s["text"] for s in segments)) >= 0.95
+    account = json.loads(stream.output.splitlines()[-1])
+    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+
+
+async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path) -> None:
+    talk = spoken("talk", *TALK[:4])
+    path = write(tmp_path / "talk.wav", talk)
+    async with serving() as server, trio.open_nursery() as nursery:
+
+        async def kill_the_busy_worker() -> None:
+            (recogniser,) = children_of(server.program.pid)
+            waiting = children_of(recogniser)
+            await trio.sleep(7.0)
+            for worker in waiting & children_of(recogniser):
+                os.kill(worker, signal.SIGKILL)
+
+        await trio.sleep(1.0)
+        nursery.start_soon(kill_the_busy_worker)
+        options = ("--url", server.url, "--no-profile", "--json", "--events")
+        stream = await run("stream", path, *options, within=60)
+        log = server.program.errors
+    assert stream.status == 0, stream.errors
+    text = " ".join(segment["text"] for segment in corrected(stream.output))
+    assert word_accuracy(talk.text, text) >= 0.95
+    assert log.count(" connection_opened ") == 2
+    account = json.loads(stream.output.splitlines()[-1])
+    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+
+
+async def test_people_are_understood_through_opus(tmp_path: Path) -> None:
+    try:
+        recordings = human_recordings()
+    except SpeechUnavailable as error:
+        pytest.skip(str(error))
+    accuracies: dict[str, float] = {}
+    async with serving() as server, trio.open_nursery() as nursery:
+
+        async def stream(recording: Spoken) -> None:
+            path = write(tmp_path / f"{recording.name}.wav", recording)
+            options = ("--url", server.url, "--codec", "opus", "--speed", "4", "--json")
+            streamed = await run("stream", path, *options, within=90)
+            assert streamed.status == 0, streamed.errors
+            said = " ".join(segment["text"] for segment in corrected(streamed.output))
+            accuracies[recording.name] = word_accuracy(recording.text, said)
+
+        for recording in recordings:
+            if recording.name in {"reader", "actor"}:
+                nursery.start_soon(stream, recording)
+    assert set(accuracies) == {"reader", "actor"}
+    assert min(accuracies.values()) >= 0.95

@@ -1,0 +1,52 @@
+"""Who a client is behind proxies: believed from listed addresses only."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.core.forwarded import client_address, parse_networks
+
+TRUSTED = parse_networks("10.0.0.0/8, 127.0.0.1, fd00::/8")
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "address"),
+    [
+        ("203.0.113.7", "", "203.0.113.7"),
+        ("203.0.113.7", "198.51.100.1", "203.0.113.7"),
+        ("10.1.2.3", "198.51.100.1", "198.51.100.1"),
+        ("10.1.2.3", "6.6.6.6, 198.51.100.1", "198.51.100.1"),
+        ("10.1.2.3", "6.6.6.6, 198.51.100.1, 10.9.9.9", "198.51.100.1"),
+        ("10.1.2.3", "10.9.9.9", "10.9.9.9"),
+        ("10.1.2.3", "6.6.6.6, unknown", "10.1.2.3"),
+        ("10.1.2.3", "6.6.6.6,", "10.1.2.3"),
+        ("10.1.2.3", "198.51.100.1:4711", "198.51.100.1"),
+        ("fd00::1", "[2001:db8::5]:4711", "2001:db8::5"),
+        ("fd00::1", "2001:db8::5", "2001:db8::5"),
+        ("::ffff:10.1.2.3", "198.51.100.1", "198.51.100.1"),
+        ("127.0.0.1", "::ffff:198.51.100.1", "198.51.100.1"),
+        ("", "198.51.100.1", ""),
+    ],
+)
+def test_the_client_is_the_last_address_that_no_proxy_has(
+    peer: str, header: str, address: str
+) -> None:
+    assert client_address(peer, header, TRUSTED) == address
+
+
+@given(st.text(), st.ip_addresses().map(str))
+def test_who_is_no_proxy_may_say_what_it_likes(header: str, peer: str) -> None:
+    assert client_address(peer, header, ()) == peer
+
+
+@given(st.text(alphabet="0123456789abcdef.:,[]% ", max_size=80))
+def test_whatever_a_proxy_writes_raises_nothing(header: str) -> None:
+    assert client_address("10.0.0.1", header, TRUSTED)
+
+
+@pytest.mark.parametrize("text", ["", "10.0.0.1/8", "host", "10.0.0.0/8,,"])
+def test_what_is_no_network_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match=r".*"):
+        parse_networks(text)

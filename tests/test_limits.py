@@ -1,0 +1,252 @@
+"""Limits: what each of them refuses, what the client is told, and what a restart keeps."""
+
+from __future__ import annotations
+
+from contextlib import asynccontextmanager
+from datetime import date, timedelta
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+
+from omi_rt.core.errors import HandshakeFailed
+from omi_rt.core.limits import DailyAccount, IdleWatch, LagMeter, Occupancy
+from omi_rt.fake import random_script, synthesise
+from omi_rt.server.guard import Guard
+from omi_rt.settings import Settings
+from tests.harness import listening_server, read_all, split_response, words_of
+from tests.processes_e2e import KEY, UPGRADE, exchange, fake_in_process, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+    from tests.harness import World
+
+FORMAT = {"codec": "pcm16", "sample_rate": 16_000}
+SCRIPT = random_script(Random(5), 30.0)
+PCM = synthesise(SCRIPT, 16_000)
+UPGRADE_ONCE = UPGRADE.replace("Version: 13", "Version: 12")
+"""Refused as no proper upgrade, but only once the address has been let in."""
+TODAY = date(2026, 11, 27)
+
+
+@asynccontextmanager
+async def guarded(**settings: Any) -> AsyncIterator[World]:
+    async with listening_server(**settings) as (world, _):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(world.server.guard.watch_sessions, world.server.sessions)
+            yield world
+            await world.sessions_ended()
+            nursery.cancel_scope.cancel()
+
+
+def refused(world: World, reason: str) -> bool:
+    return f'omi_rt_upgrades_refused_total{{reason="{reason}"}} 1.0' in world.exposition()
+
+
+async def test_a_uid_has_so_many_sessions_at_once(autojump_clock: MockClock) -> None:
+    async with guarded(max_uid_sessions=1) as world:
+        async with world.device(**FORMAT) as first:
+            async with world.device(**FORMAT) as second:
+                await second.ended()
+            assert second.closed is not None
+            reason = "too many sessions of this uid: 1 of 1"
+            assert (second.closed.code, second.closed.reason) == (1013, reason)
+            assert refused(world, "uid")
+            async with world.device(uid="u2", **FORMAT) as other:
+                await other.finish()
+            query = {"encoding": "linear16", "sample_rate": 16_000, "uid": "u1"}
+            with pytest.raises(HandshakeFailed) as caught:
+                async with world.client("/v1/listen", query):
+                    pass
+            assert caught.value.status == 429
+            await first.finish()
+        async with world.device(**FORMAT) as again:
+            await again.finish()
+
+
+async def test_the_seconds_of_a_day_are_counted_while_they_come(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with guarded(daily_seconds=10, daily_file=tmp_path / "day") as world:
+        async with world.device(**FORMAT) as device:
+            with trio.move_on_after(30):
+                await device.stream_audio(PCM, 32_000)
+            await device.ended()
+            assert device.closed is not None
+            assert (device.closed.code, device.closed.reason) == (4002, "day_used_up")
+            end = device.event("session_ended")
+            assert 10 <= end["received"] <= 11.2
+            assert end["lost"] == 0
+            said = words_of(device.segments)
+            assert said == SCRIPT.transcript()[: len(said)]
+            assert len(said) > 3
+        async with world.device(**FORMAT) as second:
+            await second.ended()
+        assert second.closed is not None
+        assert second.closed.code == 4002
+        assert "10 s" in second.closed.reason
+        assert refused(world, "day")
+        async with world.device(uid="u2", **FORMAT) as other:
+            await other.finish()
+
+
+async def test_what_a_short_session_brought_counts_as_well(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    async with guarded(daily_seconds=100, daily_file=tmp_path / "day") as world:
+        async with world.device(**FORMAT) as device:
+            await device.stream_audio(PCM[: 32_000 * 5], 32_000, speed=100)
+            await device.finish()
+        await world.sessions_ended()
+        assert world.server.guard.account._used["u1"] == pytest.approx(5.0)
+
+
+async def test_a_session_without_audio_ends_and_one_with_silence_does_not(
+    autojump_clock: MockClock,
+) -> None:
+    async with guarded() as world, world.device(**FORMAT) as mute, world.device(**FORMAT) as idle:
+        started = trio.current_time()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(mute.stream_audio, bytes(32_000 * 120), 32_000)
+            await idle.ended()
+            assert trio.current_time() - started == pytest.approx(90, abs=1.5)
+        assert idle.closed is not None
+        assert (idle.closed.code, idle.closed.reason) == (1001, "no_audio")
+        assert mute.closed is None
+        await mute.finish()
+
+
+async def test_connections_that_are_no_sessions_are_bounded(autojump_clock: MockClock) -> None:
+    async with guarded(max_unfinished=3) as world:
+        streams = [world.open_stream() for _ in range(3)]
+        await trio.testing.wait_all_tasks_blocked()
+        status, headers, body = split_response(await read_all(world.open_stream()))
+        assert status == 503
+        assert int(headers["retry-after"]) > 0
+        assert body == "too many connections that are no sessions: more than 3\n"
+        assert refused(world, "unfinished")
+        for stream in streams:
+            await stream.aclose()
+        async with world.device(**FORMAT) as device:
+            await device.finish()
+
+
+async def test_a_late_loop_takes_no_new_session(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _):
+        meter = world.server.guard._lag
+        for _ in range(5):
+            meter.note(0.25)
+        assert (await world.get("/readyz"))[::2] == (503, "too busy: 250 ms late, of 100 ms\n")
+        with pytest.raises(HandshakeFailed) as caught:
+            async with world.device(**FORMAT):
+                pass
+        assert caught.value.status == 503
+        assert refused(world, "lag")
+        for _ in range(5):
+            meter.note(0.0)
+        assert (await world.get("/readyz"))[0] == 200
+
+
+@pytest.mark.realtime
+async def test_an_address_has_so_many_sessions_and_a_proxy_says_whose_it_is() -> None:
+    async with (
+        fake_in_process() as (_, url),
+        serving(
+            DEEPGRAM_URL=url,
+            DEEPGRAM_API_KEY=KEY,
+            OMI_RT_MAX_ADDRESS_SESSIONS="1",
+            OMI_RT_TRUSTED_PROXIES="127.0.0.1",
+        ) as server,
+    ):
+        async with server.device(**FORMAT) as device:
+            status, _, body = await exchange(await server.connect(), UPGRADE)
+            assert (status, body) == (503, "too many sessions of this address: 1 of 1\n")
+            assert (await server.get("/readyz"))[0] == 200
+            proxied = UPGRADE.replace("Host", "X-Forwarded-For: 198.51.100.1\r\nHost")
+            stream = await server.connect()
+            await stream.send_all(proxied.encode())
+            assert (await stream.receive_some()).startswith(b"HTTP/1.1 101")
+            await trio.aclose_forcefully(stream)
+            await device.finish()
+        with trio.fail_after(10):
+            while (await exchange(await server.connect(), UPGRADE_ONCE))[0] == 503:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
+@pytest.mark.realtime
+async def test_the_day_is_kept_over_a_restart(tmp_path: Path) -> None:
+    settings = {
+        "DEEPGRAM_API_KEY": KEY,
+        "OMI_RT_DAILY_SECONDS": "3",
+        "OMI_RT_DAILY_FILE": str(tmp_path / "state" / "daily.json"),
+    }
+    async with fake_in_process() as (_, url):
+        async with serving(DEEPGRAM_URL=url, **settings) as server:
+            async with server.device(**FORMAT) as device:
+                await device.stream_audio(PCM[: 32_000 * 4], 32_000, speed=1.2)
+                await device.ended()
+            assert device.closed is not None
+            assert device.closed.code == 4002
+            server.program.signal()
+            assert await server.program.status() == 0
+        async with serving(DEEPGRAM_URL=url, **settings) as server:
+            async with server.device(**FORMAT) as device:
+                await device.ended()
+            assert device.closed is not None
+            assert device.closed.code == 4002
+
+
+def test_a_new_day_begins_at_nothing_and_the_account_survives_as_text() -> None:
+    account = DailyAccount(10)
+    account.note("a", 6, TODAY)
+    assert not account.is_used_up("a", TODAY)
+    account.note("a", 4, TODAY)
+    other = DailyAccount(10)
+    other.read(account.write())
+    assert other.is_used_up("a", TODAY)
+    assert not other.is_used_up("b", TODAY)
+    assert not other.is_used_up("a", TODAY + timedelta(days=1))
+    for text in ("", "[]", '{"day":7}', '{"day":"2026-11-27","seconds":[]}'):
+        with pytest.raises(ValueError, match="no account"):
+            other.read(text)
+
+
+async def test_a_torn_account_is_told_and_does_not_stop_the_server(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "daily.json"
+    path.write_text('{"day":')
+    guard = Guard(Settings(daily_seconds=10, daily_file=path), lambda: TODAY)
+    await guard._load(path)
+    assert not guard.account.is_used_up("a", TODAY)
+
+
+def test_an_address_leaves_what_it_has_entered() -> None:
+    occupancy = Occupancy(2)
+    assert occupancy.enter("2001:db8::1")
+    assert occupancy.enter("2001:db8::2")
+    assert not occupancy.enter("2001:db8::3")
+    assert occupancy.enter("10.0.0.1")
+    occupancy.leave("2001:db8::1")
+    assert occupancy.enter("2001:db8::3")
+    assert all(Occupancy(0).enter("10.0.0.1") for _ in range(5))
+
+
+def test_one_long_step_is_no_lag() -> None:
+    meter = LagMeter()
+    for seconds in (0.0, 3.0, 0.0, 0.01, 2.0):
+        meter.note(seconds)
+    assert meter.lag == 0.01
+
+
+def test_a_session_that_the_server_does_not_read_is_not_idle() -> None:
+    watch = IdleWatch(0.0)
+    assert watch.look(100, 10.0, is_read=True) == 100
+    watch.look(100, 50.0, is_read=False)
+    assert watch.look(100, 60.0, is_read=True) == 0
+    assert watch.idle_seconds(60.0) == 10.0

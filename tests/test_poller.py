@@ -1,0 +1,412 @@
+"""The poller serves sockets on behalf of their tasks, each as if the task had waited itself."""
+
+from __future__ import annotations
+
+import os
+import resource
+import socket
+from collections import Counter
+from contextlib import ExitStack, asynccontextmanager
+from itertools import pairwise
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+import trio.testing
+
+from omi_rt.net import poller as poller_module
+from omi_rt.net.poller import Kind, Poller, open_poller
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable
+
+pytestmark = pytest.mark.realtime
+
+PATIENCE_SECONDS = 10.0
+both_kinds = pytest.mark.parametrize("kind", list(Kind))
+
+
+@asynccontextmanager
+async def polling() -> AsyncIterator[Poller]:
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_poller(lambda: 0.0) as poller:
+            assert poller is not None
+            yield poller
+
+
+def pair(stack: ExitStack) -> tuple[socket.socket, socket.socket]:
+    ours, theirs = socket.socketpair()
+    for each in (ours, theirs):
+        each.setblocking(False)
+        stack.enter_context(each)
+    return ours, theirs
+
+
+def reader(
+    ours: socket.socket, got: list[bytes], until: Callable[[bytes], bool]
+) -> Callable[[float], bool]:
+    def read(_: float) -> bool:
+        try:
+            got.append(ours.recv(100))
+        except BlockingIOError:
+            return False
+        return until(got[-1])
+
+    return read
+
+
+@both_kinds
+async def test_the_function_is_called_for_all_that_arrives_until_it_is_done(kind: Kind) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        got: list[bytes] = []
+        async with polling() as poller, trio.open_nursery() as nursery:
+            read = reader(ours, got, lambda data: data == b"c")
+            nursery.start_soon(poller.serve, ours.fileno(), read, kind)
+            for part in (b"a", b"b", b"c"):
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                theirs.send(part)
+        assert got == [b"a", b"b", b"c"]
+
+
+@both_kinds
+async def test_what_had_arrived_before_is_served_and_so_is_the_end(kind: Kind) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"early")
+        theirs.close()
+        got: list[bytes] = []
+        async with polling() as poller:
+            await poller.serve(ours.fileno(), reader(ours, got, lambda data: not data), kind)
+        assert got == [b"early", b""]
+
+
+@pytest.mark.parametrize("greedy_kind", list(Kind))
+@pytest.mark.parametrize("modest_kind", list(Kind))
+async def test_a_peer_that_is_always_readable_starves_nobody(
+    greedy_kind: Kind, modest_kind: Kind
+) -> None:
+    with ExitStack() as stack:
+        greedy = [pair(stack) for _ in range(8)]
+        modest, theirs = pair(stack)
+        for _, flooding in greedy:
+            flooding.send(b"x")
+        calls: Counter[int] = Counter()
+
+        def never_read(number: int) -> Callable[[float], bool]:
+            def note(_: float) -> bool:
+                calls[number] += 1
+                return False
+
+            return note
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            for number, (ours, _) in enumerate(greedy):
+                nursery.start_soon(poller.serve, ours.fileno(), never_read(number), greedy_kind)
+            # Other tasks have their turns too.
+            for _ in range(50):
+                await trio.lowlevel.checkpoint()
+            got: list[bytes] = []
+            theirs.send(b"me too")
+            await poller.serve(modest.fileno(), reader(modest, got, lambda _: True), modest_kind)
+            nursery.cancel_scope.cancel()
+        assert got == [b"me too"]
+        # Nor does one of the greedy have more than the others.
+        assert min(calls.values()) > 0
+        assert len(calls) == len(greedy)
+        assert max(calls.values()) - min(calls.values()) <= max(2, max(calls.values()) // 10)
+
+
+async def test_each_device_is_called_once_in_a_turn_of_the_loop() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"x")
+        times: list[float] = []
+
+        def note(now: float) -> bool:
+            times.append(now)
+            return len(times) == 20
+
+        async with polling() as poller:
+            await poller.serve(ours.fileno(), note, Kind.DEVICE)
+        assert len(set(times)) == 20
+
+
+@both_kinds
+async def test_who_is_cancelled_while_waiting_is_served_no_more(kind: Kind) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        got: list[bytes] = []
+        async with polling() as poller:
+            with trio.move_on_after(0.01) as scope:
+                await poller.serve(ours.fileno(), reader(ours, got, lambda _: False), kind)
+            assert scope.cancelled_caught
+            theirs.send(b"late")
+            await trio.sleep(0.02)
+            assert got == []
+            await poller.serve(ours.fileno(), reader(ours, got, lambda _: True), kind)
+        assert got == [b"late"]
+
+
+async def test_who_is_cancelled_before_it_waits_is_never_registered() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"there")
+        got: list[bytes] = []
+        read = reader(ours, got, lambda _: False)
+        async with polling() as poller:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await poller.serve(ours.fileno(), read, Kind.DEVICE)
+            assert scope.cancelled_caught
+            await trio.sleep(0.02)
+        assert got == []
+
+
+@pytest.mark.parametrize("is_done", [True, False])
+async def test_a_function_that_cancels_its_own_task_finishes_first(*, is_done: bool) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"x")
+        calls = 0
+
+        def cancel(_: float) -> bool:
+            nonlocal calls
+            scope.cancel()
+            calls += 1
+            return is_done
+
+        async with polling() as poller:
+            with trio.CancelScope() as scope:
+                await poller.serve(ours.fileno(), cancel, Kind.DEVICE)
+            assert scope.cancelled_caught
+            await trio.sleep(0.02)
+        assert calls == 1
+
+
+async def test_the_error_of_a_function_that_cancels_its_own_task_is_not_lost() -> None:
+    raised = False
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"x")
+
+        def fail(_: float) -> bool:
+            scope.cancel()
+            raise ValueError("mine")
+
+        async with polling() as poller:
+            with trio.CancelScope() as scope:
+                with pytest.raises(ValueError, match="mine"):
+                    await poller.serve(ours.fileno(), fail, Kind.DEVICE)
+                raised = True
+        assert raised
+
+
+@both_kinds
+async def test_one_function_may_cancel_another_that_is_ready_in_the_same_turn(kind: Kind) -> None:
+    with ExitStack() as stack:
+        pairs = [pair(stack) for _ in range(2)]
+        scopes = [trio.CancelScope(), trio.CancelScope()]
+        called: list[int] = []
+
+        def cancel_the_other(number: int) -> Callable[[float], bool]:
+            def cancel(_: float) -> bool:
+                called.append(number)
+                scopes[1 - number].cancel()
+                return True
+
+            return cancel
+
+        async def serve(number: int) -> None:
+            with scopes[number]:
+                await poller.serve(pairs[number][0].fileno(), cancel_the_other(number), kind)
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            nursery.start_soon(serve, 0)
+            nursery.start_soon(serve, 1)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for _, theirs in pairs:
+                theirs.send(b"x")
+        assert len(called) == 1
+        assert scopes[1 - called[0]].cancelled_caught
+
+
+@both_kinds
+async def test_an_exception_in_the_function_is_its_owners_and_nobody_elses(kind: Kind) -> None:
+    with ExitStack() as stack:
+        broken, well = pair(stack), pair(stack)
+        got: list[bytes] = []
+
+        def fail(_: float) -> bool:
+            raise ValueError("mine")
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            read = reader(well[0], got, lambda data: data == b"after")
+            nursery.start_soon(poller.serve, well[0].fileno(), read, kind)
+            broken[1].send(b"x")
+            with pytest.raises(ValueError, match="mine"):
+                await poller.serve(broken[0].fileno(), fail, kind)
+            well[1].send(b"after")
+        assert got == [b"after"]
+
+
+@both_kinds
+async def test_a_descriptor_that_is_closed_and_given_out_again_is_the_new_owners(
+    kind: Kind,
+) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"old")
+        number = ours.fileno()
+        old: list[bytes] = []
+        new: list[bytes] = []
+        async with polling() as poller:
+            with trio.move_on_after(0):
+                await poller.serve(number, reader(ours, old, lambda _: False), kind)
+            ours.close()
+            again, other = pair(stack)
+            while again.fileno() != number and other.fileno() != number:
+                again, other = pair(stack)
+            if other.fileno() == number:
+                again, other = other, again
+            other.send(b"new")
+            await poller.serve(number, reader(again, new, lambda _: True), kind)
+        assert (old, new) == ([], [b"new"])
+
+
+@both_kinds
+async def test_closing_wakes_whoever_waits_and_frees_the_number(kind: Kind) -> None:
+    with ExitStack() as stack:
+        ours, _ = pair(stack)
+        number = ours.fileno()
+        async with polling() as poller:
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    with pytest.raises(trio.ClosedResourceError):
+                        await poller.serve(number, lambda _: False, kind)
+
+                nursery.start_soon(wait)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                poller.release(number)
+                ours.close()
+            again, other = pair(stack)
+            other.send(b"x")
+            got: list[bytes] = []
+            await poller.serve(again.fileno(), reader(again, got, lambda _: True), kind)
+        assert got == [b"x"]
+
+
+async def test_two_cannot_serve_one_descriptor() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        got: list[bytes] = []
+        async with polling() as poller, trio.open_nursery() as nursery:
+            read = reader(ours, got, lambda _: True)
+            nursery.start_soon(poller.serve, ours.fileno(), read, Kind.DEVICE)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            with pytest.raises(trio.BusyResourceError):
+                await poller.serve(ours.fileno(), read, Kind.PROVIDER)
+            theirs.send(b"mine")
+        assert got == [b"mine"]
+
+
+async def test_a_descriptor_that_is_none_is_an_error_and_leaves_nothing_behind() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        # The end: it is readable whoever asks.
+        theirs.shutdown(socket.SHUT_RD)
+        async with polling() as poller:
+            number = ours.fileno()
+            ours.close()
+            with pytest.raises(OSError, match="Bad file descriptor"):
+                await poller.serve(number, lambda _: False, Kind.DEVICE)
+            os.dup2(theirs.fileno(), number)
+            try:
+                await poller.serve(number, lambda _: True, Kind.DEVICE)
+            finally:
+                os.close(number)
+
+
+async def test_a_thousand_sockets_that_are_ready_at_once_are_all_served() -> None:
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    with ExitStack() as stack:
+        stack.callback(resource.setrlimit, resource.RLIMIT_NOFILE, (soft, hard))
+        pairs = [pair(stack) for _ in range(1000)]
+        got: list[bytes] = []
+        async with polling() as poller, trio.open_nursery() as nursery:
+            for number, (ours, _) in enumerate(pairs):
+                read = reader(ours, got, lambda _: True)
+                kind = Kind.PROVIDER if number % 2 else Kind.DEVICE
+                nursery.start_soon(poller.serve, ours.fileno(), read, kind)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for number, (_, theirs) in enumerate(pairs):
+                theirs.send(b"%d" % number)
+        assert sorted(map(int, got)) == list(range(1000))
+
+
+async def test_finals_leave_the_devices_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand finals at once are dealt with in several turns, and devices are read in between."""
+    monkeypatch.setattr(poller_module, "LEAST_FINALS_SECONDS", 0.0)
+    with ExitStack() as stack:
+        providers = [pair(stack) for _ in range(100)]
+        device, theirs = pair(stack)
+        order: list[str] = []
+
+        def note(ours: socket.socket, name: str, *, is_done: bool) -> Callable[[float], bool]:
+            def read(_: float) -> bool:
+                ours.recv(1)
+                order.append(name)
+                return is_done or order.count(name) == 5
+
+            return read
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            for ours, _ in providers:
+                read = note(ours, "final", is_done=True)
+                nursery.start_soon(poller.serve, ours.fileno(), read, Kind.PROVIDER)
+            read = note(device, "frame", is_done=False)
+            nursery.start_soon(poller.serve, device.fileno(), read, Kind.DEVICE)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for _, provider in providers:
+                provider.send(b"x")
+            theirs.send(b"xxxxx")
+        assert order.count("final") == 100
+        assert order.index("frame") == 0
+        last_frame = len(order) - 1 - order[::-1].index("frame")
+        assert order[:last_frame].count("final") < 60
+
+
+async def test_between_two_turns_it_pauses_as_long_as_it_is_told() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        theirs.send(b"x")
+        times: list[float] = []
+
+        def note(now: float) -> bool:
+            times.append(now)
+            return len(times) == 3
+
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with open_poller(lambda: 0.05) as poller:
+                assert poller is not None
+                await poller.serve(ours.fileno(), note, Kind.DEVICE)
+        assert all(later - former >= 0.05 for former, later in pairwise(times))
+
+
+async def test_its_end_wakes_whoever_still_waits() -> None:
+    with ExitStack() as stack:
+        ours, _ = pair(stack)
+        poller = Poller()
+        with trio.fail_after(PATIENCE_SECONDS):
+            async with trio.open_nursery() as nursery:
+
+                async def wait() -> None:
+                    with trio.CancelScope(shield=True), pytest.raises(trio.ClosedResourceError):
+                        await poller.serve(ours.fileno(), lambda _: False, Kind.DEVICE)
+
+                nursery.start_soon(wait)
+                nursery.start_soon(poller.run, lambda: 0.0)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                nursery.cancel_scope.cancel()

@@ -1,0 +1,298 @@
+"""Records: what is kept of a session, what survives a kill, and what is exported of it."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import resource
+import signal
+import wave
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import srt
+import trio
+import webvtt
+from hypothesis import given
+from hypothesis import strategies as st
+
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.exports import to_json, to_srt, to_txt, to_vtt
+from omi_rt.core.observers import SessionFacts
+from omi_rt.core.records import NoRecord, Record, first_line, read_record
+from omi_rt.fake import Options, random_script, synthesise
+from omi_rt.metrics import Metrics
+from omi_rt.records import files as files_module
+from omi_rt.records.files import RecordFiles, find_record, forget, mend, remove_old
+from omi_rt.records.service import MAX_LINE_BYTES, Records, SessionRecord
+from tests.harness import listening_server
+from tests.processes_e2e import KEY, fake_in_process, run, serving
+from tests.test_identities import STRANGER, USER, conversation, stored
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from trio.testing import MockClock
+
+RATE = 16_000
+FACTS = SessionFacts("a" * 32, "alice", "en", AudioFormat(RATE, 1), datetime.now(UTC))
+
+
+def segment(number: int, text: str, start: float, end: float, **more: Any) -> dict[str, Any]:
+    known = {"is_user": False, "person_id": None, "speaker": "SPEAKER_00", "speaker_id": 0}
+    return {"id": f"s{number}", "text": text, "start": start, "end": end} | known | more
+
+
+def record_of(*lines: dict[str, Any]) -> Record:
+    text = first_line(FACTS) + "".join(json.dumps(line) + "\n" for line in lines)
+    return read_record(text.encode())
+
+
+def keeping(root: Path, *, audio: bool = False) -> tuple[Records, list[SessionRecord]]:
+    records = Records(root, Metrics(), keeps_audio=audio, retention_days=0)
+    made: list[SessionRecord] = []
+    watch = records.watch
+    records.watch = lambda facts: made.append(watch(facts)) or made[-1]  # type: ignore[method-assign,func-returns-value]
+    return records, made
+
+
+async def test_a_record_adds_up_to_what_the_client_knows_in_the_end(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    records, made = keeping(tmp_path, audio=True)
+    script = conversation((STRANGER, USER), 120.0)
+    pcm = synthesise(script, 8000)
+    async with (
+        listening_server(
+            profiles=stored(), options=Options(seed=2), watches=(lambda f: records.watch(f),)
+        ) as (world, _),
+        world.device() as device,
+    ):
+        await device.stream_audio(pcm, 16_000)
+        await device.finish()
+    (record,) = made
+    assert record.is_closed
+    assert record.write(record.lines, record.audio) is None
+    record.files.close()
+    shown = {each["id"]: dict(each) for each in device.segments}
+    corrections = device.events("speaker_identified") + device.events("speakers_merged")
+    assert corrections
+    for event in device.events("speaker_identified"):
+        for each in event["segment_ids"]:
+            shown[each] |= {"is_user": event["is_user"], "person_id": event["person_id"]}
+    kept = find_record(tmp_path, record.facts.id)
+    assert kept.segments == sorted(shown.values(), key=lambda s: (s["start"], s["end"]))
+    assert any(each["is_user"] for each in kept.segments)
+    assert kept.end == device.event("session_ended")
+    path = tmp_path / "u1" / "sessions" / f"{record.facts.id}.wav"
+    with wave.open(str(path)) as audio:
+        assert audio.getparams()[:3] == (1, 2, 8000)
+        assert audio.readframes(audio.getnframes()) == pcm
+
+
+async def test_the_words_of_a_device_that_has_gone_are_kept(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    records, made = keeping(tmp_path)
+    script = random_script(Random(3), 10.0)
+    async with listening_server(watches=(lambda f: records.watch(f),)) as (world, _):
+        async with world.device(codec="pcm16", sample_rate=RATE) as device:
+            await device.stream_audio(synthesise(script, RATE), RATE * 2)
+            await device.stream.aclose()
+        await world.sessions_ended()
+    kept = read_record(b"".join(made[0].lines))
+    words = " ".join(each["text"] for each in kept.segments).lower().replace(".", "").split()
+    assert [word.strip(",?!") for word in words] == script.transcript()
+    assert kept.end is not None
+
+
+# Exports, read by parsers that are not ours.
+
+TEXTS = st.text(st.characters(exclude_categories=["Cs", "Cc", "Zl", "Zp"]), min_size=1, max_size=40)
+AWKWARD = ["a --> b", "<b>&amp;", "1\n\n2", "00:00:01,000", "  blank  ", "NOTE x", "é 漢 🎤"]
+
+
+@given(
+    st.lists(
+        st.tuples(TEXTS.filter(str.strip) | st.sampled_from(AWKWARD), st.floats(0, 9e4)), max_size=8
+    )
+)
+def test_subtitles_say_what_was_said_when(said: list[tuple[str, float]]) -> None:
+    said.sort(key=lambda each: each[1])
+    segments = [
+        segment(number, text, start, start + 1) for number, (text, start) in enumerate(said)
+    ]
+    record = record_of({"type": "segments", "segments": segments})
+    texts = [" ".join(each["text"].split()) for each in record.segments]
+    cues = list(srt.parse(to_srt(record)))
+    assert [cue.content for cue in cues] == [f"SPEAKER_00: {text}" for text in texts]
+    for cue, each in zip(cues, record.segments, strict=True):
+        assert cue.start.total_seconds() == pytest.approx(each["start"], abs=0.00051)
+        assert cue.end.total_seconds() == pytest.approx(each["end"], abs=0.00051)
+    captions = webvtt.from_buffer(io.StringIO(to_vtt(record))).captions
+    assert [caption.identifier for caption in captions] == [s["id"] for s in record.segments]
+    for caption, each in zip(captions, record.segments, strict=True):
+        assert caption.start_in_seconds == int(round(each["start"] * 1000) / 1000)
+        assert caption.voice == "SPEAKER_00"
+    assert to_txt(record).count("\n") == len(segments)
+    assert json.loads(to_json(record))["segments"] == record.segments
+
+
+def test_corrections_are_applied_and_who_speaks_is_named() -> None:
+    record = record_of(
+        {"type": "segments", "segments": [segment(1, "one", 0, 1), segment(2, "two", 1, 2)]},
+        {"type": "segments", "segments": [segment(3, "three", 2, 3, speaker_id=1)]},
+        {"type": "speaker_identified", "segment_ids": ["s1"], "is_user": True, "person_id": None},
+        {"type": "speaker_identified", "segment_ids": ["s2"], "is_user": False, "person_id": "bob"},
+        {"type": "speakers_merged", "from": 1, "into": 4, "segment_ids": ["s3", "unknown"]},
+        {"type": "audio_lost", "start": 3.0, "end": 4.0},
+    )
+    assert to_txt(record) == (
+        "[00:00:00.000] User: one\n[00:00:01.000] bob: two\n[00:00:02.000] SPEAKER_04: three\n"
+    )
+
+
+def test_a_last_line_that_is_cut_off_is_left_out_and_other_garbage_is_no_record() -> None:
+    whole = first_line(FACTS) + json.dumps(
+        {"type": "segments", "segments": [segment(1, "a", 0, 1)]}
+    )
+    assert read_record((whole + "\n").encode()).segments
+    assert read_record((whole[:-3]).encode()).segments == []
+    for content in (b"", b"x\n", b"[]\n", b'{"type":"segments"}\n', b'{"a":1}\n', b"\xff\n"):
+        with pytest.raises(NoRecord):
+            read_record(content)
+
+
+# Files.
+
+
+def test_what_a_crash_has_cut_off_is_mended_at_the_next_start(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, FACTS)
+    files.write_lines(b'{"a":1}\n')
+    files.write_audio(b"\1\0" * 1000)
+    base = tmp_path / "alice" / "sessions" / FACTS.id
+    lines, audio = base.with_suffix(".jsonl"), base.with_suffix(".wav")
+    with wave.open(str(audio)) as wav:
+        assert wav.getnframes() == 1000, "right while the session runs"
+    with lines.open("ab") as more:
+        more.write(b'{"b":')
+    with audio.open("ab") as more:
+        more.write(b"\2\0" * 500 + b"\3")
+    assert mend(tmp_path) == 0, "the session still runs"
+    os.close(files._lines or -1)
+    assert mend(tmp_path) == 2
+    assert lines.read_bytes() == b'{"a":1}\n'
+    with wave.open(str(audio)) as wav:
+        assert wav.readframes(9999) == b"\1\0" * 1000 + b"\2\0" * 500
+    assert mend(tmp_path) == 0
+    files._lines = None
+    files.close()
+
+
+def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(files_module, "MAX_AUDIO_BYTES", 1000)
+    files = RecordFiles(tmp_path, FACTS)
+    for number in range(3):
+        files.write_audio(bytes([number]) * 600)
+    files.close()
+    names = sorted(path.name for path in (tmp_path / "alice" / "sessions").iterdir())
+    assert names == [f"{FACTS.id}.2.wav", f"{FACTS.id}.3.wav", f"{FACTS.id}.wav"]
+
+
+async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    record = records.watch(FACTS)
+    await records.write()
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+    try:
+        for _ in range(3):
+            record.hear(bytes(4000))
+            record.add(json.dumps({"type": "segments", "segments": ["x" * 4000]}) + "\n")
+            await records.write()
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+        signal.signal(signal.SIGXFSZ, before)
+    record.add('{"type":"late"}\n')
+    record.close()
+    await records.write()
+    base = tmp_path / "alice" / "sessions" / FACTS.id
+    kept = [json.loads(line) for line in base.with_suffix(".jsonl").read_text().splitlines()]
+    assert [line["type"] for line in kept] == ["session", "segments", "late"]
+    with wave.open(str(base.with_suffix(".wav"))) as wav:
+        assert wav.getnframes() * 2 + 44 <= 5000
+    assert capfd.readouterr().err.count("record_failed") <= 1
+    text = records._metrics.exposition().decode()
+    assert 'omi_rt_records_lost_total{kind="line"} 2.0' in text
+    assert 'omi_rt_records_lost_total{kind="audio"} 1.0' in text
+
+
+def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path) -> None:
+    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    record = records.watch(FACTS)
+    for _ in range(3000):
+        record.add("x" * 999 + "\n")
+        record.hear(bytes(3200))
+    assert record.line_bytes <= MAX_LINE_BYTES
+    assert sum(map(len, record.audio)) <= 4_194_304
+    assert 'kind="line"} 19' in records._metrics.exposition().decode()
+
+
+def test_old_records_go_and_a_person_is_forgotten(tmp_path: Path) -> None:
+    for uid in ("alice", "bob"):
+        files = RecordFiles(
+            tmp_path, SessionFacts("b" * 32, uid, "en", FACTS.audio_format, FACTS.began_at)
+        )
+        files.write_lines(b"{}\n")
+        files.write_audio(b"\0\0")
+        files.close()
+    now = (tmp_path / "bob" / "sessions" / f"{'b' * 32}.wav").stat().st_mtime
+    assert remove_old(tmp_path, 2, now + 86_400) == 0
+    assert forget(tmp_path, "alice") == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["bob"]
+    assert forget(tmp_path, "alice") == 0
+    assert remove_old(tmp_path, 2, now + 2.1 * 86_400) == 2
+
+
+@pytest.mark.realtime
+async def test_kill_9_leaves_what_was_delivered_and_the_next_start_mends_it(tmp_path: Path) -> None:
+    root = tmp_path / "kept"
+    settings: dict[str, Any] = {
+        "DEEPGRAM_API_KEY": KEY,
+        "OMI_RT_TRANSCRIPT_DIR": str(root),
+        "OMI_RT_RECORD_AUDIO": "1",
+        "OMI_RT_TOKEN_FILE": str(tmp_path / "tokens"),
+    }
+    pcm = synthesise(random_script(Random(3), 12.0), RATE)
+    async with fake_in_process() as (_, url):
+        async with serving(DEEPGRAM_URL=url, **settings) as server:
+            async with server.device(codec="pcm16", sample_rate=RATE) as device:
+                await device.stream_audio(pcm, RATE * 2, speed=1.2)
+                assert device.segments
+                await trio.sleep(0.6)  # two rounds of writing
+                server.program.signal(signal.SIGKILL)
+                await server.program.status()
+            delivered = device.segments
+        (path,) = root.glob("u1/sessions/*.jsonl")
+        assert path.read_bytes().endswith(b"\n")
+        with path.open("ab") as more:
+            more.write(b'{"type":"segm')
+        async with serving(DEEPGRAM_URL=url, **settings) as server:
+            await server.program.says("records_mended")
+        done = await run("export", path.stem, "--format", "json", **settings)
+        assert json.loads(done.output)["segments"] == delivered
+        with wave.open(str(path.with_suffix(".wav"))) as wav:
+            kept = wav.readframes(wav.getnframes())
+        assert pcm.startswith(kept)
+        assert len(kept) > len(pcm) * 0.9
+        assert (await run("export", "0" * 32, **settings)).status == 1
+        assert "files removed: 2" in (await run("forget", "u1", **settings)).output
+        assert list(root.iterdir()) == []

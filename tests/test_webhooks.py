@@ -1,0 +1,251 @@
+"""Webhooks: what arrives, in what order, who signed it, and what a bad receiver cost."""
+
+from __future__ import annotations
+
+import base64
+import json
+from contextlib import asynccontextmanager
+from datetime import UTC, datetime
+from random import Random
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import standardwebhooks
+import trio
+
+from omi_rt.core.audio import AudioFormat
+from omi_rt.core.observers import SessionFacts
+from omi_rt.core.segments import Segment
+from omi_rt.core.updates import Final
+from omi_rt.core.webhooks import (
+    AudioHook,
+    is_public,
+    parse_audio_hook,
+    parse_secret,
+    pause_before_retry,
+    with_query,
+)
+from omi_rt.fake import random_script, synthesise
+from omi_rt.metrics import Metrics
+from omi_rt.net.http_client import open_http_client
+from omi_rt.webhooks import service
+from omi_rt.webhooks.service import Hooks, SessionHooks, Webhooks
+from tests.http_server import HTTPServer, Reply, http_server
+from tests.processes_e2e import KEY, fake_in_process, serving
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+SECRET_TEXT = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
+SECRET = parse_secret(SECRET_TEXT)
+FACTS = SessionFacts("a" * 32, "alice & bob", "en", AudioFormat(8000, 1), datetime.now(UTC))
+
+
+def final(*texts: str) -> Final:
+    segments = [Segment(text, 0, 0, 8000, 0, [text]) for text in texts]
+    return Final(range(1), None, [], segments)
+
+
+@asynccontextmanager
+async def hooked(
+    server: HTTPServer, *, audio: float = 0.0, private: bool = True
+) -> AsyncIterator[tuple[SessionHooks, Metrics]]:
+    hooks = Hooks(
+        server.url("/words?key=k"),
+        AudioHook(server.url("/audio"), audio) if audio else None,
+        SECRET,
+        private,
+    )
+    metrics = Metrics()
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, metrics, Random(1))
+        end = await nursery.start(webhooks.post_all)
+        yield webhooks.watch(FACTS), metrics
+        end()
+
+
+def count(metrics: Metrics, outcome: str, kind: str = "transcript") -> float:
+    name = "omi_rt_webhooks_total"
+    line = f'{name}{{kind="{kind}",outcome="{outcome}"}} '
+    return float(metrics.exposition().decode().partition(line)[2].split()[0])
+
+
+def texts(server: HTTPServer) -> list[str]:
+    return [
+        segment["text"]
+        for request in server.requests
+        if "words" in request.target
+        for segment in json.loads(request.body)["segments"]
+    ]
+
+
+async def test_segments_come_in_batches_in_order_and_signed() -> None:
+    async with http_server() as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one", "two"))
+            session.note({"type": "ping"})
+            await server.until(lambda: server.requests)
+            session.note(final("three"))
+            session.close()
+        first, second = server.requests
+        assert texts(server) == ["one", "two", "three"]
+        assert first.query == {"key": ["k"], "uid": ["alice & bob"]}
+        assert json.loads(first.body)["session_id"] == FACTS.id
+        for request in (first, second):
+            standardwebhooks.Webhook(SECRET_TEXT).verify(request.body, request.headers)
+        with pytest.raises(standardwebhooks.webhooks.WebhookVerificationError):
+            standardwebhooks.Webhook(SECRET_TEXT).verify(first.body + b" ", first.headers)
+        assert first.headers["webhook-id"] != second.headers["webhook-id"]
+        assert count(metrics, "delivered") == 2
+
+
+async def test_audio_comes_whole_and_in_pieces_of_the_length_that_was_asked_for() -> None:
+    pcm = Random(1).randbytes(16_000 * 2 + 5000)
+    async with http_server() as server:
+        async with hooked(server, audio=1.0) as (session, _):
+            for start in range(0, len(pcm), 320):
+                session.hear(pcm[start : start + 320])
+            session.close()
+        requests = [request for request in server.requests if "audio" in request.target]
+        assert b"".join(request.body for request in requests) == pcm
+        assert [len(request.body) for request in requests] == [16_000, 16_000, 5000]
+        assert requests[0].query == {"sample_rate": ["8000"], "uid": ["alice & bob"]}
+        assert requests[0].headers["content-type"] == "application/octet-stream"
+
+
+async def test_a_receiver_that_fails_gets_the_same_message_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(service, "pause_before_retry", lambda *_: 0.01)
+    answers = [Reply(500), Reply(503), Reply(429), Reply(204)]
+    async with http_server(lambda _: answers.pop(0)) as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one"))
+            session.close()
+        assert len({request.headers["webhook-id"] for request in server.requests}) == 1
+        assert len(server.requests) == 4
+        assert (count(metrics, "delivered"), count(metrics, "failed")) == (1, 0)
+
+
+@pytest.mark.parametrize(
+    ("reply", "tries"),
+    [
+        (Reply(500), 5),
+        (Reply(400), 1),
+        (Reply(302, headers={"Location": "/elsewhere"}), 1),
+        (Reply(307, headers={"Location": "/elsewhere"}), 1),
+        (Reply(None), 5),
+    ],
+)
+async def test_a_message_that_is_not_taken_is_given_up_and_counted(
+    reply: Reply, tries: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "pause_before_retry", lambda *_: 0.01)
+    monkeypatch.setattr(service, "POST_SECONDS", 0.2)
+    async with http_server(lambda _: reply) as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one"))
+            session.close()
+        assert len(server.requests) == tries
+        assert all("words" in request.target for request in server.requests)
+        assert (count(metrics, "delivered"), count(metrics, "failed")) == (0, 1)
+
+
+async def test_an_endless_answer_is_not_read() -> None:
+    async with http_server(lambda _: Reply(200, b"x" * 65_536, endless=True)) as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one"))
+            session.close()
+        assert count(metrics, "delivered") == 1
+        assert server.sent_bytes < 20_000_000
+
+
+async def test_what_waits_for_a_slow_receiver_is_bounded_and_counted() -> None:
+    async with http_server(lambda _: Reply(None)) as server:
+        async with hooked(server, audio=1.0) as (session, metrics):
+            started = trio.current_time()
+            for number in range(1500):
+                session.note(final(str(number)))
+                session.hear(bytes(8000))
+            assert trio.current_time() - started < 2, "nothing waits for the receiver"
+            assert [s["text"] for s in session.segments] == [str(n) for n in range(500, 1500)]
+            assert len(session.audio) <= service.MAX_AUDIO_BYTES
+            text = metrics.exposition().decode()
+            assert 'omi_rt_webhooks_dropped_total{kind="transcript"} 500.0' in text
+            assert 'omi_rt_webhooks_dropped_total{kind="audio"} 976.0' in text
+            session.segments.clear()
+            session.audio.clear()
+            session.close()
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
+async def test_a_receiver_in_a_private_network_is_asked_for_nothing(host: str) -> None:
+    async with http_server() as server:
+        hooks = Hooks(server.url("/", host), None, None, may_be_private=False)
+        metrics = Metrics()
+        async with open_http_client() as client, trio.open_nursery() as nursery:
+            webhooks = Webhooks(hooks, client, metrics, Random(1))
+            end = await nursery.start(webhooks.post_all)
+            session = webhooks.watch(FACTS)
+            session.note(final("one"))
+            session.close()
+            end()
+        assert server.connections == 0
+        assert count(metrics, "failed") == 1
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("10.0.0.1", False),
+        ("169.254.169.254", False),
+        ("::ffff:127.0.0.1", False),
+        ("fe80::1%eth0", False),
+        ("0.0.0.0", False),
+        ("224.0.0.1", False),
+        ("100.64.0.1", False),
+    ],
+)
+def test_which_addresses_are_public(address: str, public: bool) -> None:
+    assert is_public(address) is public
+
+
+def test_settings_of_webhooks_are_checked() -> None:
+    assert parse_audio_hook("https://x.example/a?b=1,2,5") == AudioHook(
+        "https://x.example/a?b=1,2", 5
+    )
+    for text in ("https://x.example", "https://x.example,0", "https://x.example,nan"):
+        with pytest.raises(ValueError, match=r".*"):
+            parse_audio_hook(text)
+    for text in ("x", "whsec_", "whsec_AAAA", "whsec_!!"):
+        with pytest.raises(ValueError, match=r".*"):
+            parse_secret(text)
+    assert with_query("https://x/a?b=1#c", uid="a b") == "https://x/a?b=1&uid=a+b#c"
+    assert [pause_before_retry(n, 0.0) for n in (1, 2, 3, 9)] == [0.5, 1.0, 2.0, 8.0]
+    assert "x.example" not in repr(Hooks("https://x.example", None, b"s", may_be_private=False))
+
+
+@pytest.mark.realtime
+async def test_a_server_posts_the_words_of_a_session_and_all_of_them_before_it_ends() -> None:
+    async with http_server() as receiver, fake_in_process() as (_, url):
+        settings: dict[str, Any] = {
+            "DEEPGRAM_URL": url,
+            "DEEPGRAM_API_KEY": KEY,
+            "OMI_RT_WEBHOOK_TRANSCRIPT": receiver.url("/words"),
+            "OMI_RT_WEBHOOK_AUDIO": receiver.url("/audio,2"),
+            "OMI_RT_WEBHOOK_SECRET": SECRET_TEXT,
+            "OMI_RT_WEBHOOK_PRIVATE": "1",
+        }
+        async with serving(**settings) as server:
+            pcm = synthesise(random_script(Random(3), 6.0), 16_000)
+            async with server.device(codec="pcm16", sample_rate=16_000) as device:
+                await device.stream_audio(pcm, 32_000, speed=1.2)
+                await device.finish()
+            server.program.signal()
+            assert await server.program.status(20) == 0
+        assert texts(receiver) == [segment["text"] for segment in device.segments]
+        audio = [request.body for request in receiver.requests if "audio" in request.target]
+        assert b"".join(audio) == pcm
+        assert SECRET_TEXT not in server.program.errors
