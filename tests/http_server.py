@@ -139,6 +139,6 @@ async def http_server(
     assert isinstance(inner, trio.SocketListener)
     server.port = inner.socket.getsockname()[1]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(partial(trio.serve_listeners, server.serve, listeners))
+        await nursery.start(trio.serve_listeners, server.serve, listeners)
         yield server
         nursery.cancel_scope.cancel()

@@ -96,14 +96,14 @@ async def test_a_profile_marks_the_user_in_another_recording_and_no_stranger(
 
 
 async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path) -> None:
-    talk = spoken("talk", *TALK[:4])
+    talk = spoken("talk", *TALK[:2])
     path = write(tmp_path / "talk.wav", talk)
     async with serving() as server, trio.open_nursery() as nursery:
 
         async def kill_the_busy_worker() -> None:
             (recogniser,) = children_of(server.program.pid)
             waiting = children_of(recogniser)
-            await trio.sleep(7.0)
+            await trio.sleep(4.0)
             for worker in waiting & children_of(recogniser):
                 os.kill(worker, signal.SIGKILL)
 

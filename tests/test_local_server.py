@@ -12,8 +12,10 @@ import trio.testing
 from attrs import define, field
 
 from omi_rt.core.deepgram import PROGRESS_TYPE
+from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.local import pipe
+from omi_rt.local import pool as pool_module
 from omi_rt.local.capacity import Capacity
 from omi_rt.local.choice import Choice
 from omi_rt.local.connection import DRAIN_SECONDS, IDLE_SECONDS, NOTABLE_SECONDS, QUEUE_SECONDS
@@ -534,3 +536,73 @@ async def test_a_minute_of_audio_sent_in_two_seconds_is_taken_and_worked_through
     told = [m["seconds_behind"] for m in client.messages if m["type"] == PROGRESS_TYPE]
     assert 40.0 < max(told) <= 60.0
     assert client.messages[-1]["duration"] == pytest.approx(60.0)
+
+
+# Refused, or lost.
+
+
+async def test_a_connection_too_many_is_answered_as_deepgram_does(
+    autojump_clock: MockClock,
+) -> None:
+    capacity = Capacity(2.0, 1, is_fixed=True)
+    load = capacity.open(1)
+    with pytest.RaisesGroup(pytest.RaisesExc(HandshakeFailed), flatten_subgroups=True) as refused:
+        async with served(FakeProcess.make(), capacity):
+            pass
+    (error,) = refused.value.exceptions
+    assert isinstance(error, HandshakeFailed)
+    assert error.status == 429
+    capacity.close(load)
+    assert not capacity.is_full
+
+
+async def test_a_worker_that_dies_in_the_middle_ends_its_connection_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    process = FakeProcess.make()
+    async with served(process) as client:
+        client.send(AUDIO)
+        await trio.sleep(1.0)
+        began = trio.current_time()
+        await process.end(-9)
+        assert (await client.read_to_end()).code == 1011
+    assert trio.current_time() == began
+
+
+async def test_a_worker_that_died_while_it_waited_is_not_handed_out(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    processes = [FakeProcess.make(), FakeProcess.make()]
+    started = [Worker(cast("trio.Process", process)) for process in processes]
+    for worker in started:
+        worker.info = RecogniserInfo("script", "none", ("en",))
+    waiting = iter(started)
+
+    async def start(*_: object) -> Worker:
+        await trio.lowlevel.checkpoint()
+        for worker in waiting:
+            return worker
+        await trio.sleep_forever()
+        raise AssertionError
+
+    monkeypatch.setattr(pool_module, "start_worker", start)
+    pool = WorkerPool(Choice())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(pool.run)
+        await pool.wait_ready()
+        await processes[0].end(-9)
+        taken = await pool.take()
+        nursery.cancel_scope.cancel()
+    assert taken is started[1]
+
+
+async def test_a_stream_that_waits_for_its_worker_for_long_leaves_no_room_for_others(
+    autojump_clock: MockClock,
+) -> None:
+    capacity = Capacity(8.0, 64)
+    pool = SlowPool(FakeProcess.make(), 50.0)
+    async with served(None, capacity, pool) as client:
+        await speak(client, 3.0)
+        assert capacity.carried == 8
+        await speak(client, 4.0)
+        assert capacity.carried == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise, product
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import pytest
@@ -14,9 +14,12 @@ from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.local.embedder import STRIDE_SAMPLES, WINDOW_SAMPLES
 from omi_rt.local.resampler import MODEL_RATE
 from omi_rt.local.speakers import MAX_VOICES, SpeakerTracker, likeliest_path
+from omi_rt.local.voices import ChannelVoices
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
+
+    from omi_rt.local.embedder import Embedder
 
 DIMENSIONS = 64
 WORD_SECONDS = 0.25
@@ -152,3 +155,30 @@ def test_the_likeliest_path_is_the_best_of_all(scores: list[list[float]], cost: 
 
     found = tuple(int(column) for column in likeliest_path(rows, cost))
     assert worth(found) == pytest.approx(max(map(worth, product(range(3), repeat=len(rows)))))
+
+
+class VoiceByLevel:
+    """Hears a voice for each level of the samples."""
+
+    def embed(self, samples: NDArray[np.int16]) -> NDArray[np.float32]:
+        starts = range(0, max(1, len(samples) - WINDOW_SAMPLES + 1), STRIDE_SAMPLES)
+        return np.stack(
+            [voice(int(np.median(samples[s : s + WINDOW_SAMPLES])) // 1_000) for s in starts]
+        )
+
+
+def test_each_connection_numbers_its_own_voices_from_the_first_word_on() -> None:
+    """Labels of one connection say nothing of another; words are looked for where they are."""
+    second = MODEL_RATE
+    quiet = np.zeros(4 * second, np.int16)
+    embedder = cast("Embedder", VoiceByLevel())
+    for first, other in ((1, 2), (2, 1)):
+        voices = ChannelVoices(embedder, MODEL_RATE)
+        for level, expected in ((first, 0), (other, 1), (first, 0)):
+            samples = np.full(3 * second, 1_000 * level, np.int16)
+            assert voices.label(samples, [(0, second), (second, 3 * second)]) == [expected] * 2
+        both = np.concatenate(
+            (quiet, np.full(3 * second, 1_000 * first), np.full(3 * second, 1_000 * other))
+        ).astype(np.int16)
+        words = [(n * second, (n + 1) * second) for n in range(4, 10)]
+        assert voices.label(both, words) == [0, 0, 0, 1, 1, 1]

@@ -78,8 +78,8 @@ BAD = {
     "no audience": tokens.token(aud=None),
     "another issuer": tokens.token(iss="https://securetoken.google.com/another-project"),
     "no issuer": tokens.token(iss=None),
-    "from the future": tokens.token(iat=time.time() + 120),
-    "not yet": tokens.token(nbf=time.time() + 120),
+    "from the future": tokens.token(iat=time.time() + 3600),
+    "not yet": tokens.token(nbf=time.time() + 3600),
     "no end": tokens.token(exp=None),
     "no time": tokens.token(iat=None),
     "no subject": tokens.token(sub=None),
@@ -197,7 +197,7 @@ async def look(file: TokenFile) -> None:
 async def reading(path: Path) -> AsyncIterator[TokenFile]:
     file = TokenFile(path)
     async with trio.open_nursery() as nursery:
-        await nursery.start(file.run)
+        await nursery.start(file.follow_file)
         yield file
         nursery.cancel_scope.cancel()
 
@@ -274,7 +274,7 @@ async def test_a_server_does_not_start_without_a_whole_token_file(
 async def published(server: HTTPServer) -> AsyncIterator[KeyLogin]:
     async with open_http_client() as client, trio.open_nursery() as nursery:
         keys = PublishedKeys(server.url("/certs"), read_certificates, client, Random(1))
-        await nursery.start(keys.run)
+        await nursery.start(keys.keep_fresh)
         yield KeyLogin(keys, RULES)
         nursery.cancel_scope.cancel()
 
@@ -340,7 +340,7 @@ async def test_old_keys_serve_until_they_expire(
     monkeypatch.setattr(keys_module, "fetch_bounded", fetch)
     async with open_http_client() as client, trio.open_nursery() as nursery:
         keys = PublishedKeys("http://x/", read_certificates, client, Random(1))
-        await nursery.start(keys.run)
+        await nursery.start(keys.keep_fresh)
         started = trio.current_time()
         await trio.sleep_until(started + 899)
         assert set(keys.keys.by_id) == {"k1"}

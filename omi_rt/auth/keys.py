@@ -68,7 +68,9 @@ class PublishedKeys:
         """Whether there is any key."""
         return bool(self.keys.by_id)
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def keep_fresh(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Fetch the keys whenever it is time; until cancelled.
 
         Started when they have come, or have failed to for the first time.

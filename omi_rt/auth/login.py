@@ -97,7 +97,7 @@ async def open_login(settings: Settings, client: HTTPClient) -> AsyncIterator[Lo
     async with trio.open_nursery() as nursery:
         if settings.auth == "tokens":
             tokens = TokenFile(settings.token_file)
-            await nursery.start(tokens.run)
+            await nursery.start(tokens.follow_file)
             yield tokens
         elif settings.firebase_emulator and settings.auth == "firebase":
             yield EmulatorLogin(_firebase_rules(settings, is_unsigned=True))
@@ -107,7 +107,7 @@ async def open_login(settings: Settings, client: HTTPClient) -> AsyncIterator[Lo
             url = certs_url if is_firebase else settings.jwks_url
             read = read_certificates if is_firebase else read_jwks
             keys = PublishedKeys(url, read, client, Random())  # seeded by the system
-            await nursery.start(keys.run)
+            await nursery.start(keys.keep_fresh)
             yield KeyLogin(keys, _firebase_rules(settings) if is_firebase else _rules(settings))
         nursery.cancel_scope.cancel()
 

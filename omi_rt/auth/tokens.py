@@ -83,7 +83,9 @@ class TokenFile:
             raise BadToken
         return uid
 
-    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+    async def follow_file(
+        self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    ) -> None:
         """Read the file, and again whenever it changes; until cancelled.
 
         Raises:

@@ -53,7 +53,8 @@ class Gate:
                 raise NoToken
             return evolve(call, uid=await self._login.uid_of(token))
         except BadToken as error:
-            self._metrics.login_failures.labels(error.kind).inc()
-            get_logger().info("login_failed", peer=address, path=call.path, kind=error.kind)
-            await trio.sleep(self._failed.note(address, trio.current_time()))
-            raise
+            failure = error
+        self._metrics.login_failures.labels(failure.kind).inc()
+        get_logger().info("login_failed", peer=address, path=call.path, kind=failure.kind)
+        await trio.sleep(self._failed.note(address, trio.current_time()))
+        raise failure

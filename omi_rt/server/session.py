@@ -116,9 +116,8 @@ class Session:
         self._settings = settings
         self._metrics = shared.metrics
         self._pace = shared.pace
-        self._log = get_logger(
-            session=self.id, uid_hash=pseudonym(request.uid), peer=line.websocket.peer
-        )
+        peer, uid_hash = line.websocket.peer, pseudonym(request.uid)
+        self._log = get_logger(session=self.id, uid_hash=uid_hash, peer=peer)
         self._heard_at = trio.current_time()
         """When the last message came, which is more than a pong."""
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
