@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 TEXTS_PER_STEP = 16
-"""Of those that came at once, before other sessions get a turn: some 5 ms of finals."""
+"""This many of the messages that came at once are taken before other sessions get a turn: they take some
+5 ms."""
 MAX_LIBRARY_BYTES = 65_536
-"""What may wait for the library."""
+"""At most this much may wait for the library."""
 
 
 class WatchedStream(trio.abc.Stream):

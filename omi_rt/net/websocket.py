@@ -34,18 +34,19 @@ Take = Callable[[list[bytes | str], float], list[bytes | str] | None]
 
 MAX_MESSAGE_BYTES = 65_536
 MAX_QUEUED_BYTES = 1_048_576
-"""What may wait for a peer that does not read: about an hour of segments."""
+"""This much may wait for a peer that does not read: about an hour of segments."""
 MAX_HEAD_BYTES = 16_384
-"""Of an HTTP request head; nginx takes 8 KiB a line, Apache 8 KiB a field, Node 16 KiB in all."""
+"""An HTTP request head may have this length; nginx takes 8 KiB a line, Apache 8 KiB a field, Node 16 KiB
+in all."""
 HANDSHAKE_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 ABORT_SECONDS = 1.0
 ALLOWED_FRAMES_PER_SECOND = 200
 """Twice what the busiest device sends, which frames 10 ms of audio. Who sends more waits in line."""
 ALLOWED_FRAMES_AT_ONCE = 500
-"""After a pause; a device that was away for five seconds has as many."""
+"""This many frames may come at once after a pause; a device that was away for five seconds has as many."""
 _BYTES_OF_A_FRAME = 8_192
-"""A read counts as a frame for each of them."""
+"""A read counts as one frame for each of these bytes."""
 _TLS_HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, 5.1), and of no HTTP request."""
 STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)

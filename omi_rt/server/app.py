@@ -50,15 +50,15 @@ if TYPE_CHECKING:
 
 LISTEN_BACKLOG = 1024
 RETRY_SECONDS = (1, 10)
-"""Least and most for ``Retry-After``, whole seconds: those sent away do not come back together."""
+"""``Retry-After`` is between these, in whole seconds, so that those sent away do not come back together."""
 _SPREAD_SHARE = 0.5
-"""Of the drain time: sessions begin to end over it, and the last still has the rest to finish."""
+"""Sessions begin to end over this share of the drain time, and the last still has the rest to finish."""
 _LEAVE_SECONDS = 1.0
-"""Of the drain time: kept for saying goodbye."""
+"""This much of the drain time is kept for saying goodbye."""
 LAST_ANSWERS_SECONDS = 0.5
-"""After the last session: for plain requests that have come by then, such as a last scrape."""
+"""After the last session, plain requests that have come by then, such as a last scrape, have this long."""
 _SHOWN_CHARACTERS = 100
-"""Of what a stranger says of itself, in the log."""
+"""The log shows this many characters of what a stranger says of itself."""
 
 
 @define

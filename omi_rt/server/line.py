@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from omi_rt.net.websocket import WebSocket
 
 FIRST_MESSAGES_AT_ONCE = 4
-"""Before anything has been decoded, so many messages are taken without a look at what they cost."""
+"""Before anything has been decoded, this many messages are taken without a look at what they cost."""
 
 
 class Line:

@@ -24,8 +24,8 @@ class Pace:
     wait would tell the same for 4 % of the work. Where others take the CPU away the load seems less
     than it is; then audio piles up before the reads, and they grow by themselves.
 
-    A timer for each rest would cost 15 µs, as much as the read that it saves; here all whose time
-    has come are woken by one. ``run`` must run for anybody to be woken.
+    A timer for each rest would cost 15 µs, as much as the read that it saves; here one timer wakes all
+    whose time has come. ``run`` must run for anybody to be woken.
 
     Args:
         cap: the longest rest, in seconds.
@@ -96,7 +96,7 @@ class Pace:
         await event.wait()
 
     async def run(self) -> None:
-        """Wake them; until cancelled."""
+        """Wake each stream when its rest is over. This runs until it is cancelled."""
         tick = 0
         while True:
             if not self._due:

@@ -45,25 +45,25 @@ if TYPE_CHECKING:
     from omi_rt.server.shared import Shared
 
 UNDECODABLE_IN_A_ROW = 50
-"""Packets, after which the device is told that its codec is probably another one: 0.5 to 1 s."""
+"""After this many packets, which are 0.5 to 1 s, the device is told that its codec is probably another one."""
 KEPT_OPEN_SECONDS = 60.0
-"""So long may a client that has an idle limit say that it is there without ever sending audio."""
+"""A client that has an idle limit may say that it is there for this long without ever sending audio."""
 IDLE_CHECK_SECONDS = 0.25
-"""At least between two looks whether a client is idle."""
+"""Two looks at whether a client is idle are at least this far apart."""
 ABORT_SECONDS = 2.0
 _UNDRAINED_SECONDS = 10.0
-"""Without a final that covers anything: more than lie between two in speech."""
+"""A session that has had no final for this long is not being drained; in speech finals are closer together."""
 _MEMORY_CHECK_SECONDS = 0.25
 _STEP_BYTES = 65_536
-"""Of one session, audio in this amount is decoded before others get a turn: 0.5 ms of Opus."""
+"""This much audio of one session is decoded before others get a turn: it takes 0.5 ms of Opus."""
 _LAST_AUDIO_SECONDS = 5.0
-"""A lost connection is read for so long at most: what the device had sent before lies in the kernel."""
+"""A lost connection is read for this long at most, because what the device had sent before lies in the kernel."""
 _LEFT_CODE = 1000
-"""With this close code a device goes on purpose: nobody waits for it."""
+"""A device that closes with this code goes on purpose, and nobody waits for it."""
 _CATCH_UP_BYTES = 65_536
-"""So much of what was told before is queued at once."""
+"""This much of what was told before is queued at once."""
 MISSED_HEARTBEATS = 2
-"""Without a byte from the device, not even a pong: then it has vanished."""
+"""A device from which not a byte has come for this many heartbeats, not even a pong, has vanished."""
 
 
 class Session:
