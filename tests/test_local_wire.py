@@ -7,18 +7,13 @@ from typing import Any
 
 import pytest
 
+from omi_rt.core.live_api import Control, ControlKind
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.decoding import RecogniserInfo
 from omi_rt.local.errors import UnusableParameters
 from omi_rt.local.recogniser import Final, FinalWord
 from omi_rt.local.sphinx import spelling
-from omi_rt.local.wire import (
-    Control,
-    ControlKind,
-    ListenParameters,
-    ResultsWriter,
-    read_control,
-)
+from omi_rt.local.wire import ListenParameters, ResultsWriter, read_control
 
 LINEAR16 = "encoding=linear16&sample_rate=16000"
 SPHINX = RecogniserInfo("pocketsphinx", "en-us", ("en",))

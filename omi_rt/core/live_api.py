@@ -1,7 +1,7 @@
 """The provider's side of Deepgram's live protocol, without the wire.
 
 Names of the query, what a client may say, and the messages that it gets. ``/v1/listen`` of this
-server and the fake Deepgram of the tests speak it. The shapes are those of Deepgram's AsyncAPI
+server, the embedded recogniser and the fake Deepgram speak it. The shapes are those of Deepgram's AsyncAPI
 specification of ``/v1/listen`` (2026-07); its official clients require all fields that are written
 here.
 """

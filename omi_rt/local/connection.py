@@ -15,16 +15,17 @@ from typing import TYPE_CHECKING
 import trio
 
 from omi_rt.core.errors import PeerClosed
+from omi_rt.core.live_api import ControlKind
 from omi_rt.local import pipe, wire
 from omi_rt.local.errors import RecogniserError
 from omi_rt.local.headway import Headway
 from omi_rt.local.pipe import PROGRESS_SECONDS, Kind
 from omi_rt.local.pool import START_CPU_SECONDS
-from omi_rt.local.wire import ControlKind, ListenParameters
 
 if TYPE_CHECKING:
     from omi_rt.local.capacity import Capacity, StreamLoad
     from omi_rt.local.pool import Worker, WorkerPool
+    from omi_rt.local.wire import ListenParameters
     from omi_rt.net.websocket import WebSocket
 
 IDLE_SECONDS = 10.0
@@ -252,7 +253,7 @@ class Connection:
             return
         control = wire.read_control(message)
         if control is None:
-            self._websocket.send_nowait(wire.schema_error_message())
+            self._websocket.send_nowait(wire.schema_error_message(message))
         elif control.kind is ControlKind.CLOSE_STREAM:
             self._end()
         elif control.kind is ControlKind.FINALIZE:

@@ -10,6 +10,7 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed, OmiRtError
 from omi_rt.core.groups import errors_in
+from omi_rt.core.live_api import LISTEN_PATH, refusal_body
 from omi_rt.local import wire
 from omi_rt.local.connection import FAULT, Connection
 from omi_rt.local.errors import UnusableParameters
@@ -58,8 +59,10 @@ class Server:
         try:
             request = await handshake.receive_request()
             path, query = wire.split_target(request.target)
-            if path != wire.PATH:
-                await _refuse(handshake, 404, "NOT_FOUND", f"only {wire.PATH} is here", request_id)
+            if path != LISTEN_PATH:
+                await _refuse(
+                    handshake, 404, "NOT_FOUND", f"only {LISTEN_PATH} is here", request_id
+                )
                 return
             parameters = ListenParameters.from_query(query, self._pool.info.languages)
         except UnusableParameters as error:
@@ -119,7 +122,7 @@ async def _refuse(
 ) -> None:
     await handshake.respond(
         status,
-        wire.refusal_body(code, message, request_id),
+        refusal_body(code, message, request_id),
         content_type="application/json",
         headers={"dg-error": message, "dg-request-id": request_id},
     )

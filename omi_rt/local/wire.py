@@ -1,19 +1,20 @@
-"""The provider's side of Deepgram's live protocol, as far as the embedded recogniser speaks it.
+"""What the embedded recogniser takes and says of Deepgram's live protocol.
 
-Pure: query parameters and client messages in, messages for the client out. Shapes and rules are
-those of Deepgram's published API specification for ``/v1/listen``.
+This is pure: query parameters and client messages go in, messages for the client come out. Their shapes
+are those of `omi_rt.core.live_api`; what the recogniser adds is `progress_message`.
 """
 
 from __future__ import annotations
 
-from enum import Enum
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qsl, urlsplit
 
 from attrs import frozen
 
+from omi_rt.core import live_api
 from omi_rt.core.deepgram import PROGRESS_TYPE
-from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.core.json import dumps
+from omi_rt.core.live_api import Control, ControlKind
 from omi_rt.local.errors import UnusableParameters
 
 if TYPE_CHECKING:
@@ -22,7 +23,6 @@ if TYPE_CHECKING:
     from omi_rt.local.decoding import RecogniserInfo
     from omi_rt.local.recogniser import Final, FinalWord
 
-PATH = "/v1/listen"
 MODEL_NAME = "omi-rt-local"
 """In the header ``dg-model-name`` and in ``model_info``: a client that finds it knows that every
 word will have speaker 0, whoever speaks."""
@@ -87,34 +87,13 @@ class ListenParameters:
         )
 
 
-class ControlKind(Enum):
-    """The text messages that a client may send."""
-
-    KEEP_ALIVE = "KeepAlive"
-    FINALIZE = "Finalize"
-    CLOSE_STREAM = "CloseStream"
-
-
-@frozen
-class Control:
-    """A client's text message."""
-
-    kind: ControlKind
-    channel: int | None = None
-    """Of a Finalize for one channel alone."""
-
-
 def read_control(text: str) -> Control | None:
-    """Read a client's text message; None for one that is not understood."""
-    try:
-        message: dict[str, Any] = loads(text)
-        kind = ControlKind(message["type"])
-        channel = message.get("channel")
-    except (JSONError, ValueError, TypeError, KeyError):
+    """Read a client's text message; None for one that is not understood, which Configure is not here."""
+    control = live_api.read_control(text)
+    if control is None or control.kind is ControlKind.CONFIGURE:
         return None
-    if channel is not None and not (isinstance(channel, int) and 0 <= channel < MOST_CHANNELS):
-        return None
-    return Control(kind, channel)
+    is_there = control.channel is None or control.channel < MOST_CHANNELS
+    return control if is_there else None
 
 
 def model_name(info: RecogniserInfo) -> str:
@@ -146,26 +125,20 @@ class ResultsWriter:
             for word in final.words
             if self._parameters.filler_words or word.text not in _FILLERS
         ]
-        shown = "punctuated_word" if self._parameters.punctuate else "word"
         confidences = [word["confidence"] for word in words]
         start, end = _rounded(final.start), _rounded(final.end)
-        alternative = {
-            "transcript": " ".join(word[shown] for word in words),
-            "confidence": _rounded(sum(confidences) / len(words)) if words else 0.0,
-            "words": words,
-        }
         return dumps(
-            {
-                "type": "Results",
-                "channel_index": [final.channel, self._channels],
-                "start": start,
-                "duration": _rounded(end - start),
-                "is_final": not final.is_interim,
-                "speech_final": final.at_pause,
-                "from_finalize": from_finalize,
-                "channel": {"alternatives": [alternative]},
-                "metadata": self._metadata,
-            }
+            live_api.results(
+                words,
+                channel_index=(final.channel, self._channels),
+                start=start,
+                duration=_rounded(end - start),
+                metadata=self._metadata,
+                confidence=_rounded(sum(confidences) / len(words)) if words else 0.0,
+                is_final=not final.is_interim,
+                speech_final=final.at_pause,
+                from_finalize=from_finalize,
+            )
         )
 
     def _word(self, word: FinalWord) -> dict[str, Any]:
@@ -193,17 +166,15 @@ def metadata_message(
 ) -> str:
     """Return the summary that ends a stream; ``duration`` in seconds of audio accepted."""
     return dumps(
-        {
-            "type": "Metadata",
-            "transaction_key": "deprecated",
-            "request_id": request_id,
-            "sha256": sha256,
-            "created": created,
-            "duration": _rounded(duration),
-            "channels": channels,
-            "models": [MODEL_UUID],
-            "model_info": {MODEL_UUID: model_info(info)},
-        }
+        live_api.metadata(
+            request_id=request_id,
+            sha256=sha256,
+            created=created,
+            duration=_rounded(duration),
+            channels=channels,
+            model_uuid=MODEL_UUID,
+            model_info=model_info(info),
+        )
     )
 
 
@@ -225,20 +196,9 @@ def progress_message(*, seconds_worked: float, seconds_behind: float) -> str:
     )
 
 
-def schema_error_message() -> str:
+def schema_error_message(text: str) -> str:
     """Return what answers a text message that is not understood; the stream goes on."""
-    return dumps(
-        {
-            "type": "Error",
-            "variant": "SchemaError",
-            "description": "expected KeepAlive, Finalize or CloseStream as JSON",
-        }
-    )
-
-
-def refusal_body(code: str, message: str, request_id: str) -> str:
-    """Return the body of an HTTP refusal."""
-    return dumps({"err_code": code, "err_msg": message, "request_id": request_id})
+    return dumps(live_api.schema_error(text))
 
 
 def split_target(target: str) -> tuple[str, str]:
