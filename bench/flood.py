@@ -255,12 +255,12 @@ async def run(sockets: int, seconds: float, kinds: list[str]) -> int:
             },
             stderr=subprocess.PIPE,
         )
-        assert process.stderr is not None
-        said = b""
-        while (found := re.search(rb"http://[^:]+:(\d+)", said)) is None:
-            said += await process.stderr.receive_some()
-        port = int(found[1])
         try:
+            assert process.stderr is not None
+            said = b""
+            while (found := re.search(rb"http://[^:]+:(\d+)", said)) is None:
+                said += await process.stderr.receive_some()
+            port = int(found[1])
             nursery.start_soon(device.run, port)
             await trio.sleep(3)
             for kind in kinds:

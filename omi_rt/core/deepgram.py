@@ -32,6 +32,7 @@ overlapping or doubled finals, of an ended epoch each word once, by the rules in
 from __future__ import annotations
 
 import math
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -90,7 +91,9 @@ UNKNOWN_SPEAKER = MAX_LABEL
 they are no vote, and nobody's voice."""
 
 _FINAL_CLOSE_CODES = frozenset({1008})
-_RETRYABLE_STATUSES = frozenset({408, 425, 429, 499})
+_RETRYABLE_STATUSES = frozenset(
+    {HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_EARLY, HTTPStatus.TOO_MANY_REQUESTS, 499}
+)
 
 
 def listen_url(

@@ -9,6 +9,7 @@ here.
 from __future__ import annotations
 
 from enum import Enum
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -75,7 +76,7 @@ class Refused(OmiRtError):
 
 def bad_parameter(message: str) -> Refused:
     """Make the refusal of a query, which names the parameter."""
-    return Refused(400, "INVALID_QUERY_PARAMETER", message)
+    return Refused(HTTPStatus.BAD_REQUEST, "INVALID_QUERY_PARAMETER", message)
 
 
 def check_value(name: str, value: str) -> None:

@@ -6,6 +6,7 @@ import base64
 import binascii
 import hashlib
 import hmac
+from http import HTTPStatus
 from ipaddress import IPv6Address, ip_address
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
@@ -80,7 +81,7 @@ def is_public(address: str) -> bool:
 
 def is_worth_another_try(status: int) -> bool:
     """Whether a receiver that answered so may take the message later."""
-    return status >= 500 or status == 429
+    return status >= HTTPStatus.INTERNAL_SERVER_ERROR or status == HTTPStatus.TOO_MANY_REQUESTS
 
 
 def pause_before_retry(failures: int, spread: float) -> float:

@@ -8,6 +8,7 @@ its own that typed clients pass over.
 from __future__ import annotations
 
 import hashlib
+from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, ClassVar
 from uuid import UUID
 
@@ -363,11 +364,17 @@ def _check_keys(call: Call) -> None:
     scheme, _, credential = call.headers.get("authorization", "").strip().partition(" ")
     in_header = scheme.lower() in _KEY_SCHEMES
     if in_header and not credential.strip():
-        raise Refused(401, "INVALID_AUTH", "the Authorization header has no key")
+        raise Refused(
+            HTTPStatus.UNAUTHORIZED, "INVALID_AUTH", "the Authorization header has no key"
+        )
     protocols = _protocols(call)
     in_protocol = bool(protocols) and protocols[0].lower() in _KEY_SCHEMES
     if in_protocol and len(protocols) != 2:
-        raise Refused(401, "INVALID_AUTH", "the subprotocols must be two: token, and the key")
+        raise Refused(
+            HTTPStatus.UNAUTHORIZED,
+            "INVALID_AUTH",
+            "the subprotocols must be two: token, and the key",
+        )
     if in_header and in_protocol:
         raise bad_parameter("a key is given in Authorization and as a subprotocol: give one")
 

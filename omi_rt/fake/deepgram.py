@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import contextlib
 import math
+from http import HTTPStatus
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -47,13 +48,13 @@ KEY_PATH = "/v1/auth/token"
 SEND_SECONDS = 60.0
 """The fake waits this long for a client that does not read."""
 
-_ERROR_CODES = {
-    400: "INVALID_QUERY_PARAMETER",
-    401: "INVALID_AUTH",
-    402: "ASR_PAYMENT_REQUIRED",
-    403: "INSUFFICIENT_PERMISSIONS",
-    404: "NOT_FOUND",
-    429: "TOO_MANY_REQUESTS",
+_ERROR_CODES: dict[int, str] = {
+    HTTPStatus.BAD_REQUEST: "INVALID_QUERY_PARAMETER",
+    HTTPStatus.UNAUTHORIZED: "INVALID_AUTH",
+    HTTPStatus.PAYMENT_REQUIRED: "ASR_PAYMENT_REQUIRED",
+    HTTPStatus.FORBIDDEN: "INSUFFICIENT_PERMISSIONS",
+    HTTPStatus.NOT_FOUND: "NOT_FOUND",
+    HTTPStatus.TOO_MANY_REQUESTS: "TOO_MANY_REQUESTS",
 }
 
 
@@ -146,7 +147,8 @@ class FakeDeepgram:
 
     async def _answer_key(self, handshake: ServerHandshake, request: HTTPRequest) -> None:
         rng = Random(f"{self.options.seed}/key")
-        status, body = 200, {"api_key_id": random_uuid(rng), "scopes": ["usage:write"]}
+        status: int = HTTPStatus.OK
+        body = {"api_key_id": random_uuid(rng), "scopes": ["usage:write"]}
         try:
             _authorise(request, self.options)
         except Refused as refusal:
@@ -184,23 +186,25 @@ class FakeDeepgram:
                 code = _ERROR_CODES.get(fault.status, "UNKNOWN")
                 raise Refused(fault.status, code, fault.error or code, fault.retry_after)
             if not request.is_upgrade:
-                raise Refused(426, "UPGRADE_REQUIRED", "this is a WebSocket endpoint")
+                raise Refused(
+                    HTTPStatus.UPGRADE_REQUIRED, "UPGRADE_REQUIRED", "this is a WebSocket endpoint"
+                )
             _authorise(request, options)
             parameters = parse_target(request.target, options.extra_parameters)
             if options.concurrency is not None and self._open_connections >= options.concurrency:
-                raise Refused(429, _ERROR_CODES[429], "too many concurrent requests")
+                raise _refusal(HTTPStatus.TOO_MANY_REQUESTS, "too many concurrent requests")
             websocket = handshake.accept({"dg-request-id": record.request_id})
         except Refused as refusal:
             await _refuse(handshake, record, refusal)
             return
         except HandshakeFailed as error:
-            status = error.status or 400
+            status = error.status or HTTPStatus.BAD_REQUEST
             await _refuse(handshake, record, Refused(status, "BAD_REQUEST", str(error)))
             return
         if isinstance(fault, Drop):
             stream.cut_next_send()
         else:
-            record.status = 101
+            record.status = HTTPStatus.SWITCHING_PROTOCOLS
         record.sample_rate = parameters.sample_rate
         connection = ListenConnection(
             websocket, stream, parameters, options, record, plan.of_open_connection, rng
@@ -240,10 +244,14 @@ def _authorise(request: HTTPRequest, options: Options) -> None:
     scheme, _, credential = request.headers.get("authorization", "").partition(" ")
     accepted = {"token": options.keys, "bearer": options.tokens}
     if scheme.lower() not in accepted or not credential.strip():
-        raise Refused(401, _ERROR_CODES[401], "no credentials")
+        raise _refusal(HTTPStatus.UNAUTHORIZED, "no credentials")
     known = accepted[scheme.lower()]
     if known is not None and credential.strip() not in known:
-        raise Refused(401, _ERROR_CODES[401], "invalid credentials")
+        raise _refusal(HTTPStatus.UNAUTHORIZED, "invalid credentials")
+
+
+def _refusal(status: HTTPStatus, message: str) -> Refused:
+    return Refused(status, _ERROR_CODES[status], message)
 
 
 async def _refuse(handshake: ServerHandshake, record: ConnectionRecord, refusal: Refused) -> None:

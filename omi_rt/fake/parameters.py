@@ -7,6 +7,7 @@ provider transcribes ``linear16`` alone; containers and other encodings are refu
 from __future__ import annotations
 
 import re
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qsl, urlsplit
 
@@ -89,7 +90,7 @@ def parse_target(target: str, extra: Collection[str] = ()) -> ListenParameters:
     except ValueError:
         raise bad_parameter("the target is malformed") from None
     if parts.path != LISTEN_PATH:
-        raise Refused(404, "NOT_FOUND", "no such path")
+        raise Refused(HTTPStatus.NOT_FOUND, "NOT_FOUND", "no such path")
     try:
         pairs = parse_qsl(parts.query, keep_blank_values=True, strict_parsing=bool(parts.query))
     except ValueError:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from http import HTTPStatus
 from typing import Any
 
 from attrs import Attribute, define, field, frozen
@@ -130,7 +131,7 @@ class ConnectionRecord:
     @property
     def is_open(self) -> bool:
         """Whether the connection counts against the limit of connections."""
-        return self.status == 101 and self.closed_at is None
+        return self.status == HTTPStatus.SWITCHING_PROTOCOLS and self.closed_at is None
 
     def violate(self, what: str) -> None:
         """Note that the client broke a rule."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import uuid
+from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
@@ -61,16 +62,24 @@ class Server:
             path, query = wire.split_target(request.target)
             if path != LISTEN_PATH:
                 await _refuse(
-                    handshake, 404, "NOT_FOUND", f"only {LISTEN_PATH} is here", request_id
+                    handshake,
+                    HTTPStatus.NOT_FOUND,
+                    "NOT_FOUND",
+                    f"only {LISTEN_PATH} is here",
+                    request_id,
                 )
                 return
             parameters = ListenParameters.from_query(query, self._pool.info.languages)
         except UnusableParameters as error:
-            await _refuse(handshake, 400, "INVALID_QUERY_PARAMETER", str(error), request_id)
+            await _refuse(
+                handshake, HTTPStatus.BAD_REQUEST, "INVALID_QUERY_PARAMETER", str(error), request_id
+            )
             return
         if self._capacity.is_full:
             message = "there are as many connections as the processors carry"
-            await _refuse(handshake, 429, "TOO_MANY_REQUESTS", message, request_id)
+            await _refuse(
+                handshake, HTTPStatus.TOO_MANY_REQUESTS, "TOO_MANY_REQUESTS", message, request_id
+            )
             return
         load = self._capacity.open(parameters.channels if parameters.multichannel else 1)
         try:
@@ -90,7 +99,13 @@ class Server:
                 {"dg-request-id": request_id, "dg-model-name": wire.model_name(self._pool.info)}
             )
         except HandshakeFailed as error:
-            await _refuse(handshake, error.status or 400, "Bad Request", str(error), request_id)
+            await _refuse(
+                handshake,
+                error.status or HTTPStatus.BAD_REQUEST,
+                "Bad Request",
+                str(error),
+                request_id,
+            )
             return
         try:
             async with trio.open_nursery() as nursery:
