@@ -269,6 +269,14 @@ def test_audio_goes_up_in_messages_of_a_quarter_of_a_second_at_most() -> None:
     assert talk.exchange.has_audio is False
 
 
+def test_no_message_of_many_channels_is_too_big_for_a_server_that_takes_64_kib() -> None:
+    talk, audio = live(AudioFormat(48_000, 8)), b"\1\2" * 8 * 14_400
+    talk.hear(audio)
+    talk.send_now()
+    assert [len(item) for _, item in talk.sent] == [65_536, 65_536, 65_536, 33_792]
+    assert talk.audio == audio
+
+
 def test_what_the_device_sent_just_now_may_be_taken_by_its_own_task() -> None:
     talk = live()
     talk.hear(speech(0.1))

@@ -36,7 +36,7 @@ from omi_rt.core.deepgram import (
     finalize_channel,
 )
 from omi_rt.core.errors import ProviderClosed, ProviderUnreachable
-from omi_rt.core.load import MAX_MESSAGE_SECONDS
+from omi_rt.core.load import MAX_MESSAGE_BYTES, MAX_MESSAGE_SECONDS
 from omi_rt.core.news import (
     PROGRESSED,
     SILENCE_PASSED,
@@ -171,7 +171,9 @@ class Exchange:
         self._coverage = coverage
         self._format = coverage.audio_format
         self._rate = self._format.sample_rate
-        self._message_samples = self._format.samples(MAX_MESSAGE_SECONDS)
+        self._message_samples = min(
+            self._format.samples(MAX_MESSAGE_SECONDS), MAX_MESSAGE_BYTES // self._format.frame_bytes
+        )
         self._patience = patience
         self._cost = cost
         self._send_timeout = send_timeout

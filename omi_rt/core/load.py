@@ -7,7 +7,8 @@ stream less often, and each message holds more. The one place where this is deci
 * From `SLACK_LOAD` on a stream is left alone for a while after each read, for ``cap`` seconds at
   `FULL_LOAD`. What is read then goes up as one message. A rest that is shorter than the device's own
   messages would save nothing, and is not taken.
-* What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`.
+* What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`, and of at
+  most `MAX_MESSAGE_BYTES`.
 
 Reading seldom costs latency, so it begins late: at 250 streams of 20 ms, load 0.67, p99 is 2 ms;
 where it began at half load p99 was 33 ms, and the CPU's work was no less.
@@ -20,6 +21,10 @@ from attrs import define
 MAX_MESSAGE_SECONDS = 0.25
 """A message holds at most this much audio, because Deepgram advises 20 to 250 ms a message (its page on
 measuring streaming latency)."""
+MAX_MESSAGE_BYTES = 65_536
+"""A message of eight channels at 48 kHz would have 192 kB in that time. Many a WebSocket server takes no
+more than this of one message, our own among them, and closes with 1009; what is sent again in the same
+pieces would meet the same end for ever."""
 SLACK_LOAD = 0.9
 """Up to this load (0..1) every stream is read as soon as something has arrived."""
 FULL_LOAD = 0.99

@@ -25,6 +25,9 @@ system need."""
 _CGROUPS = Path("/sys/fs/cgroup")
 _YOUNG_OBJECTS = 100_000
 """The collector looks by itself when this many objects have been made and not freed: some 10 MB."""
+GARBAGE_ENDINGS = 50
+"""Ended connections leave cycles too. Each is small as an object and may hold a megabyte that its device
+has not read, which the collector's own count of objects does not see."""
 
 
 def default_backlog_bytes(cgroups: Path = _CGROUPS, own: Path = Path("/proc/self/cgroup")) -> int:
@@ -70,24 +73,26 @@ def calm_the_collector() -> None:
 async def keep_memory_low(
     count_failures: Callable[[], int], count_endings: Callable[[], int]
 ) -> None:
-    """Free what failed connections have left behind, and give back what ended sessions had.
+    """Free what failed and ended connections have left behind, and give it back to the system.
 
-    A failed connection leaves cycles (tracebacks, and what they hold: 130 KB each). They are collected in
-    one piece, which holds up the loop for tens of milliseconds where there are hundreds of sessions. Both
-    leave holes in the heap, which the C library keeps; giving them back to the system takes a
-    millisecond.
+    A failed connection leaves cycles (tracebacks, and what they hold: 130 KB each), and so does a session
+    that ends. They are collected in one piece, which holds up the loop for tens of milliseconds where
+    there are hundreds of sessions: after any failure, and after `GARBAGE_ENDINGS`. Both leave holes in the
+    heap, which the C library keeps; giving them back to the system takes a millisecond.
 
     This runs until it is cancelled. It does something only where a count has changed, and for at most
     `SHARE` of the time.
     """
     seen, pause = (count_failures(), count_endings()), PAUSE_SECONDS
+    collected = seen
     trim = _find_trim()
     while True:
         await trio.sleep(pause)
         started = perf_counter()
         before, seen = seen, (count_failures(), count_endings())
-        if seen[0] != before[0]:
+        if seen[0] != collected[0] or seen[1] - collected[1] >= GARBAGE_ENDINGS:
             gc.collect()
+            collected = seen
         if seen != before:
             trim()
         pause = max(PAUSE_SECONDS, (perf_counter() - started) / SHARE)
