@@ -294,7 +294,7 @@ async def test_what_a_device_does_not_read_waits_in_a_bounded_queue(
         assert refusal == "the peer does not read what it is sent"
         assert MAX_QUEUED_BYTES - 10_000 < queued < MAX_QUEUED_BYTES + 10_000
         # The session ends as soon as it has something to say itself.
-        session._send(session._line, [{"type": "ping"}])
+        session._line.send([{"type": "ping"}])
         await world.sessions_ended()
         assert session._ending.close_code == 1011
 

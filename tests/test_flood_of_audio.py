@@ -13,15 +13,13 @@ from trio.testing import MockClock, memory_stream_pair
 from omi_rt.log import configure_logging
 from omi_rt.net.protocol import FRAMES_PER_STEP
 from omi_rt.net.websocket import ServerHandshake
-from omi_rt.server import session as session_module
+from omi_rt.server.line import Line
 from tests.harness import listening_server
 from tests.processes_e2e import UPGRADE
 from tests.test_log_lines import lines, named
 
 if TYPE_CHECKING:
     import pytest
-
-    from omi_rt.server.line import Line
 
 HEARTBEAT_SECONDS = 20.0
 DECODE_SECONDS = 0.05
@@ -61,7 +59,9 @@ async def test_what_a_lost_connection_left_in_the_kernel_is_read_for_five_second
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     configure_logging("info", "json")
-    monkeypatch.setattr(session_module, "open_decoder", lambda *_: SlowDecoder(autojump_clock))
+    monkeypatch.setattr(
+        "omi_rt.server.session.open_decoder", lambda *_: SlowDecoder(autojump_clock)
+    )
     async with listening_server(heartbeat_seconds=HEARTBEAT_SECONDS, resume_seconds=0.0) as (
         world,
         _fake,
@@ -98,8 +98,7 @@ async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_
         listening_server() as (world, _fake),
         world.device(codec="opus", sample_rate=48_000, channels=2) as device,
     ):
-        session = device.session
-        take = session._take
+        take = Line._take
 
         def note_step(line: Line, messages: list[bytes | str], now: float) -> None:
             take(line, messages, now)
@@ -109,8 +108,8 @@ async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_
             turns.append(len(steps))
             await trio.lowlevel.checkpoint()
 
-        monkeypatch.setattr(session, "_take", note_step)
-        monkeypatch.setattr(session_module, "wait_turn", note_turn)
+        monkeypatch.setattr(Line, "_take", note_step)
+        monkeypatch.setattr("omi_rt.server.line.wait_turn", note_turn)
         for _ in range(PACKETS):
             device.send(TWO_BYTES_OF_OPUS)
         ended = await device.finish()
@@ -137,7 +136,7 @@ async def test_messages_that_hold_little_are_taken_all_at_once(
     ):
         device.send(bytes(640))
         await trio.testing.wait_all_tasks_blocked()
-        monkeypatch.setattr(session_module, "wait_turn", note_turn)
+        monkeypatch.setattr("omi_rt.server.line.wait_turn", note_turn)
         for _ in range(5):
             for _ in range(20):
                 device.send(bytes(640))

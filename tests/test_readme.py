@@ -20,7 +20,7 @@ from omi_rt.deepgram.primer import NO_PROFILE, NO_ROOM, NOT_RECOGNISED, ONE_SPEA
 from omi_rt.fake import FaultScript, Options, random_script, synthesise
 from omi_rt.fake.faults import Close, Refuse, Say
 from omi_rt.local.wire import progress_message
-from omi_rt.server.session import UNDECODABLE_IN_A_ROW
+from omi_rt.server.line import UNDECODABLE_IN_A_ROW
 from tests.harness import Device, listening_server, running_server, unreachable, words_of
 from tests.processes_e2e import KEY, environment, fake_in_process, serving
 from tests.test_identities import STRANGER, USER, conversation, stored
@@ -82,7 +82,7 @@ async def messages_of_a_comeback() -> list[Any]:
         await trio.testing.wait_all_tasks_blocked()
         await trio.aclose_forcefully(first.stream)
         # As if it had told more than it keeps.
-        first.session._outbox._kept.popleft()
+        first.session.outbox._kept.popleft()
         secret = next(m["resume"] for m in first.messages if "resume" in m)
         async with world.device(resume=secret, after=0, acknowledge="true") as second:
             second.send(bytes(RATE))

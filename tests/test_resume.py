@@ -549,7 +549,7 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
         await first.stream_audio(pcm[: -20 * SECOND], SECOND, speed=1.2)
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
-        assert first.session._outbox.held_bytes < MAX_OUTBOX_BYTES
+        assert first.session.outbox.held_bytes < MAX_OUTBOX_BYTES
         stream = world.open_stream(2_000)
         url = f"ws://server/listen?uid=u1&after=0&resume={secret}"
         second = Device(await open_websocket(stream, url), stream)

@@ -241,12 +241,12 @@ async def test_frames_that_arrive_for_a_line_that_was_taken_over_are_left(
         async with resuming(world, secret) as second:
             await trio.testing.wait_all_tasks_blocked()
             # A poller has no task of the line's to cancel: it asks.
-            assert session._take_at_once(old, [bytes(RATE)], trio.current_time()) == []
+            assert old._take_at_once([bytes(RATE)], trio.current_time()) == []
             assert session.received_samples == RATE
             at = trio.current_time() + 3
-            assert session._take_at_once(session._line, [bytes(RATE)], at) is None
+            assert session._line._take_at_once([bytes(RATE)], at) is None
             assert session.received_samples == RATE + RATE // 2
-            assert session._heard_at == at
+            assert session._line.heard_at == at
             await second.finish()
 
 

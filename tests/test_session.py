@@ -324,7 +324,7 @@ async def test_a_fault_inside_one_session_touches_no_other(
                 def close(self) -> None:
                     pass
 
-            broken.session._decoder = Exploding()
+            broken.session.decoder = Exploding()
             broken.send(bytes(1600))
             await broken.ended()
             assert broken.closed is not None

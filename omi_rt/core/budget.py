@@ -12,6 +12,9 @@ _SCARCE_SHARE: Final = 0.5
 """Once this share of the capacity is held, sessions ask whether their devices may be read."""
 _FULL_SHARE: Final = 0.9
 """Once this share of the capacity is held, there is no room for a new session."""
+_UNDRAINED_SECONDS: Final = 10.0
+"""A backlog that no final has trimmed for this long is not being drained; in speech finals are closer
+together."""
 
 
 class BacklogBudget:
@@ -45,3 +48,20 @@ class BacklogBudget:
             return True
         share = _DRAINED_SHARE if is_drained else _UNDRAINED_SHARE
         return held_bytes < share * (self.capacity_bytes - self.held_bytes)
+
+
+class BacklogShare:
+    """One backlog's part in the budget, by whether finals drain it."""
+
+    __slots__ = ("_budget", "_drained_at", "_drained_to")
+
+    def __init__(self, budget: BacklogBudget, now: float) -> None:
+        self._budget = budget
+        self._drained_to, self._drained_at = 0, now
+
+    def has_room(self, held_bytes: int, start: int, now: float) -> bool:
+        """Whether a backlog that holds ``held_bytes``, from position ``start`` on, may take more."""
+        if start != self._drained_to:
+            self._drained_to, self._drained_at = start, now
+        is_drained = now - self._drained_at < _UNDRAINED_SECONDS
+        return self._budget.has_room_for(held_bytes, is_drained=is_drained)

@@ -350,7 +350,7 @@ class Server:
         except PeerClosed as closed:
             await self._close(websocket, BadRequest.close_code, f"auth: {closed}")
             return None
-        line = Line(websocket, early, acknowledges=wish.acknowledges)
+        line = Line(websocket, self._shared, early, acknowledges=wish.acknowledges)
         if wish.secret is not None and await self._resume(line, opening, wish):
             return None if line.is_lost else line
         try:
@@ -367,7 +367,7 @@ class Server:
     async def _resume(self, line: Line, opening: Opening, wish: Wish) -> bool:
         """Take a session up, or refuse to; returns False where a new one is to begin."""
         outcome = Outcome.UNKNOWN
-        session = self._shared.resumable.find(wish.secret or "")
+        session: Session | None = self._shared.resumable.find(wish.secret or "")
         if session is not None:
             decision = session.resume(line, opening, wish)
             outcome = decision.outcome

@@ -1,35 +1,98 @@
-"""One connection of a device's, which its session may outlive."""
+"""One connection of a device's: what it says and is sent, for a session that may outlive it."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
+
+from omi_rt.core import endings, events
+from omi_rt.core.acknowledgement import ACKNOWLEDGE_SECONDS, Acknowledgement
+from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
+from omi_rt.core.json import dumps
+from omi_rt.faces.face import SHORT_BYTES
+from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from omi_rt.codecs import AudioDecoder
     from omi_rt.codecs.resent import Resent
+    from omi_rt.core.asks import Ask
+    from omi_rt.core.coverage import Coverage
+    from omi_rt.core.endings import Ending
+    from omi_rt.core.outbox import Outbox
+    from omi_rt.faces.face import Face
     from omi_rt.net.websocket import WebSocket
+    from omi_rt.server.shared import Shared
 
+UNDECODABLE_IN_A_ROW = 50
+"""After this many packets, which are 0.5 to 1 s, the device is told that its codec is probably another one."""
 FIRST_MESSAGES_AT_ONCE = 4
 """Before anything has been decoded, this many messages are taken without a look at what they cost."""
+_STEP_BYTES = 65_536
+"""This much audio of one session is decoded before others get a turn: it takes 0.5 ms of Opus."""
+_MEMORY_CHECK_SECONDS = 0.25
+_LAST_AUDIO_SECONDS = 5.0
+"""A lost connection is read for this long at most, because what the device had sent before lies in the kernel."""
+_LEFT_CODE = 1000
+"""A device that closes with this code goes on purpose, and nobody waits for it."""
+_CATCH_UP_BYTES = 65_536
+"""This much of what was told before is queued at once."""
+MISSED_HEARTBEATS = 2
+"""A device from which not a byte has come for this many heartbeats, not even a pong, has vanished."""
+
+
+class Owner(Protocol):
+    """What a line needs of the session that it belongs to."""
+
+    coverage: Coverage
+    decoder: AudioDecoder
+    face: Face
+    outbox: Outbox
+    takes_audio: bool
+    """Whether more audio may come: the session is not ending yet."""
+
+    def receive(self, parts: list[bytes], now: float) -> None:
+        """Take decoded audio, in order; it may be none."""
+
+    def follow(self, ask: Ask) -> None:
+        """Do what the client asks."""
+
+    def tell_undecodable(self) -> None:
+        """Tell the client, once, that its codec is probably another one."""
+
+    def has_memory(self) -> bool:
+        """Whether all sessions' backlogs leave room for more of this one's audio."""
+
+    async def make_room(self) -> None:
+        """Wait until the backlog takes more audio, or no more may come. Cancelling is safe."""
+
+    def lose(self, line: Line, ending: Ending, *, is_left: bool = False) -> None:
+        """Give ``line`` up (`Line.lose`), and decide what becomes of the session."""
 
 
 class Line:
-    """What belongs to one connection, and ends with it. Its session runs its tasks.
+    """One connection, from the upgrade to its end: its audio, its heartbeat, and what it is sent.
+
+    It knows how to read its device and how to send to it; what is said means something to the
+    session only. `start` runs its tasks in the session's nursery.
 
     Args:
         websocket: open.
+        shared: what all sessions share.
         early: messages that have been taken from the WebSocket already.
         acknowledges: whether the device is told how far its audio has come.
     """
 
     __slots__ = (
+        "_owner",
+        "_shared",
         "acknowledges",
         "early",
         "farewell",
         "has_caught_up",
+        "heard_at",
         "incoming",
         "incoming_ended",
         "is_catching_up",
@@ -42,12 +105,22 @@ class Line:
         "websocket",
     )
 
+    _owner: Owner
+
     def __init__(
-        self, websocket: WebSocket, early: Sequence[bytes | str] = (), *, acknowledges: bool = False
+        self,
+        websocket: WebSocket,
+        shared: Shared,
+        early: Sequence[bytes | str] = (),
+        *,
+        acknowledges: bool = False,
     ) -> None:
         self.websocket = websocket
+        self._shared = shared
         self.early = list(early)
         self.acknowledges = acknowledges
+        self.heard_at = trio.current_time()
+        """When the last message came, which is more than a pong."""
         self.incoming = trio.CancelScope()
         """Of whoever reads."""
         self.incoming_ended = trio.Event()
@@ -68,6 +141,37 @@ class Line:
         self.over = trio.Event()
         """Set when nothing of it is left but its stream."""
 
+    def start(
+        self,
+        owner: Owner,
+        nursery: trio.Nursery,
+        greeting: list[Any],
+        *,
+        told: int | None = None,
+        resent: Resent | None = None,
+    ) -> None:
+        """Send ``greeting``, and serve the device from now on. A line is started once.
+
+        Args:
+            owner: the session.
+            nursery: of the session.
+            greeting: the first messages.
+            told: the number of the last message that the device has; what was told after it is sent
+                again. None where nothing was told before.
+            resent: what of its audio has come before.
+        """
+        self._owner, self.resent = owner, resent
+        if told is not None:
+            self.told, self.is_catching_up = told, True
+        self.send(greeting)
+        nursery.start_soon(self._deliver)
+        nursery.start_soon(self._serve_device)
+        nursery.start_soon(self._send_heartbeat)
+        if self.is_catching_up:
+            nursery.start_soon(self._catch_up)
+        if self.acknowledges:
+            nursery.start_soon(self._acknowledge)
+
     def lose(self, close_code: int, reason: str) -> None:
         """Give it up: whoever reads it stops. A second call does nothing."""
         if not self.is_lost:
@@ -75,3 +179,248 @@ class Line:
             self.farewell = (close_code, reason)
             self.incoming.cancel()
             self.has_caught_up.set()
+
+    @property
+    def has_sent_all(self) -> bool:
+        """Whether nothing is left to send, or nobody to send it to."""
+        return self.is_lost or self.websocket.has_sent_all
+
+    async def stop_reading(self) -> None:
+        """Read no more, and wait until whoever reads has stopped. Cancelling is safe."""
+        self.incoming.cancel()
+        await self.incoming_ended.wait()
+
+    async def wait_until_caught_up(self) -> None:
+        """Wait until what is told goes out at once, or to nobody. Cancelling is safe."""
+        if self.is_catching_up:
+            await self.has_caught_up.wait()
+
+    async def close(self, close_code: int, reason: str) -> None:
+        """Say goodbye to a device that is there, when it is not read any more."""
+        if not self.is_lost:
+            await self.websocket.aclose(close_code, reason)
+
+    async def abort(self, close_code: int, reason: str) -> None:
+        """End it at once, when its tasks have ended. Cancelling drops the connection."""
+        try:
+            await self.websocket.abort(close_code, reason)
+        finally:
+            self.over.set()
+
+    # From the device.
+
+    async def _serve_device(self) -> None:
+        with self.incoming:
+            try:
+                await self._receive_audio()
+            except PeerClosed as closed:
+                self._owner.lose(
+                    self,
+                    endings.device_lost(f"device_closed_{closed.code}", closed.code),
+                    is_left=closed.code == _LEFT_CODE,
+                )
+        if self.is_lost:
+            # Its side ends now, whatever is still to be finalised.
+            await self.websocket.aclose(*self.farewell)
+            self.over.set()
+        self.incoming_ended.set()
+
+    async def _receive_audio(self) -> None:
+        """Take every message that is there, decode it, put it into the backlog; nothing else."""
+        websocket, pace = self.websocket, self._shared.pace
+        owner, coverage, budget = self._owner, self._owner.coverage, self._shared.budget
+        backlog, rate = coverage.backlog, coverage.audio_format.sample_rate
+        take = self._take_at_once
+        early, self.early = self.early, []
+        self._take(early, websocket.received_at)
+        while True:
+            messages = await websocket.receive(take)
+            if self.is_lost:
+                # Taken over meanwhile: the device has been told where its audio goes on.
+                return
+            # Asked once and passed on: every frame comes this way.
+            now, before = websocket.received_at, backlog.end
+            self.heard_at = now
+            if len(messages) <= self.messages_at_once:
+                self._take(messages, now)
+            else:
+                await self._take_in_steps(messages, now)
+            if coverage.is_full and owner.takes_audio:
+                self.is_reading = False
+                await owner.make_room()
+                self.is_reading = True
+                now = trio.current_time()
+            if budget.is_scarce and owner.takes_audio:
+                await self._wait_for_memory()
+                now = trio.current_time()
+            if websocket.has_more:
+                continue
+            if not messages or pace.has_slack(now):
+                continue
+            pause = pace.pause((backlog.end - before) / rate / len(messages))
+            if pause > 0.0:
+                await pace.rest(pause)
+                websocket.expect_data()
+
+    def _take_at_once(self, messages: list[bytes | str], now: float) -> list[bytes | str] | None:
+        """Take messages as they arrive; returns what is left for the line's own task, which may wait."""
+        if self.is_lost:
+            # What comes after another line has taken the session up is nobody's.
+            return []
+        if len(messages) > self.messages_at_once:
+            return messages
+        self.heard_at = now
+        self._take(messages, now)
+        return [] if self._owner.coverage.is_full or self._shared.budget.is_scarce else None
+
+    async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
+        """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
+
+        A message of two bytes can hold 120 ms of Opus, which decode to 23 kB: what a message costs
+        shows in what came of those before it.
+        """
+        coverage = self._owner.coverage
+        backlog, size = coverage.backlog, coverage.audio_format.frame_bytes
+        done = 0
+        while done < len(messages):
+            step = messages[done : done + self.messages_at_once]
+            if done:
+                await wait_turn()
+                if self.is_lost:
+                    return
+            before = backlog.end
+            self._take(step, now)
+            bytes_each = (backlog.end - before) * size / len(step)
+            self.messages_at_once = max(1, int(_STEP_BYTES / max(bytes_each, 1.0)))
+            done += len(step)
+
+    async def _wait_for_memory(self) -> None:
+        """Return when all sessions' backlogs leave room for more of this one's audio.
+
+        Until then the device is not read, and TCP slows it, whether or not Deepgram is away: nothing
+        is given up for the sake of other sessions. A device that has gone meanwhile is noticed by
+        the task that writes to it.
+        """
+        owner = self._owner
+        if owner.has_memory():
+            return
+        self._shared.metrics.held_back.inc()
+        self.is_reading = False
+        # Any of a thousand others may make room, by any final.
+        while (  # noqa: ASYNC110
+            not owner.has_memory() and owner.takes_audio and self.websocket.can_send
+        ):
+            await trio.sleep(_MEMORY_CHECK_SECONDS)
+        self.is_reading = True
+        # Else the pause would count as the device's.
+        await owner.make_room()
+
+    def _take(self, messages: list[bytes | str], now: float) -> None:
+        owner = self._owner
+        decode, face = owner.decoder.decode, owner.face
+        if self.resent is not None:
+            messages = self._leave_out_resent(self.resent, messages)
+        parts: list[bytes] = []
+        for message in messages:
+            ask: Ask | None = None
+            if isinstance(message, str):
+                ask = face.read(message)
+            elif len(message) <= SHORT_BYTES:
+                ask = face.read_short(message)
+            if ask is not None:
+                # What it asks is about the audio before it.
+                owner.receive(parts, now)
+                parts = []
+                owner.follow(ask)
+            elif owner.takes_audio and isinstance(message, bytes):
+                parts.append(decode(message))
+                if owner.decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
+                    owner.tell_undecodable()
+        owner.receive(parts, now)
+
+    def _leave_out_resent(self, again: Resent, messages: list[bytes | str]) -> list[bytes | str]:
+        """Return the messages without audio that has come before."""
+        new: list[bytes | str] = []
+        for message in messages:
+            is_ask = isinstance(message, str) or (
+                len(message) <= SHORT_BYTES and self._owner.face.read_short(message) is not None
+            )
+            rest = message if is_ask or isinstance(message, str) else again.rest_of(message)
+            if rest is not None:
+                new.append(rest)
+        if again.is_over:
+            self.resent = None
+        return new
+
+    # To the device.
+
+    def send(self, messages: list[Any]) -> None:
+        """Queue messages as JSON. Once the line is lost this does nothing."""
+        for message in messages:
+            self.send_text(dumps(message))
+
+    def send_text(self, text: str) -> None:
+        """Queue one message. Once the line is lost this does nothing."""
+        if self.is_lost:
+            return
+        try:
+            self.websocket.send_nowait(text)
+        except DeviceError as error:
+            self._owner.lose(self, endings.device_lost(str(error), error.close_code))
+
+    async def _send_heartbeat(self) -> None:
+        interval = self._shared.settings.heartbeat_seconds
+        beat = trio.current_time()
+        while True:
+            beat += interval
+            await trio.sleep_until(beat)
+            if self.is_lost:
+                return
+            silent = trio.current_time() - self.websocket.received_at
+            if self.is_reading and silent > MISSED_HEARTBEATS * interval:
+                self._owner.lose(self, endings.DEVICE_VANISHED)
+                return
+            if self._owner.face.has_text_heartbeat:
+                self.send([events.PING])
+            self.websocket.ping_nowait()
+
+    async def _deliver(self) -> None:
+        """Send segments, events and heartbeats to the device, in order."""
+        try:
+            await self.websocket.run_writer(self._shared.settings.send_timeout)
+        except PeerTooSlow as error:
+            self._owner.lose(self, endings.device_lost(str(error), error.close_code))
+            await self.websocket.abort(*self.farewell)
+        else:
+            # It ends before the session where the connection is lost. The reader meets that end
+            # only after all that had arrived before it, and that may be hours of audio.
+            with trio.move_on_after(_LAST_AUDIO_SECONDS):
+                await self.incoming_ended.wait()
+            self._owner.lose(self, endings.DEVICE_VANISHED)
+
+    async def _catch_up(self) -> None:
+        """Send what was told after `told`, as fast as the device takes it, then join the present."""
+        outbox = self._owner.outbox
+        while not self.is_lost:
+            missing = outbox.missing_after(self.told)
+            if missing is not None:
+                self.send([events.messages_missing(missing)])
+                self.told = missing.last
+            kept = outbox.take_after(self.told, _CATCH_UP_BYTES)
+            if not kept:
+                break
+            for each in kept:
+                self.send_text(each.after(self.told))
+                self.told = each.last
+            await wait_turn()
+            await self.websocket.drained(_CATCH_UP_BYTES)
+        self.is_catching_up = False
+        self.has_caught_up.set()
+
+    async def _acknowledge(self) -> None:
+        """Tell the device how far its audio has come."""
+        acknowledgement = Acknowledgement(self._owner.coverage)
+        while not self.is_lost:
+            await trio.sleep(ACKNOWLEDGE_SECONDS)
+            if not self.is_catching_up and (news := acknowledgement.news()) is not None:
+                self.send([news])

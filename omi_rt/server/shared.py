@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from attrs import Factory, field, frozen
 
 from omi_rt.auth.login import Login
@@ -34,11 +36,11 @@ class Shared:
     """For TLS; None where it is not spoken here."""
     watches: tuple[Watch, ...] = ()
     """Make the observers of each session."""
-    resumable: ResumableSessions = field(
+    resumable: ResumableSessions[Any] = field(
         default=Factory(lambda self: _resumable(self.settings), takes_self=True)
     )
     """Those sessions that another connection may take up."""
 
 
-def _resumable(settings: Settings) -> ResumableSessions:
+def _resumable(settings: Settings) -> ResumableSessions[Any]:
     return ResumableSessions(max(1, int(settings.max_sessions * WAITING_SHARE)))
