@@ -26,7 +26,7 @@ from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.transcript import Transcript
 from omi_rt.core.updates import Interim
 from omi_rt.deepgram.transcriber import Transcriber
-from omi_rt.faces.face import SHORT_BYTES
+from omi_rt.faces.face import SHORT_BYTES, Face
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
@@ -115,7 +115,6 @@ class Session:
         self._request = request
         self._settings = settings
         self._metrics = shared.metrics
-        self._pace = shared.pace
         peer, uid_hash = line.websocket.peer, pseudonym(request.uid)
         self._log = get_logger(session=self.id, uid_hash=uid_hash, peer=peer)
         self._heard_at = trio.current_time()
@@ -123,6 +122,8 @@ class Session:
         self._decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
         self._observers = _observe(session_id, request, shared)
+        self._is_overheard = bool(self._observers) or type(self._face).hear is not Face.hear
+        """Whether anybody but the provider wants the decoded audio."""
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self._decoder)
         self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
         self._takes_audio = True
@@ -356,18 +357,17 @@ class Session:
 
     async def _receive_audio(self, line: Line) -> None:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
-        websocket, pace, backlog = line.websocket, self._pace, self.coverage.backlog
-        rate = self.coverage.audio_format.sample_rate
-        take = partial(self._take_at_once, line)
+        websocket = line.websocket
+        take, take_frame = partial(self._take_at_once, line), partial(self._take_frame, line)
         early, line.early = line.early, []
         self._take(line, early, websocket.received_at)
         while True:
-            messages = await websocket.receive(take)
+            messages = await websocket.receive(take, take_frame)
             if line.is_lost:
                 # Taken over meanwhile: the device has been told where its audio goes on.
                 return
             # Asked once and passed on: every frame comes this way.
-            now, before = websocket.received_at, backlog.end
+            now = websocket.received_at
             self._heard_at = now
             if len(messages) <= line.messages_at_once:
                 self._take(line, messages, now)
@@ -377,18 +377,26 @@ class Session:
                 line.is_reading = False
                 await self._transcriber.make_room()
                 line.is_reading = True
-                now = trio.current_time()
             if self._budget.is_scarce and self._takes_audio:
                 await self._wait_for_memory(line)
-                now = trio.current_time()
-            if websocket.has_more:
-                continue
-            if not messages or pace.has_slack(now):
-                continue
-            pause = pace.pause((backlog.end - before) / rate / len(messages))
-            if pause > 0.0:
-                await pace.rest(pause)
-                websocket.expect_data()
+
+    def _take_frame(self, line: Line, message: bytes, now: float) -> list[bytes | str] | None:
+        """Take one message straight to the provider; what is not ordinary goes by `_take_at_once`."""
+        if (
+            line.is_lost
+            or line.resent is not None
+            or self._is_overheard
+            or not self._takes_audio
+            or len(message) <= SHORT_BYTES
+        ):
+            return self._take_at_once(line, [message], now)
+        self._heard_at = now
+        decoder = self._decoder
+        payload = decoder.decode(message)
+        if decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
+            self._tell_undecodable()
+        self._transcriber.receive(payload, now)
+        return [] if self.coverage.backlog.is_to_wait else None
 
     def _take_at_once(
         self, line: Line, messages: list[bytes | str], now: float
@@ -401,7 +409,7 @@ class Session:
             return messages
         self._heard_at = now
         self._take(line, messages, now)
-        return [] if self.coverage.is_full or self._budget.is_scarce else None
+        return [] if self.coverage.backlog.is_to_wait else None
 
     async def _take_in_steps(self, line: Line, messages: list[bytes | str], now: float) -> None:
         """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
