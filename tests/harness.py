@@ -21,7 +21,6 @@ from omi_rt.metrics import Metrics
 from omi_rt.net.websocket import WebSocket, open_websocket
 from omi_rt.server.app import Server
 from omi_rt.server.memory import default_backlog_bytes
-from omi_rt.server.pace import Pace
 from omi_rt.server.session import Session
 from omi_rt.server.shared import Shared
 from omi_rt.settings import Settings
@@ -237,13 +236,11 @@ async def running_server(
     watches: tuple[Watch, ...] = (),
     seed: int = 1,
     find_carried: Callable[[], int | None] = lambda: None,
-    load: float = 0.0,
     **more: Any,
 ) -> AsyncIterator[World]:
     """Run a server whose provider is reached through ``dial``; every ledger is checked at the end.
 
-    ``find_carried`` says how many sessions the provider can carry. ``load`` is the share of virtual time
-    for which the server believes that it works.
+    ``find_carried`` says how many sessions the provider can carry.
     """
     settings = settings or Settings(deepgram_api_key="secret", **more)
     metrics = Metrics()
@@ -255,16 +252,10 @@ async def running_server(
         random=Random(seed),
         find_carried=find_carried,
     )
-    pace = Pace(
-        settings.message_cap_ms / 1000,
-        clock=trio.current_time,
-        cpu_clock=lambda: load * trio.current_time(),
-    )
     budget = BacklogBudget(settings.backlog_bytes or default_backlog_bytes())
-    shared = Shared(settings, provider, metrics, pace, budget, profiles, login, None, watches)
+    shared = Shared(settings, provider, metrics, budget, profiles, login, None, watches)
     server = BalancedServer(shared)
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(pace.run)
         world = World(server, provider, nursery, metrics)
         yield world
         await world.sessions_ended()

@@ -119,16 +119,6 @@ def test_who_is_not_drained_stops_at_a_quarter_of_what_the_others_may_have() -> 
     assert not budget.has_room_for(400, is_drained=True)
 
 
-def test_a_live_read_returns_the_very_chunk_that_came_last() -> None:
-    backlog = Backlog(MONO, 1000)
-    backlog.append(pcm(0, 10))
-    payload = pcm(10, 10)
-    backlog.append(payload)
-    chunk = backlog.read(10, 100)
-    assert chunk is not None
-    assert chunk.payload is payload
-
-
 def test_the_repr_of_a_chunk_holds_no_audio() -> None:
     assert repr(AudioChunk(0, 2, b"abcd")) == "AudioChunk(0..2)"
 

@@ -234,8 +234,8 @@ def test_nothing_goes_up_before_the_epoch_is_live() -> None:
     talk.open()
     assert talk.exchange.phase is Phase.PRIMING
     assert talk.send_now() is None
-    assert talk.exchange.take_audio(talk.now) is None
-    assert (talk.sent, talk.exchange.has_audio) == ([], False)
+    assert not talk.exchange.pass_straight(RATE // 4, talk.now)
+    assert talk.sent == []
 
 
 def test_an_epoch_that_ends_while_it_is_dialled_cannot_open() -> None:
@@ -266,7 +266,7 @@ def test_audio_goes_up_in_messages_of_a_quarter_of_a_second_at_most() -> None:
     sizes = [len(item) / 2 / RATE for _, item in talk.sent]
     assert sizes == pytest.approx([0.25, 0.25, 0.25, 0.25, 0.1])
     assert talk.audio == speech(1.1)
-    assert talk.exchange.has_audio is False
+    assert talk.send_now() is None
 
 
 def test_no_message_of_many_channels_is_too_big_for_a_server_that_takes_64_kib() -> None:
@@ -277,21 +277,74 @@ def test_no_message_of_many_channels_is_too_big_for_a_server_that_takes_64_kib()
     assert talk.audio == audio
 
 
-def test_what_the_device_sent_just_now_may_be_taken_by_its_own_task() -> None:
+def test_what_the_device_sent_just_now_may_go_up_straight() -> None:
+    talk = live()
+    for _ in range(2):
+        talk.hear(speech(0.1))
+        talk.now += 0.1
+        assert talk.exchange.pass_straight(100, talk.now)
+        assert talk.exchange.last_sent == talk.now
+        assert not talk.exchange.pass_straight(100, talk.now)
+    assert talk.send_now() is None
+    assert talk.sent == []
+    assert (talk.cost.live, talk.exchange.timeline.sent_samples) == (200, 200)
+
+
+def test_what_came_before_goes_up_before_what_came_just_now() -> None:
     talk = live()
     talk.hear(speech(0.1))
-    assert talk.exchange.has_audio
-    assert talk.exchange.take_audio(talk.now) == speech(0.1)
-    assert talk.exchange.take_audio(talk.now) is None
-    assert talk.send_now() is None
-    assert talk.cost.live == 100
+    talk.hear(speech(0.2))
+    assert not talk.exchange.pass_straight(200, talk.now)
+    talk.send_now()
+    assert [item for _, item in talk.sent] == [
+        speech(0.1)[:200] + speech(0.2)[:300],
+        speech(0.2)[300:],
+    ]
+
+
+def test_more_than_a_message_holds_does_not_go_up_straight() -> None:
+    talk = live()
+    talk.hear(speech(0.251))
+    assert not talk.exchange.pass_straight(251, talk.now)
+    talk.send_now()
+    assert talk.audio == speech(0.251)
+
+
+def test_nothing_goes_up_straight_faster_than_the_provider_takes_it() -> None:
+    talk = live()
+    passed = []
+    for _ in range(10):
+        talk.hear(speech(0.25))
+        passed.append(talk.exchange.pass_straight(250, talk.now))
+    assert passed == [True] * 8 + [False] * 2
+    assert isinstance(talk.send_now(), Later)
+
+
+def test_nothing_goes_up_straight_once_the_audio_has_ended() -> None:
+    talk = live()
+    talk.exchange.finish()
+    talk.hear(speech(0.1))
+    assert not talk.exchange.pass_straight(100, talk.now)
+
+
+def test_nothing_overtakes_the_overlap_or_a_finalize_of_the_client_s() -> None:
+    talk = spoken_before(2.0, 2.0)
+    talk.renew()
+    talk.open()
+    talk.go_live()
+    talk.hear(speech(0.1))
+    assert not talk.exchange.pass_straight(100, talk.now)
+    talk = live()
+    talk.exchange.finalize_behind(50)
+    talk.hear(speech(0.1))
+    assert not talk.exchange.pass_straight(100, talk.now)
 
 
 def test_a_control_message_or_a_voice_is_not_overtaken_by_the_device_s_task() -> None:
     talk = live()
     talk.hear(speech(0.1))
     talk.exchange.finalize()
-    assert talk.exchange.take_audio(talk.now) is None
+    assert not talk.exchange.pass_straight(100, talk.now)
     talk.send_now()
     assert [item for _, item in talk.sent] == [FINALIZE, speech(0.1)]
 
@@ -304,7 +357,6 @@ def test_audio_waits_where_two_seconds_have_gone_up_at_once_and_then_follows_at_
     later = talk.send_now()
     assert talk.seconds_sent() == 2.0
     assert later == Later(talk.now + 0.25 / 1.25)
-    assert talk.exchange.take_audio(talk.now) is None
     talk.send_all()
     assert talk.now - 100.0 == pytest.approx((12.0 - 2.0) / 1.25)
 

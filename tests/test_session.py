@@ -69,15 +69,10 @@ async def test_opus_comes_out_word_for_word_with_times_within_30_ms(
     assert_whole(device, TALK, within=0.03)
 
 
-@pytest.mark.parametrize(
-    ("load", "fewest", "most"), [(0.0, 250, 260), (0.9, 250, 260), (1.0, 45, 130)]
-)
-async def test_a_busy_server_collects_100_ms_for_each_message_and_loses_nothing(
-    autojump_clock: MockClock, load: float, fewest: int, most: int
-) -> None:
+async def test_each_message_of_a_device_is_one_to_the_provider(autojump_clock: MockClock) -> None:
     pcm = synthesise(TALK, 8000)
     async with (
-        listening_server(load=load) as (world, fake),
+        listening_server() as (world, fake),
         world.device(sample_rate=8000) as device,
     ):
         for start in range(0, len(pcm), 320):
@@ -85,7 +80,7 @@ async def test_a_busy_server_collects_100_ms_for_each_message_and_loses_nothing(
             device.send(pcm[start : start + 320])
         await device.finish()
     assert_whole(device, TALK)
-    assert fewest <= fake.connections[0].audio_messages <= most
+    assert 250 <= fake.connections[0].audio_messages <= 260
 
 
 async def test_stereo_is_transcribed_channel_by_channel(autojump_clock: MockClock) -> None:

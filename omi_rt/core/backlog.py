@@ -52,8 +52,6 @@ class Backlog:
         "_blocks",
         "_budget",
         "_frame_bytes",
-        "_latest",
-        "_latest_position",
         "capacity",
         "end",
         "held_bytes",
@@ -67,8 +65,6 @@ class Backlog:
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
         self._blocks: deque[_Block] = deque()
         self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
-        self._latest = b""
-        self._latest_position = 0
         self.held_bytes = 0
         """Bytes of memory that the blocks take; the budget has the sum over all backlogs."""
         self.capacity = capacity
@@ -77,6 +73,11 @@ class Backlog:
         """Session position of the oldest sample, or `end` where the backlog is empty."""
         self.end = 0
         """Session position just behind the newest sample."""
+
+    @property
+    def is_to_wait(self) -> bool:
+        """Whether whoever fills it must ask first: it is full, or all backlogs together hold much."""
+        return self.end - self.start >= self.capacity or self._budget.is_scarce
 
     @property
     def excess(self) -> int:
@@ -96,12 +97,11 @@ class Backlog:
             blocks, block = self._blocks, None
             if blocks:
                 block = blocks[-1]
-            # A payload longer than a block is not kept a second time.
-            self._latest = payload if size <= self._block_bytes else b""
-            self._latest_position = self.end
             if block is not None and block.data is not None and len(block.data) < self._block_bytes:
                 block.data += payload
-                self._hold(size)
+                # `_hold`, which every frame would call.
+                self.held_bytes += size
+                self._budget.held_bytes += size
             else:
                 if block is not None:
                     self._seal(block)
@@ -143,9 +143,6 @@ class Backlog:
         end = self.end
         if position >= end:
             return None
-        if position == self._latest_position and self._latest and end - position <= limit:
-            # A live stream reads just what came last, which needs no search and no copy.
-            return AudioChunk(position, end - position, self._latest)
         until = min(position + limit, end)
         index = bisect_right(self._blocks, position, key=_position) - 1
         parts: list[bytes | bytearray] = []
@@ -182,8 +179,6 @@ class Backlog:
             else:
                 del block.data[: samples * size]
             block.position = position
-        if not blocks:
-            self._latest = b""
         self.start = max(self.start, position)
         return taken
 

@@ -259,7 +259,9 @@ class Exchange:
             seconds = chunk.samples / self._rate
             if not self._bucket.try_take(seconds, now):
                 return Later(now + self._bucket.delay(seconds, now))
-            self._account(chunk, now)
+            if self._overlap:
+                self._overlap.popleft()
+            self._account(chunk.position, chunk.samples, now)
             return chunk.payload
         if self.phase is Phase.FINISHING:
             self.phase = after(self.phase, Step.CLOSE)
@@ -267,24 +269,27 @@ class Exchange:
             return CLOSE_STREAM
         return None
 
-    def take_audio(self, now: float) -> bytes | None:
-        """Take the next message of session audio if it may go up now and nothing else comes first."""
-        if self._controls or self._voices is not None or not self.sends_session_audio:
-            return None
-        if self._finalize_behind is not None:
-            return None
-        chunk = self._next_chunk()
-        if chunk is None or not self._bucket.try_take(chunk.samples / self._rate, now):
-            return None
-        self._account(chunk, now)
-        return chunk.payload
+    def pass_straight(self, samples: int, now: float) -> bool:
+        """Tell whether the audio that has just come, the backlog's last ``samples``, goes up as it is.
 
-    @property
-    def has_audio(self) -> bool:
-        """Whether session audio waits to go up."""
-        return self.sends_session_audio and (
-            bool(self._overlap) or self._cursor < self._coverage.backlog.end
-        )
+        It does while all is well: the epoch is live, nothing comes first, and the pace allows it. It
+        then counts as sent, and must be. Otherwise it is one of those that `next_to_send` returns.
+        """
+        position = self._coverage.backlog.end - samples
+        if (
+            self._cursor != position
+            or self.phase is not Phase.LIVE
+            or self._controls
+            or self._voices is not None
+            or self._overlap
+            or self._finalize_behind is not None
+            or samples > self._message_samples
+            or not self._bucket.try_take(samples / self._rate, now)
+        ):
+            return False
+        self._account(position, samples, now)
+        self.last_sent = now
+        return True
 
     def note_send_begun(self, now: float) -> None:
         """Note that a send is under way."""
@@ -506,14 +511,13 @@ class Exchange:
             return self._overlap[0]
         return self._coverage.backlog.read(self._cursor, self._message_samples)
 
-    def _account(self, chunk: AudioChunk, now: float) -> None:
+    def _account(self, position: int, samples: int, now: float) -> None:
         # This comes before the send, because an answer may come while the send still waits for its turn.
-        self.timeline.record_sent(chunk.position, chunk.samples)
-        self._cost.record_sent(chunk.position, chunk.end, planned=self._is_planned)
-        if self._overlap:
-            self._overlap.popleft()
-        self._cursor = chunk.end
-        self.watch.record_sent(chunk.end, now)
+        end = position + samples
+        self.timeline.record_sent(position, samples)
+        self._cost.record_sent(position, end, planned=self._is_planned)
+        self._cursor = end
+        self.watch.record_sent(end, now)
         self.audio_sent_at = now
 
     def _next_voice(

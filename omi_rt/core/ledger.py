@@ -86,7 +86,11 @@ class Cost:
 
         What goes up again is overlap where ``planned`` says that a switch is the reason, else replay.
         """
-        again = max(0, min(end, self._sent_before) - start)
+        if start >= self._sent_before:
+            self.live += end - start
+            self._sent_before = end
+            return
+        again = min(end, self._sent_before) - start
         self.live += end - start - again
         if planned:
             self.overlap += again

@@ -1,12 +1,11 @@
-"""How often a device's stream is read, and so how much audio goes up in one message.
+"""How often the sockets are read, and so how much audio goes up in one message.
 
-A read, a decode and a message cost much the same whatever they hold, so a busy server reads each
-stream less often, and each message holds more. The one place where this is decided:
+A read, a decode and a message cost much the same whatever they hold, so a busy server reads less
+often, and each message holds more. The one place where this is decided:
 
 * While the loop has slack, what has arrived is read and goes up at once.
-* From `SLACK_LOAD` on a stream is left alone for a while after each read, for ``cap`` seconds at
-  `FULL_LOAD`. What is read then goes up as one message. A rest that is shorter than the device's own
-  messages would save nothing, and is not taken.
+* From `SLACK_LOAD` on nobody is read for a while after each turn of the poller, for ``cap`` seconds at
+  `FULL_LOAD`. What is read of a stream then goes up as one message.
 * What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`, and of at
   most `MAX_MESSAGE_BYTES`.
 
@@ -26,19 +25,18 @@ MAX_MESSAGE_BYTES = 65_536
 more than this of one message, our own among them, and closes with 1009; what is sent again in the same
 pieces would meet the same end for ever."""
 SLACK_LOAD = 0.9
-"""Up to this load (0..1) every stream is read as soon as something has arrived."""
+"""Up to this load (0..1) everything is read as soon as it has arrived."""
 FULL_LOAD = 0.99
-"""From this load (0..1) on a stream rests for the longest time after each read."""
+"""From this load (0..1) on the pause between two turns is the longest."""
 _SMOOTHING_SECONDS = 0.5
 """This time constant of the load's moving average is longer than a burst and shorter than a stampede."""
 
 
-def read_pause(load: float, cap: float, message_seconds: float) -> float:
-    """Seconds to leave a stream alone after a read, at ``load`` (0..1); 0.0 means not at all."""
+def read_pause(load: float, cap: float) -> float:
+    """Seconds to read nobody after a turn of the poller, at ``load`` (0..1); 0.0 means none."""
     if load <= SLACK_LOAD:
         return 0.0
-    pause = cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
-    return pause if pause >= message_seconds else 0.0
+    return cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
 
 
 @define

@@ -36,7 +36,7 @@ class TokenBucket:
     def try_take(self, tokens: float, now: float) -> bool:
         """Take ``tokens`` if they are there; return whether they were."""
         self._fill(now)
-        if min(tokens, self.depth) - self._level > _ROUNDING:
+        if tokens - self._level > _ROUNDING and self.depth - self._level > _ROUNDING:
             return False
         self._level -= tokens
         return True

@@ -125,15 +125,17 @@ class Transcriber:
 
     def receive(self, payload: bytes, now: float) -> None:
         """Take audio from the device, which came at ``now`` (`trio.current_time`)."""
-        samples = self._coverage.receive(payload)
+        coverage, receipts = self._coverage, self._report.receipts
+        samples = coverage.receive(payload)
         if samples:
-            if samples == self._coverage.backlog.end:
+            end = coverage.backlog.end
+            if samples == end:
                 self._report.note_first_audio()
-            if self._coverage.backlog.end >= self._report.receipts.next_mark:
-                self._report.receipts.record_received(self._coverage.backlog.end, now)
+            if end >= receipts.next_mark:
+                receipts.record_received(end, now)
             self._absence.note_audio(now)
             if self._serving is not None:
-                self._serving.offer(now)
+                self._serving.offer(payload, samples, now)
 
     def finalize(self, channel: int | None = None) -> None:
         """Finalise what has come so far, on one channel (counted from 0) or on all.

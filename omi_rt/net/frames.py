@@ -88,3 +88,26 @@ class TextFrames:
         self.is_over = True
         self._buffer = b""
         return data
+
+
+def masked_frame_bytes(data: bytes, start: int) -> int:
+    """The length of the masked frame at ``start`` with its head; 0 where that is not whole yet.
+
+    What no client may send, such as a frame that is not masked, is all the bytes that are there: the
+    protocol fails over its first two (RFC 6455, 5.2).
+    """
+    size = len(data) - start
+    if size < 2:
+        return 0
+    length, head = data[start + 1] - _MASKED, 6
+    if length < 0:
+        return size
+    if length == _TWO_BYTE_LENGTH:
+        head = 8
+    elif length == _EIGHT_BYTE_LENGTH:
+        head = 14
+    if head > 6:
+        if size < head - 4:
+            return 0
+        length = int.from_bytes(data[start + 2 : start + head - 4], "big")
+    return head + length

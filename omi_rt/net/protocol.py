@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from http import HTTPStatus
 from secrets import token_bytes
 
@@ -24,6 +24,7 @@ from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
 
 from omi_rt.core.errors import HandshakeFailed, PeerClosed
+from omi_rt.net.frames import masked_frame_bytes
 
 # The library logs every connection at INFO; ours are logged by the session, once.
 _silent = logging.getLogger("omi_rt.websocket")
@@ -85,7 +86,8 @@ class WebSocketProtocol:
         self._is_server = protocol.side is SERVER
         """Whose frames are told apart here; a client has chosen its server, and trusts it."""
         limit = protocol.max_message_size
-        self._takes_plain = limit is None or limit > 65_535
+        self._takes_plain = self._is_server and (limit is None or limit > 65_535)
+        """Whether a frame of under 64 KiB is whole wherever all its bytes are there."""
 
     @property
     def is_open(self) -> bool:
@@ -128,15 +130,15 @@ class WebSocketProtocol:
         Nearly every read of a device's stream is. Returns the message; None where `receive` must be
         given ``data``.
         """
-        size = len(data)
+        size, protocol = len(data), self._protocol
         if (
             size < _SHORTEST_FRAME
             or data[0] != _WHOLE_BINARY
             or self._unread
-            or not (self._takes_plain and self._is_server)
             or self._bytes_of_frame
-            or self._protocol.current_size is not None
-            or self._protocol.state is not OPEN
+            or not self._takes_plain
+            or protocol.current_size is not None
+            or protocol.state is not OPEN
         ):
             return None
         length, body = data[1] - _MASKED, 6
@@ -219,7 +221,7 @@ class WebSocketProtocol:
     def _pass_on(self, data: bytes, start: int) -> int:
         """Give the protocol the frame at ``start``, as far as it is there; returns what is next."""
         if not self._bytes_of_frame:
-            self._bytes_of_frame = _frame_bytes(data, start)
+            self._bytes_of_frame = masked_frame_bytes(data, start)
         end = min(start + self._bytes_of_frame, len(data))
         if end > start:
             self._protocol.receive_data(data[start:end])
@@ -234,7 +236,7 @@ class WebSocketProtocol:
                 # The protocol failed, or both have closed: nothing more is looked at.
                 return size
             if not self._bytes_of_frame:
-                self._bytes_of_frame = _frame_bytes(data, start)
+                self._bytes_of_frame = masked_frame_bytes(data, start)
                 if not self._bytes_of_frame:
                     return start
                 self._is_skipping = data[start] & _OPCODE_BITS != _CLOSE_OPCODE
@@ -447,57 +449,30 @@ def _only(response: Response, name: str) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-class _Masks:
-    """Masking keys of strong randomness, drawn 1,024 at a time: a system call each was 5 %."""
-
-    def __init__(self) -> None:
-        self._bytes = b""
-        self._used = 0
-
-    def take(self) -> bytes:
-        if self._used == len(self._bytes):
-            self._bytes = token_bytes(4096)
-            self._used = 0
-        self._used += 4
-        return self._bytes[self._used - 4 : self._used]
+def _draw_masks() -> Iterator[bytes]:
+    """Yield masking keys of strong randomness, drawn 1,024 at a time: a system call each was 5 %."""
+    while True:
+        keys = token_bytes(4096)
+        for start in range(0, 4096, 4):
+            yield keys[start : start + 4]
 
 
-_masks = _Masks()
-
-
-def _frame_bytes(data: bytes, start: int) -> int:
-    """The length of the masked frame at ``start`` with its head; 0 where that is not whole yet.
-
-    What no client may send, such as a frame that is not masked, is all the bytes that are there: the
-    protocol fails over its first two (RFC 6455, 5.2).
-    """
-    size = len(data) - start
-    if size < 2:
-        return 0
-    length, head = data[start + 1] - _MASKED, 6
-    if length < 0:
-        return size
-    if length == _TWO_BYTE_LENGTH:
-        head = 8
-    elif length == _EIGHT_BYTE_LENGTH:
-        head = 14
-    if head > 6:
-        if size < head - 4:
-            return 0
-        length = int.from_bytes(data[start + 2 : start + head - 4], "big")
-    return head + length
+_next_mask = _draw_masks().__next__
+_pack_short_head = struct.Struct("!BB").pack
+_pack_head = struct.Struct("!BBH").pack
+_pack_long_head = struct.Struct("!BBQ").pack
 
 
 def client_binary_frame(payload: bytes) -> bytes:
     """Frame one binary message as a client must, masked (RFC 6455, 5.2 and 5.3)."""
-    mask = _masks.take()
+    mask = _next_mask()
     length = len(payload)
-    if length < 126:
-        head = struct.pack("!BB", 0x82, 0x80 | length)
+    if length < _TWO_BYTE_LENGTH:
+        head = _pack_short_head(_WHOLE_BINARY, _MASKED | length)
     elif length < 65_536:
-        head = struct.pack("!BBH", 0x82, 0xFE, length)
+        head = _pack_head(_WHOLE_BINARY, _MASKED | _TWO_BYTE_LENGTH, length)
     else:
-        head = struct.pack("!BBQ", 0x82, 0xFF, length)
+        head = _pack_long_head(_WHOLE_BINARY, _MASKED | _EIGHT_BYTE_LENGTH, length)
     return b"".join((head, mask, apply_mask(payload, mask)))
 
 

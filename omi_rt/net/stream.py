@@ -33,7 +33,7 @@ class TCPStream(trio.abc.HalfCloseableStream):
     sent; cancelling ``receive_some`` loses nothing.
     """
 
-    __slots__ = ("_expects_data", "_fd", "socket")
+    __slots__ = ("_fd", "socket")
 
     def __init__(self, socket: trio.socket.SocketType) -> None:
         self.socket = socket
@@ -41,7 +41,6 @@ class TCPStream(trio.abc.HalfCloseableStream):
         # The descriptor is used directly, because Trio's send and recv add checkpoints; Trio has put it
         # in non-blocking mode. It is -1 once closed, since the system may give the number out again.
         self._fd = socket.fileno()
-        self._expects_data = False
 
     @property
     def peer(self) -> str:
@@ -87,12 +86,9 @@ class TCPStream(trio.abc.HalfCloseableStream):
         size = RECEIVE_BYTES if max_bytes is None else max_bytes
         while True:
             try:
-                if self._expects_data:
-                    self._expects_data = False
-                elif self._fd < 0:
+                if self._fd < 0:
                     raise trio.ClosedResourceError("this socket was closed")
-                else:
-                    await trio.lowlevel.wait_readable(self.socket)
+                await trio.lowlevel.wait_readable(self.socket)
                 return os.read(self._fd, size)
             except BlockingIOError:
                 continue
@@ -130,13 +126,6 @@ class TCPStream(trio.abc.HalfCloseableStream):
 
         await poller.serve(fd, read, kind)
         return True
-
-    def expect_data(self) -> None:
-        """Let the next receive read before it waits, because after a pause there is most likely data.
-
-        That receive is then not a checkpoint, as the pause was one.
-        """
-        self._expects_data = True
 
     async def send_eof(self) -> None:
         """Shut down the sending side."""

@@ -65,10 +65,6 @@ class TLSStream(trio.abc.Stream):
         """The address and port of the other side; empty where it has gone already."""
         return self._stream.peer
 
-    def expect_data(self) -> None:
-        """Let the next receive read before it waits, as `TCPStream.expect_data`."""
-        self._stream.expect_data()
-
     async def do_handshake(self) -> None:
         """Make the handshake. Cancelling leaves the stream unusable.
 
@@ -136,9 +132,12 @@ class TLSStream(trio.abc.Stream):
 
     async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
         """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s."""
-        # Of what was read for another purpose a part may be left.
-        if running_poller() is None or self._pass_on(take, trio.current_time()):
-            return running_poller() is not None
+        if running_poller() is None:
+            return False
+        # Of what was read before a part may be left.
+        if self._pass_on(take, trio.current_time()):
+            await trio.lowlevel.checkpoint()
+            return True
 
         def take_encrypted(data: bytes, now: float) -> bool:
             self._add(data)

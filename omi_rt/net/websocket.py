@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 
 Take = Callable[[list[bytes | str], float], list[bytes | str] | None]
 """Takes messages at once and without waiting; returns None for more, else those that it leaves."""
+TakeFrame = Callable[[bytes, float], list[bytes | str] | None]
+"""Takes the one binary message of an ordinary read in the same way."""
 
 MAX_MESSAGE_BYTES = 65_536
 MAX_QUEUED_BYTES = 1_048_576
@@ -105,12 +107,15 @@ class WebSocket:
         self._allowed_at = self.received_at
         self._take_outgoing()
 
-    async def receive(self, take: Take | None = None) -> list[bytes | str]:
+    async def receive(
+        self, take: Take | None = None, take_frame: TakeFrame | None = None
+    ) -> list[bytes | str]:
         """Wait for the peer's messages and return those that have arrived, at least one.
 
-        Over TCP, where a poller runs, messages are passed to ``take`` as they arrive, with the time:
-        to return them costs a switch of tasks. What it does not take, or nothing, is returned once
-        it returns a list.
+        Over TCP and TLS, where a poller runs, messages are passed to ``take`` as they arrive, with the
+        time: to return them costs a switch of tasks. A read that is one whole binary frame, as nearly
+        all are, is passed to ``take_frame`` instead, if there is one. What they do not take, or
+        nothing, is returned once they return a list.
 
         One read takes everything that the system holds: under load the batches grow, and the cost
         of a message falls. Of many messages the first `FRAMES_PER_STEP` are returned; the next call
@@ -132,8 +137,8 @@ class WebSocket:
             if not protocol.is_open:
                 raise protocol.closed()
             tcp = self._tcp
-            if take is not None and isinstance(tcp, TCPStream) and running_poller() is not None:
-                left = await self._pass_on(tcp, take)
+            if take is not None and tcp is not None and running_poller() is not None:
+                left = await self._pass_on(tcp, take, take_frame)
                 if left is not None:
                     return left
             else:
@@ -158,11 +163,6 @@ class WebSocket:
     def has_sent_all(self) -> bool:
         """Whether the system has taken all that was queued."""
         return self._queued_bytes == 0
-
-    def expect_data(self) -> None:
-        """Let the next `receive` read before it waits: after a rest there is data, most likely."""
-        if self._tcp is not None:
-            self._tcp.expect_data()
 
     def send_nowait(self, message: str | bytes) -> None:
         """Queue one message; the writer sends it. After the close, or the writer's end, this does nothing.
@@ -318,7 +318,9 @@ class WebSocket:
             self._take_outgoing()
         return messages
 
-    async def _pass_on(self, tcp: TCPStream, take: Take) -> list[bytes | str] | None:
+    async def _pass_on(
+        self, tcp: TCPStream | TLSStream, take: Take, take_frame: TakeFrame | None
+    ) -> list[bytes | str] | None:
         """Pass messages on as long as nothing else comes; returns what ``take`` has left, if it has."""
         await self._wait_in_line()
         protocol = self._protocol
@@ -330,7 +332,7 @@ class WebSocket:
             message = protocol.take_only(data)
             if message is not None:
                 self._allowance -= 1
-                left = take([message], now)
+                left = take([message], now) if take_frame is None else take_frame(message, now)
                 return left is not None or self._allowance < 0
             self._allowance -= len(data) // _BYTES_OF_A_FRAME
             protocol.receive(data)

@@ -131,7 +131,6 @@ class Server:
         Plain HTTP is answered to the end. Cancelling this ends all sessions at once.
         """
         async with trio.open_nursery() as connections:
-            connections.start_soon(self._shared.pace.run)
             await connections.start(self.guard.watch_sessions, self.sessions)
             async with trio.open_nursery() as accepting:
                 accepting.start_soon(

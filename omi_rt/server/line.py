@@ -14,7 +14,7 @@ from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.net.turns import wait_turn
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from omi_rt.codecs import AudioDecoder
     from omi_rt.codecs.resent import Resent
@@ -53,8 +53,13 @@ class Owner(Protocol):
     takes_audio: bool
     """Whether more audio may come: the session is not ending yet."""
 
+    is_overheard: bool
+    """Whether anybody but the provider wants the decoded audio."""
+    pass_on: Callable[[bytes, float], None]
+    """Takes decoded audio that nobody else hears, with the time (`trio.current_time`)."""
+
     def receive(self, parts: list[bytes], now: float) -> None:
-        """Take decoded audio, in order; it may be none."""
+        """Take decoded audio, in order, for all who hear it; it may be none."""
 
     def follow(self, ask: Ask) -> None:
         """Do what the client asks."""
@@ -227,19 +232,17 @@ class Line:
 
     async def _receive_audio(self) -> None:
         """Take every message that is there, decode it, put it into the backlog; nothing else."""
-        websocket, pace = self.websocket, self._shared.pace
-        owner, coverage, budget = self._owner, self._owner.coverage, self._shared.budget
-        backlog, rate = coverage.backlog, coverage.audio_format.sample_rate
-        take = self._take_at_once
+        websocket, owner = self.websocket, self._owner
+        coverage, budget = owner.coverage, self._shared.budget
         early, self.early = self.early, []
         self._take(early, websocket.received_at)
         while True:
-            messages = await websocket.receive(take)
+            messages = await websocket.receive(self._take_at_once, self._take_frame)
             if self.is_lost:
                 # Taken over meanwhile: the device has been told where its audio goes on.
                 return
             # Asked once and passed on: every frame comes this way.
-            now, before = websocket.received_at, backlog.end
+            now = websocket.received_at
             self.heard_at = now
             if len(messages) <= self.messages_at_once:
                 self._take(messages, now)
@@ -249,18 +252,27 @@ class Line:
                 self.is_reading = False
                 await owner.make_room()
                 self.is_reading = True
-                now = trio.current_time()
             if budget.is_scarce and owner.takes_audio:
                 await self._wait_for_memory()
-                now = trio.current_time()
-            if websocket.has_more:
-                continue
-            if not messages or pace.has_slack(now):
-                continue
-            pause = pace.pause((backlog.end - before) / rate / len(messages))
-            if pause > 0.0:
-                await pace.rest(pause)
-                websocket.expect_data()
+
+    def _take_frame(self, message: bytes, now: float) -> list[bytes | str] | None:
+        """Take one message straight to the provider; what is not ordinary goes by `_take_at_once`."""
+        owner = self._owner
+        if (
+            self.is_lost
+            or self.resent is not None
+            or owner.is_overheard
+            or not owner.takes_audio
+            or len(message) <= SHORT_BYTES
+        ):
+            return self._take_at_once([message], now)
+        self.heard_at = now
+        decoder = owner.decoder
+        payload = decoder.decode(message)
+        if decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
+            owner.tell_undecodable()
+        owner.pass_on(payload, now)
+        return [] if owner.coverage.backlog.is_to_wait else None
 
     def _take_at_once(self, messages: list[bytes | str], now: float) -> list[bytes | str] | None:
         """Take messages as they arrive; returns what is left for the line's own task, which may wait."""
@@ -271,7 +283,7 @@ class Line:
             return messages
         self.heard_at = now
         self._take(messages, now)
-        return [] if self._owner.coverage.is_full or self._shared.budget.is_scarce else None
+        return [] if self._owner.coverage.backlog.is_to_wait else None
 
     async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
         """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.

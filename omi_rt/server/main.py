@@ -118,7 +118,7 @@ async def serve(
         _check_strangers(settings, listeners)
         async with (
             open_poller(pace.turn_pause),
-            _shared(settings, metrics, pace, certificate, announce, dial) as shared,
+            _shared(settings, metrics, certificate, announce, dial) as shared,
         ):
             provider = shared.provider
             end.server = server = Server(shared, end.draining)
@@ -136,7 +136,6 @@ async def serve(
 async def _shared(
     settings: Settings,
     metrics: Metrics,
-    pace: Pace,
     certificate: Certificate | None,
     announce: Announce,
     dial: Dial,
@@ -154,7 +153,6 @@ async def _shared(
             settings,
             provider,
             metrics,
-            pace,
             BacklogBudget(settings.backlog_bytes or default_backlog_bytes()),
             profiles,
             login,

@@ -26,6 +26,7 @@ from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.transcript import Transcript
 from omi_rt.core.updates import Interim
 from omi_rt.deepgram.transcriber import Transcriber
+from omi_rt.faces.face import Face
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.server.account import log_end
@@ -101,6 +102,10 @@ class Session:
         self.decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
         self._observers = _observe(session_id, request, shared)
+        self.is_overheard = bool(self._observers) or type(self.face).hear is not Face.hear
+        """Whether anybody but the provider wants the decoded audio."""
+        self.pass_on = self._transcriber.receive
+        """Takes decoded audio that nobody else hears."""
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self.decoder)
         self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
         self.takes_audio = True

@@ -13,7 +13,6 @@ from omi_rt.deepgram.provider import Provider
 from omi_rt.metrics import Metrics
 from omi_rt.net.certificate import Certificate
 from omi_rt.profiles.service import Profiles
-from omi_rt.server.pace import Pace
 from omi_rt.server.resumable import WAITING_SHARE, ResumableSessions
 from omi_rt.settings import Settings
 
@@ -25,7 +24,6 @@ class Shared:
     settings: Settings
     provider: Provider
     metrics: Metrics
-    pace: Pace
     budget: BacklogBudget
     """Bounds the bytes of audio that all sessions keep together."""
     profiles: Profiles | None = None
