@@ -35,6 +35,8 @@ from omi_rt.server.naming import Naming
 from omi_rt.server.resumable import WayBack
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from omi_rt.core.asks import Ask
     from omi_rt.core.endings import Ending
     from omi_rt.core.listen import ListenRequest
@@ -104,7 +106,7 @@ class Session:
         self._observers = _observe(session_id, request, shared)
         self.is_overheard = bool(self._observers) or type(self.face).hear is not Face.hear
         """Whether anybody but the provider wants the decoded audio."""
-        self.pass_on = self._transcriber.receive
+        self.pass_on: Callable[[bytes, float], None] = self._transcriber.receive
         """Takes decoded audio that nobody else hears."""
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self.decoder)
         self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
