@@ -16,6 +16,7 @@ FLOORS = [
     {"omi_rt.core"},
     {"omi_rt.faces"},
     {
+        "omi_rt.bucket",
         "omi_rt.lines",
         "omi_rt.log",
         "omi_rt.metrics",
