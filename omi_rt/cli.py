@@ -96,7 +96,7 @@ def serve(host: str | None, port: int | None) -> None:
 @main.command("settings")
 def print_settings() -> None:
     """Print every setting: its environment variable, its default, and what it means."""
-    from omi_rt.settings import settings_lines
+    from omi_rt.settings_table import settings_lines
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else None
