@@ -119,13 +119,14 @@ class Bucket:
         return await self._read(list_them)
 
     async def list_page(
-        self, prefix: str, glob: str, page: str | None
+        self, prefix: str, glob: str | None, page: str | None
     ) -> tuple[list[StoredObject], str | None]:
         """Return up to 1,000 objects and what the next page is called; None where this was the last.
 
         Args:
             prefix: of the names.
-            glob: pattern of the names, as Google Cloud Storage has it: ``*`` stands for no ``/``.
+            glob: pattern of the names, as Google Cloud Storage has it (``*`` stands for no ``/``); None
+                is any.
             page: None for the first one, else what the call before has returned.
         """
 

@@ -6,11 +6,13 @@ All of them raise ``ValueError`` or ``KeyError`` where the text is something els
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 from omi_rt.core.forwarded import Network, parse_networks
 from omi_rt.core.origin import ANY, Origin, parse_origin
+from omi_rt.core.records import AudioKind, BucketPlace, parse_bucket_place
 from omi_rt.core.webhooks import AudioHook, parse_audio_hook, parse_secret
 
 if TYPE_CHECKING:
@@ -102,6 +104,24 @@ def read_web_url(text: str) -> str:
 def read_networks(text: str) -> tuple[Network, ...]:
     """addresses or networks such as 10.0.0.0/8, separated by commas"""
     return parse_networks(text)
+
+
+def read_record_place(text: str) -> Path | BucketPlace:
+    """a directory, or gs://BUCKET[/PREFIX] of lower-case letters, digits, '.', '_' and '-'"""
+    if "://" not in text:
+        return Path(text)
+    return parse_bucket_place(text)
+
+
+def read_audio_kind(text: str) -> AudioKind | None:
+    """1, wav, flac or 0"""
+    kinds = {
+        "1": AudioKind.WAV,
+        "true": AudioKind.WAV,
+        "wav": AudioKind.WAV,
+        "flac": AudioKind.FLAC,
+    }
+    return None if text.lower() in {"0", "false"} else kinds[text.lower()]
 
 
 def read_audio_hook(text: str) -> AudioHook:

@@ -14,17 +14,20 @@ from omi_rt.core.errors import SettingsError
 from omi_rt.core.forwarded import Network
 from omi_rt.core.kubernetes import is_service_variable
 from omi_rt.core.origin import Origin
+from omi_rt.core.records import AudioKind, BucketPlace
 from omi_rt.core.webhooks import AudioHook
 from omi_rt.setting_forms import (
     integer_in,
     one_of,
     read_audio_hook,
+    read_audio_kind,
     read_flag,
     read_log_key,
     read_networks,
     read_options,
     read_origins,
     read_path_or_name,
+    read_record_place,
     read_text,
     read_url,
     read_web_url,
@@ -37,6 +40,7 @@ PROFILE_MODES = ("switch", "first", "off")
 _PROFILE_DIR = Path("profiles")
 AUTH_KINDS = ("none", "tokens", "firebase", "jwks")
 _DAILY_FILE = Path("daily.json")
+_SPOOL = Path("spool")
 _TOKEN_FILE = Path("tokens")
 _AUTH_NEEDS = {
     "firebase": ("firebase_project",),
@@ -336,17 +340,25 @@ class Settings:
         True,
         "0: a voice that a client names is not stored; it is known until its session ends",
     )
-    transcript_dir: Path | None = _env(
+    transcript_dir: Path | BucketPlace | None = _env(
         "OMI_RT_TRANSCRIPT_DIR",
-        Path,
+        read_record_place,
         None,
-        "directory in which each session's segments and corrections are kept; without it nothing is",
+        "directory, or gs://BUCKET[/PREFIX] in Google Cloud Storage, in which each session's segments and "
+        "corrections are kept; without it nothing is",
     )
-    record_audio: bool = _env(
+    transcript_spool: Path = _env(
+        "OMI_RT_TRANSCRIPT_SPOOL",
+        Path,
+        _SPOOL,
+        "directory in which a session's record is until it has ended and is in the bucket, where "
+        "OMI_RT_TRANSCRIPT_DIR is one",
+    )
+    record_audio: AudioKind | None = _env(
         "OMI_RT_RECORD_AUDIO",
-        read_flag,
-        False,
-        "1: keep the audio beside them, as WAV",
+        read_audio_kind,
+        None,
+        "1: keep the audio beside them, as WAV; flac: as FLAC",
     )
     retention_days: float = _env(
         "OMI_RT_RETENTION_DAYS",

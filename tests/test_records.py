@@ -22,7 +22,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.exports import to_json, to_srt, to_txt, to_vtt
 from omi_rt.core.observers import SessionFacts
-from omi_rt.core.records import NoRecord, Record, first_line, read_record
+from omi_rt.core.records import AudioKind, NoRecord, Record, first_line, read_record
 from omi_rt.fake import Options, random_script, synthesise
 from omi_rt.metrics import Metrics
 from omi_rt.records import files as files_module
@@ -52,7 +52,7 @@ def record_of(*lines: dict[str, Any]) -> Record:
 
 
 def keeping(root: Path, *, audio: bool = False) -> tuple[Records, list[SessionRecord]]:
-    records = Records(root, Metrics(), keeps_audio=audio, retention_days=0)
+    records = Records(root, Metrics(), audio=AudioKind.WAV if audio else None, retention_days=0)
     made: list[SessionRecord] = []
     watch = records.watch
     records.watch = lambda facts: made.append(watch(facts)) or made[-1]  # type: ignore[method-assign,func-returns-value]
@@ -207,7 +207,7 @@ def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
 async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
     record = records.watch(FACTS)
     await records.write()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -236,7 +236,7 @@ async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
 
 
 def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path) -> None:
-    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
     record = records.watch(FACTS)
     for _ in range(3000):
         record.add("x" * 999 + "\n")
