@@ -124,6 +124,13 @@ async def test_each_message_is_checked_anew() -> None:
         assert [request.body for request in server.requests] == [b"1"]
 
 
+async def test_a_receiver_may_have_an_ipv6_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(post_module, "is_public", lambda address: address == "::1")
+    async with http_server(host="::1") as server:
+        assert await send(f"http://{NAME}:{server.port}/", ChangingNames(("::1",))) == 200
+        assert server.requests[0].headers["host"] == f"{NAME}:{server.port}"
+
+
 @pytest.mark.parametrize("host", ["127.1", "2130706433", "0x7f000001", "[::1]", "[::ffff:7f00:1]"])
 async def test_an_address_in_disguise_is_known_for_what_it_is(
     host: str, monkeypatch: pytest.MonkeyPatch
