@@ -15,7 +15,7 @@ fmt:
 lint:
     ruff format --check .
     ruff check .
-    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 --startable-in-context-manager=run_local_recogniser,drain_on_signal,watch_sessions,write_records,post_all,keep_fresh,follow_file $(git ls-files '*.py')
+    flake8-async --enable ASYNC1,ASYNC2,ASYNC3 --disable ASYNC127 --startable-in-context-manager=run_local_recogniser,drain_on_signal,watch_sessions,write_records,post_all,upload_all,keep_fresh,follow_file $(git ls-files '*.py')
 
 types:
     mypy

@@ -83,3 +83,8 @@ def make_packets(framing: Framing) -> list[bytes]:
     ]
     opuslib.api.encoder.destroy(encoder)
     return packets
+
+
+def token_of(number: int) -> str:
+    """What the device of a stream shows where there is a login."""
+    return f"bench-token-of-stream-{number}"

@@ -106,15 +106,19 @@ def evaluate_goals(run: Records) -> list[Goal]:
         against("memory per running stream", (MEMORY, ""), records.running_memory, ASYNCIO, 1),
         *(
             Goal(
-                f"{title} with TLS upstream over plain, {number} streams",
+                f"{title} with {where} over plain, {number} streams",
                 1.5,
                 True,
                 run.ratio(
-                    Term(GRID, Scenario(number, tls=True).name, OURS, figure),
+                    Term(GRID, scenario.name, OURS, figure),
                     Term(GRID, Scenario(number).name, OURS, figure),
                 ),
             )
             for number in (60, 250)
+            for where, scenario in (
+                ("TLS upstream", Scenario(number, tls=True)),
+                ("device TLS and login", Scenario(number, guarded=True)),
+            )
             for title, figure in (("p99 device to provider", p99), ("CPU per stream-second", cpu))
         ),
     ]

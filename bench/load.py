@@ -12,6 +12,7 @@ import asyncio
 import heapq
 import random
 import re
+import ssl
 from array import array
 from time import perf_counter_ns
 from typing import Any
@@ -20,7 +21,7 @@ import numpy as np
 import uvloop
 from picows import WSFrame, WSListener, WSMsgType, WSTransport, ws_connect
 
-from bench.audio import MAGIC, MARKER, Framing, make_frame, make_packets
+from bench.audio import MAGIC, MARKER, Framing, make_frame, make_packets, token_of
 from bench.control import reply, serve_commands
 from bench.ticker import Ticker
 
@@ -76,8 +77,9 @@ class Stream(WSListener):
 class Load:
     """All devices, and the one schedule they share."""
 
-    def __init__(self, port: int, framing: Framing) -> None:
+    def __init__(self, port: int, framing: Framing, context: ssl.SSLContext | None) -> None:
         self._port = port
+        self._context = context
         self._framing = framing
         self._period_ns = framing.frame_ms * 1_000_000
         self._streams: dict[int, Stream] = {}
@@ -101,11 +103,18 @@ class Load:
 
     async def _open(self, number: int, profile: bool) -> None:
         stream = Stream(number, self._period_ns)
+        is_plain = self._context is None
         url = (
-            f"ws://127.0.0.1:{self._port}/listen?uid=u{number}&language=en&{self._framing.query}"
-            f"&include_speech_profile={str(profile).lower()}"
+            f"{'ws' if is_plain else 'wss'}://127.0.0.1:{self._port}/listen?uid=u{number}&language=en"
+            f"&{self._framing.query}&include_speech_profile={str(profile).lower()}"
         )
-        await ws_connect(lambda: stream, url, websocket_handshake_timeout=OPEN_SECONDS)
+        await ws_connect(
+            lambda: stream,
+            url,
+            ssl_context=self._context,
+            extra_headers=None if is_plain else {"Authorization": f"Bearer {token_of(number)}"},
+            websocket_handshake_timeout=OPEN_SECONDS,
+        )
         self._streams[number] = stream
         if stream.transport is None:
             raise ConnectionError(f"closed at once: {stream.close_reason or 'no reason'}")
@@ -189,9 +198,10 @@ class Load:
         return {}
 
 
-async def run(port: int, framing: Framing) -> None:
+async def run(port: int, framing: Framing, authority: str | None) -> None:
     """Serve the runner's commands."""
-    load = Load(port, framing)
+    context = None if authority is None else ssl.create_default_context(cafile=authority)
+    load = Load(port, framing, context)
     reply({"ready": True})
     await serve_commands(
         {
@@ -209,8 +219,10 @@ def main() -> None:
     parser.add_argument("--port", type=int, required=True)
     parser.add_argument("--codec", choices=["linear16", "opus"], required=True)
     parser.add_argument("--frame-ms", type=int, required=True)
+    parser.add_argument("--authority", help="a PEM file: TLS, and a token for each stream")
     arguments = parser.parse_args()
-    uvloop.run(run(arguments.port, Framing(arguments.codec, arguments.frame_ms)))
+    framing = Framing(arguments.codec, arguments.frame_ms)
+    uvloop.run(run(arguments.port, framing, arguments.authority))
 
 
 if __name__ == "__main__":

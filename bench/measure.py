@@ -70,7 +70,9 @@ async def measure(
     Raises:
         BenchError: the server or the rig failed.
     """
-    async with open_rig(workshop, server, scenario.framing, tls=scenario.tls) as rig:
+    async with open_rig(
+        workshop, server, scenario.framing, tls=scenario.tls, guarded=scenario.guarded
+    ) as rig:
         await rig.open_streams(scenario.streams)
         ramp = scenario.frame_ms / 1e3 if scenario.in_step else timing.ramp
         return await measure_window(rig, evolve(timing, ramp=ramp))

@@ -13,7 +13,7 @@ import trio
 import trustme
 from attrs import define, frozen
 
-from bench.audio import Framing
+from bench.audio import Framing, token_of
 from bench.proc import Memory, core_busy_seconds, cpu_seconds, memory
 from bench.processes import (
     LOAD_PRIORITY,
@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from bench.servers import Server
 
 OPENING_AT_ONCE = 8
+MAX_GUARDED_STREAMS = 1_000
+"""So many devices have a token."""
 PROVIDER_SECONDS = 15.0
 """How long a server may take to dial the provider once it accepted a device."""
 
@@ -49,11 +51,16 @@ class Workshop:
 
     @classmethod
     def furnish(cls, directory: Path) -> Workshop:
-        """Make a certificate authority and a certificate for the provider."""
+        """Make a certificate authority, a certificate for the provider and the server, and tokens."""
         authority = trustme.CA()
         authority.cert_pem.write_to_path(str(directory / "ca.pem"))
         certificate = authority.issue_cert("localhost", "127.0.0.1")
         certificate.private_key_and_cert_chain_pem.write_to_path(str(directory / "provider.pem"))
+        tokens = directory / "tokens"
+        tokens.touch(mode=0o600)
+        tokens.write_text(
+            "".join(f"{token_of(number)} u{number}\n" for number in range(MAX_GUARDED_STREAMS))
+        )
         return cls(directory, Cores.choose(), count())
 
     def path(self, suffix: str) -> Path:
@@ -202,6 +209,7 @@ async def open_rig(
     framing: Framing,
     *,
     tls: bool = False,
+    guarded: bool = False,
     environment: Mapping[str, str] | None = None,
     final_seconds: float = 1.0,
 ) -> AsyncIterator[Rig]:
@@ -224,12 +232,25 @@ async def open_rig(
             "DEEPGRAM_URL": base if tls else base.replace("localhost", "127.0.0.1"),
             "DEEPGRAM_API_KEY": "bench",
             "SSL_CERT_FILE": str(workshop.directory / "ca.pem"),
+            **(_guard(workshop.directory) if guarded else {}),
             **(environment or {}),
         }
         async with open_server(server.command, variables, cores.server, path(".log")) as process:
             devices = [*arguments, "--port", str(process.port)]
+            if guarded:
+                devices += ["--authority", str(workshop.directory / "ca.pem")]
             async with open_helper("load", devices, cores.load, LOAD_PRIORITY, path(".log")) as (
                 load,
                 _,
             ):
                 yield Rig(process, load, sink, framing, workshop)
+
+
+def _guard(directory: Path) -> dict[str, str]:
+    """The settings of a server with TLS and a login."""
+    return {
+        "OMI_RT_TLS_CERT": str(directory / "provider.pem"),
+        "OMI_RT_TLS_KEY": str(directory / "provider.pem"),
+        "OMI_RT_AUTH": "tokens",
+        "OMI_RT_TOKEN_FILE": str(directory / "tokens"),
+    }

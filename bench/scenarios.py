@@ -22,6 +22,8 @@ class Scenario:
     in_step: bool = False
     """All streams begin within one frame, so that the provider's finals come all at once, as they
     do when many sessions were opened by one cause. Otherwise they are spread over the second."""
+    guarded: bool = False
+    """On the devices' side: TLS, and a login with a token for each."""
 
     @property
     def framing(self) -> Framing:
@@ -32,7 +34,8 @@ class Scenario:
     def dimension(self) -> str:
         """Everything but the number of streams."""
         tls, in_step = " TLS" if self.tls else "", " in step" if self.in_step else ""
-        return f"{self.codec} {self.frame_ms} ms{tls}{in_step}"
+        guarded = " device TLS, login" if self.guarded else ""
+        return f"{self.codec} {self.frame_ms} ms{tls}{in_step}{guarded}"
 
     @property
     def name(self) -> str:
@@ -111,6 +114,8 @@ def _grid() -> tuple[tuple[Scenario, tuple[str, ...]], ...]:
             (Scenario(streams, frame_ms=10), servers),
             (Scenario(streams, codec="opus"), servers),
             (Scenario(streams, codec="opus", frame_ms=10), servers),
+            # No peer has a login.
+            (Scenario(streams, guarded=True), (OURS,)),
         ]
     return tuple(entries)
 
@@ -146,6 +151,7 @@ QUICK = Plan(
     timing=Timing(ramp=0.5, settle=0.4, window=1.6, grace=0.2),
     grid=(
         (Scenario(60), ALL),
+        (Scenario(60, guarded=True), (OURS,)),
         (Scenario(60, codec="opus"), (OURS, SDK, FLOOR)),
         (Scenario(250), (OURS, SDK, FLOOR)),
     ),

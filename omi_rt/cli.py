@@ -96,7 +96,7 @@ def serve(host: str | None, port: int | None) -> None:
 @main.command("settings")
 def print_settings() -> None:
     """Print every setting: its environment variable, its default, and what it means."""
-    from omi_rt.settings import settings_lines
+    from omi_rt.settings_table import settings_lines
 
     is_terminal = sys.stdout is not None and sys.stdout.isatty()
     width = shutil.get_terminal_size().columns if is_terminal else None
@@ -313,8 +313,9 @@ def export(session: str, form: str) -> None:
     from omi_rt.records.commands import read_session
 
     settings = _settings()
+    place, spool = settings.transcript_dir, settings.transcript_spool
+    record = _run(partial(read_session, place, spool, session))
     with _one_line_errors():
-        record = read_session(settings.transcript_dir, session)
         _print(FORMATS[form](record).removesuffix("\n"))
 
 
@@ -326,8 +327,10 @@ def forget(uid: str) -> None:
     from omi_rt.records.commands import forget_person
 
     settings = _settings()
+    place, spool = settings.transcript_dir, settings.transcript_spool
+    lines = _run(partial(forget_person, place, spool, settings.token_file, uid))
     with _one_line_errors():
-        for line in forget_person(settings.transcript_dir, settings.token_file, uid):
+        for line in lines:
             _print(line)
 
     async def forget_voices(store: ProfileStore) -> int:
@@ -400,8 +403,6 @@ def _own_command() -> str:
 
 
 def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
-    import trio
-
     from omi_rt.profiles.commands import open_store
 
     settings = _settings()
@@ -410,8 +411,14 @@ def _with_store(work: Callable[[ProfileStore], Awaitable[T]]) -> T:
         async with open_store(settings.profile_bucket or None, settings.profile_dir) as store:
             return await work(store)
 
+    return _run(run)
+
+
+def _run(work: Callable[[], Awaitable[T]]) -> T:
+    import trio
+
     with _one_line_errors():
-        return trio.run(run)
+        return trio.run(work)
 
 
 def _settings(**overrides: str) -> Settings:

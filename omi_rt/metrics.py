@@ -283,6 +283,14 @@ class Metrics:
             "Lines that could not be kept, and sessions whose audio could not be kept to the end.",
             kind=("line", "audio"),
         )
+        self.record_uploads = self._counter(
+            "record_uploads",
+            "Sessions whose record was uploaded to the bucket, or could not be and stays here for now.",
+            outcome=("uploaded", "failed"),
+        )
+        self.records_waiting = self._gauge(
+            "records_waiting", "Sessions that have ended and whose record is still to be uploaded."
+        )
         kinds = ("transcript", "audio")
         self.webhooks = self._counter(
             "webhooks",

@@ -121,6 +121,7 @@ class HTTPServer:
 async def http_server(
     answer: Callable[[Request], Reply] = lambda _request: Reply(),
     *,
+    host: str = "127.0.0.1",
     port: int = 0,
     context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[HTTPServer]:
@@ -128,10 +129,10 @@ async def http_server(
     server = HTTPServer(answer=answer, scheme="http" if context is None else "https")
     open_listeners: Callable[[], Awaitable[list[trio.abc.Listener[trio.abc.Stream]]]]
     if context is None:
-        open_listeners = partial(trio.open_tcp_listeners, port, host="127.0.0.1")  # type: ignore[assignment]
+        open_listeners = partial(trio.open_tcp_listeners, port, host=host)  # type: ignore[assignment]
     else:
         open_listeners = partial(  # type: ignore[assignment]
-            trio.open_ssl_over_tcp_listeners, port, context, host="127.0.0.1"
+            trio.open_ssl_over_tcp_listeners, port, context, host=host
         )
     listeners = await open_listeners()
     first = listeners[0]

@@ -22,7 +22,7 @@ from omi_rt.cli import main
 from omi_rt.fake import FakeDeepgram, synthesise
 from omi_rt.fake.serve import serve_fake
 from omi_rt.net.listeners import BindFailed, connectable, open_listeners
-from omi_rt.settings import settings_lines, settings_table
+from omi_rt.settings_table import settings_lines, settings_table
 from tests.harness import words_of
 from tests.processes_e2e import KEY, NOWHERE, ServerProgram, environment, run, running
 from tests.test_e2e_serve import TALK

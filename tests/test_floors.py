@@ -6,7 +6,7 @@ import ast
 from collections import defaultdict
 from pathlib import Path
 
-from omi_rt.settings import settings_table
+from omi_rt.settings_table import settings_table
 
 PACKAGE = Path(__file__).parent.parent / "omi_rt"
 
@@ -16,10 +16,13 @@ FLOORS = [
     {"omi_rt.core"},
     {"omi_rt.faces"},
     {
+        "omi_rt.bucket",
         "omi_rt.lines",
         "omi_rt.log",
         "omi_rt.metrics",
+        "omi_rt.setting_forms",
         "omi_rt.settings",
+        "omi_rt.settings_table",
         "omi_rt.net",
         "omi_rt.codecs",
     },

@@ -10,9 +10,11 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import trio
 
+from omi_rt.core import endings
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.core.limits import DailyAccount, IdleWatch, LagMeter, Occupancy
 from omi_rt.fake import random_script, synthesise
+from omi_rt.log import configure_logging
 from omi_rt.server.guard import Guard
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, split_response, words_of
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from omi_rt.core.endings import Ending
     from tests.harness import World
 
 FORMAT = {"codec": "pcm16", "sample_rate": 16_000}
@@ -224,6 +227,94 @@ async def test_a_torn_account_is_told_and_does_not_stop_the_server(
     guard = Guard(Settings(daily_seconds=10, daily_file=path), lambda: TODAY)
     await guard._load(path)
     assert not guard.account.is_used_up("a", TODAY)
+
+
+class _Session:
+    """As much of a session as the guard asks for."""
+
+    uid = "a"
+    sample_rate = 16_000
+    is_reading = True
+    takes_audio = True
+
+    def __init__(self) -> None:
+        self.received_samples = 0
+        self.endings: list[Ending] = []
+
+    def end(self, ending: Ending) -> None:
+        self.endings.append(ending)
+
+
+async def test_what_came_after_the_last_look_counts_when_a_session_leaves(
+    autojump_clock: MockClock,
+) -> None:
+    guard = Guard(Settings(daily_seconds=10), lambda: TODAY)
+    session = _Session()
+    guard.look([session], trio.current_time())
+    session.received_samples = 16_000 * 3
+    guard.look([session], trio.current_time())
+    session.received_samples = 16_000 * 5
+    guard.leave(session)
+    guard.leave(session)
+    assert guard.account._used == {"a": 5.0}
+    unseen = _Session()
+    unseen.received_samples = 16_000
+    guard.leave(unseen)
+    assert guard.account._used == {"a": 6.0}
+
+
+async def test_what_came_after_the_last_look_counts_when_the_server_ends(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    path = tmp_path / "day"
+    guard, session = Guard(Settings(daily_seconds=10, daily_file=path), lambda: TODAY), _Session()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(guard.watch_sessions, [session])
+        await trio.testing.wait_all_tasks_blocked()
+        session.received_samples = 16_000 * 4
+        nursery.cancel_scope.cancel()
+    account = DailyAccount(4)
+    account.read(path.read_text())
+    assert account.is_used_up("a", TODAY)
+
+
+async def test_an_account_that_could_not_be_written_is_written_later_and_told_once(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info")
+    path = tmp_path / "file" / "day"
+    (tmp_path / "file").write_text("in the way")
+    guard = Guard(Settings(daily_seconds=10, daily_file=path), lambda: TODAY)
+    guard.account.note("a", 7, TODAY)
+    for _ in range(3):
+        await guard._write(path)
+    (tmp_path / "file").unlink()
+    await guard._write(path)
+    account = DailyAccount(7)
+    account.read(path.read_text())
+    assert account.is_used_up("a", TODAY)
+    assert capsys.readouterr().err.count("day_unwritable") == 1
+
+
+async def test_without_a_limit_no_session_is_idle(autojump_clock: MockClock) -> None:
+    guard, session = Guard(Settings(idle_seconds=0), lambda: TODAY), _Session()
+    guard.look([session], 0.0)
+    guard.look([session], 1e6)
+    assert session.endings == []
+    strict = Guard(Settings(idle_seconds=10), lambda: TODAY)
+    strict.look([session], 0.0)
+    strict.look([session], 9.9)
+    assert session.endings == []
+    strict.look([session], 10.0)
+    assert session.endings == [endings.NO_AUDIO]
+
+
+def test_addresses_that_have_left_are_not_remembered() -> None:
+    occupancy = Occupancy(2)
+    for number in range(100):
+        occupancy.enter(f"10.0.0.{number}")
+        occupancy.leave(f"10.0.0.{number}")
+    assert len(occupancy._connections) == 0
 
 
 def test_an_address_leaves_what_it_has_entered() -> None:

@@ -181,6 +181,36 @@ def test_a_token_file_holds_tokens_as_they_are_or_as_hashes() -> None:
     assert "secret" not in repr(table)
 
 
+def test_what_only_begins_like_a_hash_is_a_token_as_it_is() -> None:
+    for token in ("sha256:short", "sha256:" + "G" * 64, hash_token("x").upper()):
+        assert parse_tokens(f"{token} alice\n").find(token) == "alice"
+
+
+def test_all_rows_are_compared_in_constant_time_wherever_the_right_one_is(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compared: list[tuple[bytes, bytes]] = []
+    compare = hmac.compare_digest
+
+    def note(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return compare(a, b)
+
+    monkeypatch.setattr("omi_rt.core.login.hmac.compare_digest", note)
+    table = parse_tokens("".join(f"token{number} u{number}\n" for number in range(5)))
+    for token in ("token0", "token4", "none of them"):
+        compared.clear()
+        table.find(token)
+        assert [len(a) for a, _ in compared] == [len(hash_token(token))] * 5
+
+
+def test_forgetting_one_uid_keeps_those_that_begin_like_it(tmp_path: Path) -> None:
+    path = tmp_path / "tokens"
+    path.write_text("# al\na al\nb alice\nc al ice\n sha256:x  al\n")
+    assert forget_tokens(path, "al")
+    assert path.read_text() == "# al\nb alice\nc al ice\n"
+
+
 @pytest.mark.parametrize("text", ["a alice\nb bo", "alone\n", "a ../x\n", "a \n"])
 def test_a_token_file_that_is_not_whole_is_refused(text: str) -> None:
     with pytest.raises(TokenFileError) as caught:
@@ -350,6 +380,30 @@ async def test_old_keys_serve_until_they_expire(
         await trio.sleep(120)
         assert set(keys.keys.by_id) == {"k2"}
         nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [("max-age=0", 60), ("max-age=5", 60), ("max-age=999999999", 86_400), ("no-store", 3_600)],
+)
+async def test_keys_are_kept_for_a_minute_at_least_and_a_day_at_most(
+    answer: str, kept: float, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    asked_at: list[float] = []
+
+    async def fetch(*_: object) -> tuple[bytes, str, str]:
+        await trio.lowlevel.checkpoint()
+        asked_at.append(trio.current_time())
+        return tokens.certificates("k1"), answer, ""
+
+    monkeypatch.setattr(keys_module, "fetch_bounded", fetch)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        keys = PublishedKeys("http://x/", read_certificates, client, Random(1))
+        await nursery.start(keys.keep_fresh)
+        await trio.sleep(kept)
+        nursery.cancel_scope.cancel()
+    assert asked_at[1] - asked_at[0] == pytest.approx(kept * 0.8)
+    assert len(asked_at) == 2
 
 
 @pytest.mark.parametrize(

@@ -14,8 +14,9 @@ import pytest
 import trio
 import trio.testing
 
+from omi_rt.bucket import GCS_THREADS
 from omi_rt.core.voices import USER
-from omi_rt.profiles.gcs import GCS_THREADS, GCSProfileStore
+from omi_rt.profiles.gcs import GCSProfileStore
 from omi_rt.profiles.store import StoredSample, StoreUnavailable
 
 if TYPE_CHECKING:
@@ -30,7 +31,7 @@ async def threads_have_ended(store: GCSProfileStore) -> None:
     """Wait for the abandoned ones: only when it ends does a thread give its token back."""
     with trio.fail_after(5):
         for token in range(GCS_THREADS):
-            await store._limiter.acquire_on_behalf_of(token)
+            await store._bucket._limiter.acquire_on_behalf_of(token)
 
 
 async def test_missing_credentials_are_told_without_their_path(

@@ -7,6 +7,7 @@ import json
 import os
 import resource
 import signal
+import stat
 import wave
 from datetime import UTC, datetime
 from random import Random
@@ -22,7 +23,7 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.exports import to_json, to_srt, to_txt, to_vtt
 from omi_rt.core.observers import SessionFacts
-from omi_rt.core.records import NoRecord, Record, first_line, read_record
+from omi_rt.core.records import AudioKind, NoRecord, Record, first_line, read_record
 from omi_rt.fake import Options, random_script, synthesise
 from omi_rt.metrics import Metrics
 from omi_rt.records import files as files_module
@@ -52,7 +53,7 @@ def record_of(*lines: dict[str, Any]) -> Record:
 
 
 def keeping(root: Path, *, audio: bool = False) -> tuple[Records, list[SessionRecord]]:
-    records = Records(root, Metrics(), keeps_audio=audio, retention_days=0)
+    records = Records(root, Metrics(), audio=AudioKind.WAV if audio else None, retention_days=0)
     made: list[SessionRecord] = []
     watch = records.watch
     records.watch = lambda facts: made.append(watch(facts)) or made[-1]  # type: ignore[method-assign,func-returns-value]
@@ -192,6 +193,72 @@ def test_what_a_crash_has_cut_off_is_mended_at_the_next_start(tmp_path: Path) ->
     files.close()
 
 
+def test_nobody_else_may_read_a_record(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path / "kept", FACTS)
+    files.write_lines(b"{}\n")
+    files.write_audio(b"\0\0")
+    files.close()
+    for path in (files.base.with_suffix(".jsonl"), files.base.with_suffix(".wav")):
+        assert stat.S_IMODE(path.stat().st_mode) == 0o600
+    assert stat.S_IMODE(files.base.parent.stat().st_mode) == 0o700
+
+
+def test_a_folder_that_is_removed_while_it_is_empty_costs_no_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An upload or a ``forget`` may remove it between its making and its first file."""
+    make, removals = type(tmp_path).mkdir, iter([True, True, False])
+
+    def make_and_lose(path: Path, *args: Any, **more: Any) -> None:
+        make(path, *args, **more)
+        if path.name == "sessions" and next(removals, False):
+            files_module.remove_if_empty(path)
+
+    monkeypatch.setattr(type(tmp_path), "mkdir", make_and_lose)
+    files = RecordFiles(tmp_path, FACTS)
+    files.write_lines(b"{}\n")
+    assert files.base.with_suffix(".jsonl").read_bytes() == b"{}\n"
+    files.close()
+
+
+def test_links_that_lead_elsewhere_are_neither_mended_nor_removed(tmp_path: Path) -> None:
+    outside = tmp_path / "outside"
+    outside.write_bytes(b"no line end")
+    folder = tmp_path / "kept" / "alice" / "sessions"
+    folder.mkdir(parents=True)
+    (folder / f"{'c' * 32}.jsonl").symlink_to(outside)
+    assert mend(tmp_path / "kept") == 0
+    assert remove_old(tmp_path / "kept", 1, 4e9) == 0
+    assert files_module.find_left_over(tmp_path / "kept") == []
+    assert outside.read_bytes() == b"no line end"
+
+
+def test_a_record_that_is_just_begun_is_not_taken_for_one_that_a_crash_has_left(
+    tmp_path: Path,
+) -> None:
+    folder = tmp_path / "alice" / "sessions"
+    folder.mkdir(parents=True)
+    young, old = folder / f"{'d' * 32}.new", folder / f"{'e' * 32}.new"
+    young.touch()
+    old.touch()
+    os.utime(old, (0, 0))
+    mend(tmp_path)
+    assert [path.name for path in folder.iterdir()] == [young.name]
+
+
+async def test_what_waits_when_the_server_ends_is_written(tmp_path: Path) -> None:
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.write_records)
+        await trio.testing.wait_all_tasks_blocked()
+        record = records.watch(FACTS)
+        record.hear(bytes(2000))
+        record.close()
+        nursery.cancel_scope.cancel()
+    assert read_record(record.files.base.with_suffix(".jsonl").read_bytes()).segments == []
+    assert record.files.base.with_suffix(".wav").stat().st_size == 2044
+
+
 def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -207,7 +274,7 @@ def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
 async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
     record = records.watch(FACTS)
     await records.write()
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
@@ -236,7 +303,7 @@ async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
 
 
 def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path) -> None:
-    records = Records(tmp_path, Metrics(), keeps_audio=True, retention_days=0)
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
     record = records.watch(FACTS)
     for _ in range(3000):
         record.add("x" * 999 + "\n")

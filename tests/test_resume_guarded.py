@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from omi_rt.auth.tokens import TokenFile, add_token
+from omi_rt.auth.tokens import _read_file as read_token_file
 from omi_rt.core.observers import Observer, SessionFacts
 from omi_rt.core.updates import Final
 from tests.harness import listening_server, words_of
@@ -59,6 +61,44 @@ async def test_with_a_login_a_session_is_taken_up_by_its_own_uid_alone(
                 await second.stream_audio(PCM[CUT:], SECOND)
                 await second.finish()
     assert words_of(first.segments + second.segments) == TALK.transcript()
+
+
+async def test_a_token_that_was_taken_out_takes_no_session_up(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """The session goes on while its connection lives, and ends as for any device that stays away."""
+    path = tmp_path / "tokens"
+    token, other = add_token(path, "alice"), add_token(path, "alice")
+    file = TokenFile(path)
+    file._take(read_token_file(path))
+    async with listening_server(login=file, resume_seconds=10.0) as (world, _):
+        async with world.client("/listen", headers=bearer(token)) as first:
+            secret = await until_ready(first)
+            await first.stream_audio(PCM[: CUT // 2], SECOND)
+            text = path.read_text().splitlines(keepends=True)
+            path.write_text(text[1])
+            file._take(read_token_file(path))
+            await first.stream_audio(PCM[CUT // 2 : CUT], SECOND)
+            await drop(first)
+            query = {"resume": secret, "after": first.numbers[-1]}
+            async with world.client("/listen", query, headers=bearer(token)) as again:
+                await again.ended()
+            assert again.closed is not None
+            assert (again.closed.code, again.closed.reason) == (1008, "Bad token")
+            assert again.messages == []
+            # The uid's other token is as good as the first one was.
+            async with world.client("/listen", query, headers=bearer(other)) as second:
+                assert second.statuses()[0] == "resumed"
+                await drop(second)
+            path.write_text("")
+            file._take(read_token_file(path))
+            async with world.client("/listen", query, headers=bearer(other)) as last:
+                await last.ended()
+            assert last.closed is not None
+            assert last.closed.reason == "Bad token"
+        began = trio.current_time()
+        await world.sessions_ended()
+        assert trio.current_time() - began < 15
 
 
 async def test_a_session_that_is_taken_up_is_no_second_one_of_its_uid(

@@ -36,6 +36,8 @@ from tests.processes_e2e import KEY, fake_in_process, serving
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
 
+    from trio.testing import MockClock
+
 SECRET_TEXT = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 SECRET = parse_secret(SECRET_TEXT)
 FACTS = SessionFacts("a" * 32, "alice & bob", "en", AudioFormat(8000, 1), datetime.now(UTC))
@@ -178,6 +180,76 @@ async def test_what_waits_for_a_slow_receiver_is_bounded_and_counted() -> None:
             session.close()
 
 
+class Receiver:
+    """Takes messages in virtual time, as slowly as it is told to."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, takes: float = 0.0) -> None:
+        self.takes = takes
+        self.came: list[tuple[float, list[str]]] = []
+        self.now = self.most = 0
+        monkeypatch.setattr(service, "post", self.post)
+
+    async def post(self, _client: Any, _url: str, body: bytes, *_: Any, **__: Any) -> int:
+        self.came.append((trio.current_time(), [s["text"] for s in json.loads(body)["segments"]]))
+        self.now += 1
+        self.most = max(self.most, self.now)
+        try:
+            await trio.sleep(self.takes)
+        finally:
+            self.now -= 1
+        return 200
+
+
+@asynccontextmanager
+async def hooks_in_virtual_time() -> AsyncIterator[Webhooks]:
+    hooks = Hooks("https://x.example/", None, SECRET, may_be_private=True)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, Metrics(), Random(1))
+        end = await nursery.start(webhooks.post_all)
+        yield webhooks
+        end()
+
+
+async def test_what_comes_within_a_second_is_one_message(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = Receiver(monkeypatch)
+    async with hooks_in_virtual_time() as webhooks:
+        session, began = webhooks.watch(FACTS), trio.current_time()
+        for text, pause in (("one", 0.5), ("two", 0.4), ("three", 0.2), ("four", 5.0)):
+            session.note(final(text))
+            await trio.sleep(pause)
+        session.note(final("five"))
+        session.close()
+    times = [(round(at - began, 3), texts) for at, texts in receiver.came]
+    assert times == [(1.0, ["one", "two", "three"]), (2.1, ["four"]), (6.1, ["five"])]
+
+
+async def test_so_many_messages_are_on_their_way_at_once(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = Receiver(monkeypatch, takes=1.0)
+    async with hooks_in_virtual_time() as webhooks:
+        for _ in range(50):
+            session = webhooks.watch(FACTS)
+            session.note(final("one"))
+            session.close()
+    assert (len(receiver.came), receiver.most) == (50, service.MAX_POSTS)
+
+
+async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    receiver = Receiver(monkeypatch, takes=1e6)
+    async with hooks_in_virtual_time() as webhooks:
+        session = webhooks.watch(FACTS)
+        session.note(final("one"))
+        session.close()
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
+    assert len(receiver.came) == 1
+
+
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
 async def test_a_receiver_in_a_private_network_is_asked_for_nothing(host: str) -> None:
     async with http_server() as server:
@@ -203,6 +275,11 @@ async def test_a_receiver_in_a_private_network_is_asked_for_nothing(host: str) -
         ("169.254.169.254", False),
         ("::ffff:127.0.0.1", False),
         ("fe80::1%eth0", False),
+        ("64:ff9b::808:808", True),
+        ("64:ff9b::a00:1", False),
+        ("2002:a00:1::1", False),
+        ("fd00::1", False),
+        ("::1", False),
         ("0.0.0.0", False),
         ("224.0.0.1", False),
         ("100.64.0.1", False),

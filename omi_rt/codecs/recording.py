@@ -1,11 +1,12 @@
-"""Recordings of any usual kind, in memory. The one file that imports ``soundfile``.
+"""Recordings of any usual kind, read in memory, and FLAC, written as it comes.
 
-Linear PCM in WAV is read by `omi_rt.codecs.wav`; everything else by libsndfile, which the library
-carries with it. It is imported only where a recording needs it.
+This is the one file that imports ``soundfile``. Linear PCM in WAV is read by `omi_rt.codecs.wav`; everything
+else by libsndfile, which the library carries with it. It is imported only where a recording needs it.
 """
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from contextlib import contextmanager, suppress
@@ -44,6 +45,12 @@ _MOST_TAG_BYTES: Final = 1_024
 _EXACT_SUBTYPES: Final = ("PCM_", "FLOAT", "DOUBLE", "ULAW", "ALAW")
 """These are libsndfile's names of codecs that can be read from anywhere; FLAC is PCM to it."""
 _HOW_TO_CONVERT: Final = "convert it, for example with: ffmpeg -i FILE talk.wav"
+MAX_FLAC_CHANNELS: Final = 8
+MAX_FLAC_RATE: Final = 655_350
+_FLAC_HEADER: Final = b"fLaC"
+_FLAC_COUNT_AT: Final = 21
+"""Where a FLAC file's number of frames is: the lower 36 bits of five bytes (RFC 9639, 8.2)."""
+_FLAC_COUNT_BITS: Final = 36
 _OGG_PAGE: Final = b"OggS"
 _OGG_HEADER_BYTES: Final = 27
 _OGG_LAST_PAGE: Final = 0x04
@@ -51,6 +58,81 @@ _OGG_LAST_PAGE: Final = 0x04
 
 class RecordingError(OmiRtError):
     """The bytes are not a recording that can be read; the message is one clear line."""
+
+
+class FLACWriter:
+    """Writes one FLAC file as its audio comes; what is written needs no more memory.
+
+    Every method blocks, and raises ``OSError``. Until `close` the file does not say how long it is, and
+    may lack the last 4,096 frames: `mend_flac` puts right what a crash has left so.
+
+    Args:
+        descriptor: of an empty file that can be read and written; it is not closed here.
+        sample_rate: in Hz, at most `MAX_FLAC_RATE`.
+        channels: at most `MAX_FLAC_CHANNELS`.
+    """
+
+    def __init__(self, descriptor: int, sample_rate: int, channels: int) -> None:
+        import soundfile
+
+        self._errors = soundfile.SoundFileError
+        try:
+            self._file: Any = soundfile.SoundFile(
+                descriptor, "w", sample_rate, channels, "PCM_16", format="FLAC", closefd=False
+            )
+        except self._errors:
+            raise _not_written() from None
+
+    def write(self, pcm: bytes) -> None:
+        """Append s16le audio."""
+        try:
+            self._file.buffer_write(pcm, dtype="int16")
+        except self._errors:
+            raise _not_written() from None
+
+    def close(self) -> None:
+        """Write what is still held back, and how long the audio is."""
+        try:
+            self._file.close()
+        except self._errors:
+            raise _not_written() from None
+
+
+def mend_flac(descriptor: int) -> bool:
+    """Write into a FLAC file how many frames it has, where it does not say; whether it did not.
+
+    The file is decoded for that, a block at a time. A file that is no FLAC is left alone. Raises
+    ``OSError``.
+    """
+    head = os.pread(descriptor, _FLAC_COUNT_AT + 5, 0)
+    if len(head) < _FLAC_COUNT_AT + 5 or not head.startswith(_FLAC_HEADER):
+        return False
+    field = int.from_bytes(head[_FLAC_COUNT_AT:])
+    if field % (1 << _FLAC_COUNT_BITS):
+        return False
+    count = _count_frames(descriptor)
+    if not count:
+        return False
+    os.pwrite(descriptor, (field + count).to_bytes(5), _FLAC_COUNT_AT)
+    return True
+
+
+def _count_frames(descriptor: int) -> int:
+    """Count the frames that can be decoded; 0 where none can."""
+    import soundfile
+
+    count = 0
+    os.lseek(descriptor, 0, os.SEEK_SET)
+    # Without a length the end of the file is an error as well.
+    with suppress(soundfile.SoundFileError), soundfile.SoundFile(descriptor, closefd=False) as file:
+        for block in _read_blocks(file):
+            count += len(block)
+    return count
+
+
+def _not_written() -> OSError:
+    # libsndfile does not say what the system has answered.
+    return OSError(errno.EIO, "the audio cannot be written")
 
 
 @frozen

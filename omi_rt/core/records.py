@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -22,7 +24,58 @@ if TYPE_CHECKING:
 NOBODY = "..nobody"
 """The folder of sessions without a uid: no uid can be called so."""
 FOLDER = "sessions"
+LINES = ".jsonl"
+SESSION_ID = re.compile(r"[0-9a-f]{32}")
+BUCKET_SCHEME = "gs://"
+_BUCKET = re.compile(r"[a-z0-9][a-z0-9._-]{1,220}[a-z0-9]")
+_PREFIX_PART = re.compile(r"[A-Za-z0-9._-]+")
 _KEPT_EVENTS = frozenset({"audio_lost", "session_ended"})
+
+
+class AudioKind(Enum):
+    """How audio is kept; the values are the suffixes of its files."""
+
+    WAV = ".wav"
+    FLAC = ".flac"
+
+
+SUFFIXES = frozenset({LINES, *(kind.value for kind in AudioKind)})
+"""Of the files of a record."""
+
+
+@frozen
+class BucketPlace:
+    """Where records are in Google Cloud Storage."""
+
+    bucket: str
+    prefix: str = ""
+    """What all their names begin with; empty, or with ``/`` at its end."""
+
+    def __str__(self) -> str:
+        return f"{BUCKET_SCHEME}{self.bucket}/{self.prefix}".rstrip("/")
+
+
+def parse_bucket_place(text: str) -> BucketPlace:
+    """Read ``gs://BUCKET[/PREFIX]``; raises ``ValueError``."""
+    bucket, _, path = text.removeprefix(BUCKET_SCHEME).partition("/")
+    parts = path.rstrip("/").split("/") if path.strip("/") else []
+    good = all(_PREFIX_PART.fullmatch(part) and part.strip(".") for part in parts)
+    if not text.startswith(BUCKET_SCHEME) or not _BUCKET.fullmatch(bucket) or not good:
+        raise ValueError
+    return BucketPlace(bucket, "".join(f"{part}/" for part in parts))
+
+
+def is_file_of_record(name: str) -> bool:
+    """Whether a name below the root is that of a file of a record: nothing else there is ours."""
+    uid, folder, file = ["", "", *name.split("/")][-3:]
+    session, _, rest = file.partition(".")
+    return (
+        name.count("/") == 2
+        and bool(uid)
+        and folder == FOLDER
+        and SESSION_ID.fullmatch(session) is not None
+        and any(f".{rest}".endswith(suffix) for suffix in SUFFIXES)
+    )
 
 
 class NoRecord(ValueError):

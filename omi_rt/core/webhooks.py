@@ -7,7 +7,7 @@ import binascii
 import hashlib
 import hmac
 from http import HTTPStatus
-from ipaddress import IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address, IPv6Network, ip_address
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 from attrs import frozen
@@ -15,6 +15,7 @@ from attrs import frozen
 SECRET_PREFIX = "whsec_"  # noqa: S105 - what secrets begin with
 SECRET_BYTES = range(24, 65)
 """Of a secret, by the scheme of Standard Webhooks."""
+_NAT64 = IPv6Network("64:ff9b::/96")
 MAX_TRIES = 5
 _FIRST_PAUSE_SECONDS = 0.5
 _LONGEST_PAUSE_SECONDS = 8.0
@@ -74,9 +75,16 @@ def with_query(url: str, **parameters: str) -> str:
 def is_public(address: str) -> bool:
     """Whether an address is one of the internet's, and of no private network."""
     parsed = ip_address(address.partition("%")[0])
-    if isinstance(parsed, IPv6Address) and parsed.ipv4_mapped is not None:
-        parsed = parsed.ipv4_mapped
+    if isinstance(parsed, IPv6Address):
+        parsed = _address_within(parsed) or parsed
     return parsed.is_global and not parsed.is_multicast
+
+
+def _address_within(address: IPv6Address) -> IPv4Address | None:
+    """Return the IPv4 address that an IPv6 one stands for; None where it stands for itself."""
+    if address in _NAT64:
+        return IPv4Address(int(address) & 0xFFFF_FFFF)
+    return address.ipv4_mapped or address.sixtofour
 
 
 def is_worth_another_try(status: int) -> bool:

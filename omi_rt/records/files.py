@@ -1,55 +1,69 @@
-"""The files of a record: lines that are whole, and audio whose header is right, also after a crash."""
+"""The files of a record: lines that are whole, and audio beside them, also after a crash."""
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import os
-import struct
 import time
-import wave
 from contextlib import suppress
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
-from omi_rt.core.records import FOLDER, NoRecord, Record, folder_of, read_record
+from omi_rt.core.records import (
+    FOLDER,
+    LINES,
+    SESSION_ID,
+    SUFFIXES,
+    AudioKind,
+    NoRecord,
+    Record,
+    folder_of,
+    read_record,
+)
+from omi_rt.records.audio import AudioFile, mend_audio, open_audio, possible_kind
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from io import FileIO
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
     from omi_rt.core.observers import SessionFacts
 
-LINES: Final = ".jsonl"
-AUDIO: Final = ".wav"
-_HEADER_BYTES: Final = 44
-"""Of a WAV file as the standard library writes it."""
+_T = TypeVar("_T")
+
 MAX_AUDIO_BYTES: Final = 0xFFFF_FFFF - 0x10_0000
-"""Of one WAV file, whose sizes have 32 bits; what comes after goes into the next."""
-_SAMPLE_BYTES: Final = 2
+"""Of the samples in one file, as the sizes in WAV have 32 bits; what comes after goes into the next."""
+_NEW: Final = ".new"
+"""What a file of lines is called until it is locked."""
+_NEW_SECONDS: Final = 3600.0
+"""After which such a file was left by a crash."""
+_FOLDER_TRIES: Final = 3
 _DAY_SECONDS: Final = 86_400
 
 
 class RecordFiles:
-    """The open files of one session. Every method may block, and raises ``OSError``."""
+    """The open files of one session. Every method may block, and raises ``OSError``.
 
-    def __init__(self, root: Path, facts: SessionFacts) -> None:
-        self._base = root / folder_of(facts.uid) / facts.id
+    Args:
+        root: folder of all records.
+        facts: of the session.
+        kind: of the audio files; WAV is taken for audio that is not for FLAC.
+    """
+
+    def __init__(self, root: Path, facts: SessionFacts, kind: AudioKind = AudioKind.WAV) -> None:
+        self.base = root / folder_of(facts.uid) / facts.id
+        """The path of every file, but for its suffix."""
         self._format = facts.audio_format
+        self._kind = possible_kind(kind, facts.audio_format)
         self._lines: int | None = None
         self._size = 0
-        self._audio: wave.Wave_write | None = None
-        self._audio_file: FileIO | None = None
+        self._audio: AudioFile | None = None
         self._audio_bytes = 0
         self._parts = 0
 
     def write_lines(self, data: bytes) -> None:
         """Append whole lines: all of them, or none where that fails."""
         if self._lines is None:
-            self._base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            flags = os.O_WRONLY | os.O_CREAT | os.O_APPEND
-            self._lines = os.open(self._base.with_suffix(LINES), flags, 0o600)
-            # As long as it is held, no other process takes the record for one that was cut off.
-            fcntl.flock(self._lines, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            self._lines = self._open_lines()
         try:
             rest = memoryview(data)
             while rest:
@@ -61,35 +75,23 @@ class RecordFiles:
         self._size += len(data)
 
     def write_audio(self, pcm: bytes) -> None:
-        """Append audio; the header is right after each call."""
+        """Append audio."""
         if self._audio is not None and self._audio_bytes + len(pcm) > MAX_AUDIO_BYTES:
             self.give_up_audio()
         if self._audio is None:
             self._parts += 1
             self._audio_bytes = 0
-            suffix = AUDIO if self._parts == 1 else f".{self._parts}{AUDIO}"
-            self._base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-            path = self._base.with_suffix(suffix)
-            descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_TRUNC, 0o600)
-            self._audio_file = os.fdopen(descriptor, "w+b", buffering=0)
-            self._audio = wave.open(self._audio_file, "wb")  # noqa: SIM115 - it stays open
-            self._audio.setparams(
-                (self._format.channels, _SAMPLE_BYTES, self._format.sample_rate, 0, "NONE", "")
-            )
-        self._audio.writeframes(pcm)
+            suffix = self._kind.value if self._parts == 1 else f".{self._parts}{self._kind.value}"
+            path = self.base.with_suffix(suffix)
+            self._audio = self._in_folder(lambda: open_audio(path, self._kind, self._format))
+        self._audio.write(pcm)
         self._audio_bytes += len(pcm)
 
     def give_up_audio(self) -> None:
-        """Write no more audio; what is there gets a right header."""
+        """Write no more audio; what is there can be played."""
         audio, self._audio = self._audio, None
-        file, self._audio_file = self._audio_file, None
         if audio is not None:
-            with suppress(OSError):
-                audio.close()
-        if file is not None:
-            with suppress(OSError):
-                mend_audio(file.fileno())
-            file.close()
+            audio.close()
 
     def close(self) -> None:
         """Close the files."""
@@ -98,46 +100,81 @@ class RecordFiles:
             os.close(self._lines)
             self._lines = None
 
+    def _open_lines(self) -> int:
+        new, flags = self.base.with_suffix(_NEW), os.O_WRONLY | os.O_CREAT | os.O_APPEND
+        descriptor = self._in_folder(lambda: os.open(new, flags, 0o600))
+        try:
+            # As long as it is held, nobody takes the record for one that was cut off: it has its name
+            # only once it is.
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            new.rename(self.base.with_suffix(LINES))
+        except OSError:
+            os.close(descriptor)
+            raise
+        return descriptor
+
+    def _in_folder(self, open_file: Callable[[], _T]) -> _T:
+        """Open a file in the folder of the uid, which somebody else may remove as long as it is empty."""
+        for _ in range(_FOLDER_TRIES):
+            self.base.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            with suppress(FileNotFoundError):
+                return open_file()
+        raise OSError(errno.ENOENT, "the folder is removed again and again")
+
 
 def mend(root: Path) -> int:
     """Mend the records that an earlier process has left cut off; returns how many files that were."""
     mended = 0
+    _remove_new(root)
     for path in _files(root):
         with suppress(OSError):
             descriptor = os.open(path, os.O_RDWR)
             try:
                 if path.suffix == LINES and not _is_held(descriptor):
                     mended += _mend_lines(descriptor)
-                elif path.suffix == AUDIO and not _is_running(path):
+                elif path.suffix != LINES and not _is_running(path):
                     mended += mend_audio(descriptor)
             finally:
                 os.close(descriptor)
     return mended
 
 
-def mend_audio(descriptor: int) -> bool:
-    """Make the sizes in a WAV header those of the file; whether they were others."""
-    size = os.fstat(descriptor).st_size
-    head = os.pread(descriptor, _HEADER_BYTES, 0)
-    if len(head) < _HEADER_BYTES or head[:4] != b"RIFF" or head[36:40] != b"data":
-        return False
-    frame = max(1, struct.unpack("<H", head[32:34])[0])
-    data = (size - _HEADER_BYTES) // frame * frame
-    right = struct.pack("<I", data + _HEADER_BYTES - 8), struct.pack("<I", data)
-    if (head[4:8], head[40:44]) == right:
-        return False
-    os.pwrite(descriptor, right[0], 4)
-    os.pwrite(descriptor, right[1], 40)
-    return True
-
-
 def find_record(root: Path, session_id: str) -> Record:
     """Find the record of a session. Raises ``OSError``, or `NoRecord`: there is none, or it is broken."""
-    if not session_id.isalnum():
+    if not SESSION_ID.fullmatch(session_id):
         raise NoRecord("a session's id is 32 hexadecimal digits")
     for path in root.glob(f"*/{FOLDER}/{session_id}{LINES}"):
         return read_record(path.read_bytes())
     raise NoRecord("there is no record of that session")
+
+
+def find_left_over(root: Path) -> list[Path]:
+    """Find the sessions that have files here and do not run; each is a path without a suffix."""
+    bases = {path.parent / path.name.partition(".")[0] for path in _files(root)}
+    return sorted(base for base in bases if not _is_running(base))
+
+
+def files_of(base: Path) -> list[Path]:
+    """Return the files of a session, the lines as the last."""
+    found = [path for path in base.parent.glob(f"{base.name}.*") if path.suffix in SUFFIXES]
+    return sorted(found, key=lambda path: (path.suffix == LINES, path.name))
+
+
+def claim(base: Path) -> int | None:
+    """Lock a session that does not run, so that nobody else takes it; None where somebody has.
+
+    Closing the descriptor that is returned ends that.
+    """
+    lines = base.with_suffix(LINES)
+    try:
+        descriptor = os.open(lines, os.O_RDWR)
+    except FileNotFoundError:
+        # Nobody else has them either: lines are what a session begins with, and what goes last.
+        return os.open(base.parent, os.O_RDONLY) if files_of(base) else None
+    if _is_held(descriptor) or not os.fstat(descriptor).st_nlink:
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 def remove_old(root: Path, days: float, now: float | None = None) -> int:
@@ -159,16 +196,28 @@ def forget(root: Path, uid: str) -> int:
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
         path.unlink()
         removed += 1
+    remove_if_empty(folder)
+    return removed
+
+
+def remove_if_empty(folder: Path) -> None:
+    """Remove the folder of a uid's records where nothing is in it, and that of the uid."""
     for empty in (folder, folder.parent):
         with suppress(OSError):
             empty.rmdir()
-    return removed
 
 
 def _files(root: Path) -> Iterator[Path]:
     for path in root.glob(f"*/{FOLDER}/*"):
-        if path.suffix in {LINES, AUDIO} and path.is_file() and not path.is_symlink():
+        if path.suffix in SUFFIXES and path.is_file() and not path.is_symlink():
             yield path
+
+
+def _remove_new(root: Path) -> None:
+    for path in root.glob(f"*/{FOLDER}/*{_NEW}"):
+        with suppress(OSError):
+            if path.stat().st_mtime < time.time() - _NEW_SECONDS:
+                path.unlink()
 
 
 def _is_held(descriptor: int) -> bool:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import trio
 from attrs import define, field
 
+from omi_rt.bucket import BucketUnavailable
 from omi_rt.core.observers import Observer, SessionFacts
-from omi_rt.core.records import first_line, line_of
+from omi_rt.core.records import AudioKind, first_line, line_of
 from omi_rt.log import get_logger
 from omi_rt.metrics import Metrics
 from omi_rt.records.files import RecordFiles, mend, remove_old
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from omi_rt.core.updates import Update
+    from omi_rt.records.bucket import RecordBucket
+    from omi_rt.records.uploads import Uploads
 
 _T = TypeVar("_T")
 
@@ -29,7 +32,8 @@ MAX_LINE_BYTES: Final = 1_048_576
 MAX_AUDIO_BYTES: Final = 4_194_304
 """Likewise: two minutes at 16 kHz. Where the disk is slower the audio ends there: with a gap in it the
 times of the words would no longer fit."""
-RETENTION_LOOK_SECONDS: Final = 3600.0
+LOOK_SECONDS: Final = 3600.0
+"""Between two looks for what is too old, and for what was not uploaded."""
 CLOSE_SECONDS: Final = 10.0
 """For the last round."""
 
@@ -105,25 +109,35 @@ class Records:
     Args:
         root: folder; it need not exist.
         metrics: of the server.
-        keeps_audio: whether audio is kept beside the words.
+        audio: how audio is kept beside the words; None where it is not.
         retention_days: after which a record is removed; 0 is never.
+        store: where records go whose sessions have ended; None where they stay in the folder.
+        uploads: takes them there; None without ``store``.
     """
 
     def __init__(
-        self, root: Path, metrics: Metrics, *, keeps_audio: bool, retention_days: float
+        self,
+        root: Path,
+        metrics: Metrics,
+        *,
+        audio: AudioKind | None,
+        retention_days: float,
+        store: RecordBucket | None = None,
+        uploads: Uploads | None = None,
     ) -> None:
         self._root = root
         self._metrics = metrics
-        self._keeps_audio = keeps_audio
+        self._audio = audio
         self._retention_days = retention_days
+        self._store = store
+        self._uploads = uploads
         self._records: list[SessionRecord] = []
         self._limiter = trio.CapacityLimiter(1)
 
     def watch(self, facts: SessionFacts) -> SessionRecord:
         """Begin the record of a session."""
-        record = SessionRecord(
-            facts, RecordFiles(self._root, facts), self._metrics, self._keeps_audio
-        )
+        files = RecordFiles(self._root, facts, self._audio or AudioKind.WAV)
+        record = SessionRecord(facts, files, self._metrics, self._audio is not None)
         record.add(first_line(facts))
         self._records.append(record)
         return record
@@ -131,23 +145,10 @@ class Records:
     async def write_records(
         self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Write what there is, a few times a second; until cancelled, and then once more.
-
-        Started when records that an earlier process left cut off are mended.
-        """
-        mended = await self._in_thread(lambda: mend(self._root))
-        if mended:
-            get_logger().info("records_mended", files=mended)
+        """Write what there is, a few times a second; until cancelled, and then once more."""
         task_status.started()
         try:
-            looked_at = -RETENTION_LOOK_SECONDS
             while True:
-                if (
-                    self._retention_days
-                    and trio.current_time() - looked_at > RETENTION_LOOK_SECONDS
-                ):
-                    looked_at = trio.current_time()
-                    await self._remove_old()
                 await self.write()
                 await trio.sleep(WRITE_SECONDS)
         finally:
@@ -155,6 +156,29 @@ class Records:
                 await self.write()
             for record in self._records:
                 record.files.close()
+
+    async def look_after_records(self) -> None:
+        """Mend what an earlier process has left; then remove what is old, hourly, until cancelled.
+
+        What is found that was not uploaded is uploaded.
+        """
+        limiter = trio.CapacityLimiter(1)
+        mended = await trio.to_thread.run_sync(
+            mend, self._root, abandon_on_cancel=True, limiter=limiter
+        )
+        if mended:
+            get_logger().info("records_mended", files=mended)
+        while True:
+            if self._retention_days:
+                removed = await trio.to_thread.run_sync(
+                    remove_old, self._root, self._retention_days, limiter=limiter
+                )
+                removed += await self._remove_old_from_store()
+                if removed:
+                    get_logger().info("records_removed", files=removed)
+            if self._uploads is not None:
+                await self._uploads.find()
+            await trio.sleep(LOOK_SECONDS)
 
     async def write(self) -> None:
         """Write all that waits. A disk that fails is told once a session, and the session goes on."""
@@ -172,11 +196,17 @@ class Records:
             if is_closed:
                 await self._in_thread(record.files.close)
                 self._records.remove(record)
+                if self._uploads is not None:
+                    self._uploads.add(record.files.base)
 
-    async def _remove_old(self) -> None:
-        removed = await self._in_thread(lambda: remove_old(self._root, self._retention_days))
-        if removed:
-            get_logger().info("records_removed", files=removed)
+    async def _remove_old_from_store(self) -> int:
+        if self._store is None:
+            return 0
+        try:
+            return await self._store.remove_old(self._retention_days)
+        except BucketUnavailable as error:
+            get_logger().error("records_not_removed", reason=str(error))
+            return 0
 
     async def _in_thread(self, function: Callable[[], _T]) -> _T:
         return await trio.to_thread.run_sync(function, limiter=self._limiter)

@@ -29,7 +29,9 @@ from omi_rt.net.listeners import open_listeners
 from omi_rt.net.poller import open_poller
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
+from omi_rt.records.commands import open_record_bucket, root_of
 from omi_rt.records.service import Records
+from omi_rt.records.uploads import Uploads
 from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
 from omi_rt.server.memory import calm_the_collector, default_backlog_bytes, keep_memory_low
 from omi_rt.server.pace import Pace
@@ -266,19 +268,28 @@ async def _profiles(settings: Settings) -> AsyncIterator[Profiles | None]:
 @asynccontextmanager
 async def _records(settings: Settings, metrics: Metrics) -> AsyncIterator[tuple[Watch, ...]]:
     """What observes each session, as long as the body runs."""
-    if settings.transcript_dir is None:
+    root = root_of(settings.transcript_dir, settings.transcript_spool)
+    if root is None:
         yield ()
         return
-    records = Records(
-        settings.transcript_dir,
-        metrics,
-        keeps_audio=settings.record_audio,
-        retention_days=settings.retention_days,
-    )
-    async with trio.open_nursery() as nursery:
-        await nursery.start(records.write_records)
-        yield (records.watch,)
-        nursery.cancel_scope.cancel()
+    async with open_record_bucket(settings.transcript_dir) as store, trio.open_nursery() as nursery:
+        uploads = None if store is None else Uploads(root, store, metrics, Random())
+        end_uploads = None if uploads is None else await nursery.start(uploads.upload_all)
+        records = Records(
+            root,
+            metrics,
+            audio=settings.record_audio,
+            retention_days=settings.retention_days,
+            store=store,
+            uploads=uploads,
+        )
+        async with trio.open_nursery() as writing:
+            writing.start_soon(records.look_after_records)
+            await writing.start(records.write_records)
+            yield (records.watch,)
+            writing.cancel_scope.cancel()
+        if end_uploads is not None:
+            end_uploads()
 
 
 @asynccontextmanager
