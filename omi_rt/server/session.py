@@ -14,7 +14,7 @@ from omi_rt.codecs import open_decoder
 from omi_rt.codecs.resent import resent
 from omi_rt.core import endings, events
 from omi_rt.core.acknowledgement import ACKNOWLEDGE_SECONDS, Acknowledgement
-from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood
+from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood, Suggest
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow, ProviderError
 from omi_rt.core.json import dumps
@@ -30,6 +30,7 @@ from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.net.turns import wait_turn
+from omi_rt.server.client_transcriber import ClientTranscriber
 from omi_rt.server.naming import Naming
 
 if TYPE_CHECKING:
@@ -133,7 +134,7 @@ class Session:
 
     def _make_transcriber(
         self, request: ListenRequest, shared: Shared
-    ) -> tuple[Transcript, Transcriber]:
+    ) -> tuple[Transcript, Transcriber | ClientTranscriber]:
         settings, profiles = shared.settings, shared.profiles
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
@@ -145,6 +146,10 @@ class Session:
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
         )
+        if request.is_transcribed_by_client:
+            return transcript, ClientTranscriber(
+                self.coverage, transcript, tell=self._tell, log=self._log
+            )
         transcriber = Transcriber(
             request,
             shared.provider,
@@ -516,6 +521,9 @@ class Session:
             case AssignSpeaker():
                 assert self._nursery is not None
                 self._naming.assign(ask, self._nursery)
+            case Suggest():
+                if self._takes_audio and isinstance(self._transcriber, ClientTranscriber):
+                    self._transcriber.suggest(ask)
             case _:
                 pass
 
@@ -725,6 +733,7 @@ def ledger_details(coverage: Coverage) -> dict[str, float]:
         "finalised_as_silence": seconds(ledger.finalised_as_silence),
         "finalised_unanswered": seconds(ledger.finalised_unanswered),
         "finalised_by_metadata": seconds(ledger.finalised_by_metadata),
+        "finalised_by_client": seconds(ledger.finalised_by_client),
     }
     return {name: value for name, value in details.items() if value}
 
