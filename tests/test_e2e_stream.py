@@ -20,6 +20,7 @@ from attrs import frozen
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.fake import FaultScript, Script, plain_words, random_script, synthesise
 from omi_rt.fake.faults import Refuse
+from omi_rt.fake.speech import utterance
 from tests.processes_e2e import (
     KEY,
     NOWHERE,
@@ -40,6 +41,7 @@ pytestmark = pytest.mark.realtime
 
 TALK = random_script(Random(43), 3.2, longest_pause=0.4)
 TWO_SIDES = random_script(Random(40), 3.2, channels=2, longest_pause=0.4)
+FEW_WORDS = Script(utterance("amber bako", 1, 0.2), 1.0)
 SPEED = "1.2"
 """What the fake takes from the start on, and a quarter over real time is what a server sends."""
 SEGMENT_FIELDS = {
@@ -303,8 +305,11 @@ async def test_what_the_server_refuses_is_one_clear_line_and_status_1(tmp_path: 
 async def test_output_that_can_not_be_written_is_one_line_and_a_status(
     tmp_path: Path, redirection: str, status: int, reason: str
 ) -> None:
-    path = write_script(tmp_path / "talk.wav", TALK)
-    async with fake_program() as fake, serving(DEEPGRAM_URL=fake, DEEPGRAM_API_KEY=KEY) as server:
+    path = write_script(tmp_path / "talk.wav", FEW_WORDS)
+    async with (
+        fake_in_process() as (_fake, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY) as server,
+    ):
         command = (
             f'exec "{sys.executable}" -m omi_rt stream "{path}" --url {server.url} --speed 1.2'
         )

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+from array import array
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
 
 from bench.speech import SpeechUnavailable, Spoken, Turn, dialogue, human_recordings
-from omi_rt.codecs.wav import write_wav
+from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.local.accuracy import word_accuracy
 from tests.processes import children_of
 from tests.processes_e2e import run, serving
@@ -120,24 +121,42 @@ async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path
     assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
 
 
+def parted(recording: Spoken) -> list[WavAudio]:
+    """The two halves of a recording, parted where it is quietest near the middle."""
+    pcm, rate = recording.audio.pcm, recording.audio.sample_rate
+    step = rate // 10 * 2
+    around = range(len(pcm) // 3 // step, len(pcm) * 2 // 3 // step)
+    quiet = min(around, key=lambda n: max(map(abs, array("h", pcm[n * step : (n + 1) * step]))))
+    cut = quiet * step + step // 4 * 2
+    return [WavAudio(rate, 1, pcm[:cut]), WavAudio(rate, 1, pcm[cut:])]
+
+
 async def test_people_are_understood_through_opus(tmp_path: Path) -> None:
     try:
-        recordings = human_recordings()
+        recordings = {recording.name: recording for recording in human_recordings()}
     except SpeechUnavailable as error:
         pytest.skip(str(error))
-    accuracies: dict[str, float] = {}
-    async with serving() as server, trio.open_nursery() as nursery:
+    reader, actor = recordings["reader"], recordings["actor"]
+    # A server sends a quarter faster than real time, so the long one goes in two sessions at once.
+    parts = {"reader": parted(reader), "actor": [actor.audio]}
+    said: dict[tuple[str, int], str] = {}
+    async with (
+        # However little it measures while other tests run.
+        serving(OMI_RT_LOCAL_CONNECTIONS="3") as server,
+        trio.open_nursery() as nursery,
+    ):
 
-        async def stream(recording: Spoken) -> None:
-            path = write(tmp_path / f"{recording.name}.wav", recording)
+        async def stream(name: str, number: int, audio: WavAudio) -> None:
+            path = tmp_path / f"{name} {number}.wav"
+            path.write_bytes(write_wav(audio))
             options = ("--url", server.url, "--codec", "opus", "--speed", "4", "--json")
-            streamed = await run("stream", path, *options, within=90)
+            streamed = await run("stream", str(path), *options, within=90)
             assert streamed.status == 0, streamed.errors
-            said = " ".join(segment["text"] for segment in corrected(streamed.output))
-            accuracies[recording.name] = word_accuracy(recording.text, said)
+            texts = [segment["text"] for segment in corrected(streamed.output)]
+            said[name, number] = " ".join(texts)
 
-        for recording in recordings:
-            if recording.name in {"reader", "actor"}:
-                nursery.start_soon(stream, recording)
-    assert set(accuracies) == {"reader", "actor"}
-    assert min(accuracies.values()) >= 0.95
+        for name, audios in parts.items():
+            for number, audio in enumerate(audios):
+                nursery.start_soon(stream, name, number, audio)
+    assert word_accuracy(reader.text, f"{said['reader', 0]} {said['reader', 1]}") >= 0.95
+    assert word_accuracy(actor.text, said["actor", 0]) >= 0.95

@@ -13,6 +13,7 @@ from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
 from omi_rt.core.voices import USER, Identity, Place
 from omi_rt.core.words import HeardWord
+from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, synthesise
 from omi_rt.profiles.store import StoreUnavailable
 from tests.harness import assert_whole, listening_server, play
@@ -235,7 +236,9 @@ async def test_nearly_all_that_the_user_said_before_the_switch_is_corrected(
             world.device() as device,
         ):
             await device.stream_audio(synthesise(script, 8000), 16_000)
-            current = device.session._transcriber._serving
+            transcriber = device.session._transcriber
+            assert isinstance(transcriber, Transcriber)
+            current = transcriber._serving
             assert current is not None
             again = current.labels.again
             ended = await device.finish()

@@ -240,6 +240,17 @@ async def test_messages_of_newer_apps_and_plain_beats_are_passed_over(
     assert device.events("unknown_message") == []
 
 
+async def test_a_message_that_nobody_could_write_again_is_unknown_and_harms_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), open_path(world, "/v4/listen") as device:
+        device.send('{"type":"\\ud800"}')
+        await play(device)
+    assert device.event("unknown_message")["received"] is None
+    shown = check_as_the_app_of_2025_does(device.messages)
+    assert words_of(list(shown.values())) == TALK.transcript()
+
+
 async def test_the_stock_app_gets_objects_without_a_type_and_nothing_else(
     autojump_clock: MockClock,
 ) -> None:

@@ -21,7 +21,7 @@ from omi_rt.fake import FaultScript, Options, random_script, synthesise
 from omi_rt.fake.faults import Close, Refuse, Say
 from omi_rt.local.wire import progress_message
 from omi_rt.server.line import UNDECODABLE_IN_A_ROW
-from tests.harness import Device, listening_server, running_server, unreachable, words_of
+from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 from tests.processes_e2e import KEY, environment, fake_in_process, serving
 from tests.test_identities import STRANGER, USER, conversation, stored
 
@@ -131,9 +131,11 @@ async def all_messages() -> list[Any]:
             device.send('{"type":"speaker_assigned","speaker_id":0,"person_id":"user"}')
             await device.finish()
             messages += device.raw
-    async with running_server(unreachable) as world, world.device() as device:
-        await play(device)
-        messages += device.raw
+    async with running_server(unreachable) as world:
+        async with world.device() as device:
+            await play(device)
+            messages += device.raw
+        messages += await messages_to_who_transcribes(world)
     late = [Say(text=progress_message(seconds_worked=1.0, seconds_behind=5.4), after_audio=5.0)]
     late += [Say(text=progress_message(seconds_worked=9.0, seconds_behind=0.5), after_audio=9.0)]
     async with listening_server(faults=FaultScript.of(late)) as (world, _):
@@ -146,6 +148,17 @@ async def all_messages() -> list[Any]:
         await device.ended()
         messages += device.raw
     return messages
+
+
+async def messages_to_who_transcribes(world: World) -> list[Any]:
+    """What an app is told that transcribes by itself, and not well."""
+    headers = {"Authorization": "Bearer u1"}
+    query = {"custom_stt": "enabled"}
+    async with world.client("/v4/listen", query, headers=headers, is_loopback=True) as device:
+        segment = {"text": "Good morning.", "start": 2.0, "end": 1.0}
+        device.send(json.dumps({"type": "suggested_transcript", "segments": [segment]}))
+        await device.finish()
+        return device.raw
 
 
 async def test_each_example_of_a_message_is_what_is_sent_and_none_is_missing(

@@ -338,7 +338,7 @@ async def test_kill_9_leaves_what_was_delivered_and_the_next_start_mends_it(tmp_
         "OMI_RT_RECORD_AUDIO": "1",
         "OMI_RT_TOKEN_FILE": str(tmp_path / "tokens"),
     }
-    pcm = synthesise(random_script(Random(3), 12.0), RATE)
+    pcm = synthesise(random_script(Random(3), 6.0), RATE)
     async with fake_in_process() as (_, url):
         async with serving(DEEPGRAM_URL=url, **settings) as server:
             async with server.device(codec="pcm16", sample_rate=RATE) as device:

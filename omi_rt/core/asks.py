@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from attrs import field, frozen
 
+from omi_rt.core.voices import Identity
+
 
 @frozen
 class End:
@@ -46,6 +48,32 @@ class AssignSpeaker:
 
 
 @frozen
+class SuggestedSegment:
+    """What a client has heard by itself: what one speaker said in one go."""
+
+    text: str = field(repr=False)
+    start: float
+    """Seconds on the session clock."""
+    end: float
+    speaker: int
+    """The client's own number, from 0."""
+    identity: Identity | None = None
+    """Whom the client takes the speaker for."""
+
+
+@frozen
+class Suggest:
+    """The client has transcribed something by itself."""
+
+    segments: tuple[SuggestedSegment, ...]
+    """Those that can be taken, in order of time."""
+    refused: int = 0
+    """How many cannot."""
+    reason: str | None = None
+    """What is wrong with the first of these, or with the message."""
+
+
+@frozen
 class Pass:
     """A message that is known, and asks nothing."""
 
@@ -60,4 +88,4 @@ class NotUnderstood:
     """The message itself, cut likewise: an answer may quote it, a log must not."""
 
 
-Ask = End | StayOpen | Finalize | Configure | AssignSpeaker | Pass | NotUnderstood
+Ask = End | StayOpen | Finalize | Configure | AssignSpeaker | Suggest | Pass | NotUnderstood

@@ -141,6 +141,13 @@ class Coverage:
         self.ledger.finalised_by_metadata += self.ledger.finalised - before
         return any(moved)
 
+    def finalise_by_client(self) -> None:
+        """Raise all watermarks over what has come, because the client transcribes it by itself."""
+        before = self.ledger.finalised
+        for channel in range(self.audio_format.channels):
+            self.finalise(channel, self.backlog.end)
+        self.ledger.finalised_by_client += self.ledger.finalised - before
+
     def pass_by(self, position: int) -> Gap | None:
         """Give up what lies before ``position``, because no connection gives an answer for it.
 

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from datetime import datetime
 
-    from omi_rt.core.asks import AssignSpeaker
+    from omi_rt.core.asks import AssignSpeaker, Suggest
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Gap
     from omi_rt.core.ledger import Balance, Cost
@@ -110,6 +110,15 @@ def speaker_assigned(
         "stored": is_stored,
     }
     return event if reason is None else event | {"reason": reason}
+
+
+def suggestion_refused(suggested: Suggest) -> dict[str, Any]:
+    """So many segments of a ``suggested_transcript`` cannot be taken; ``reason`` is the first one's."""
+    return {
+        "type": "suggestion_refused",
+        "refused": suggested.refused,
+        "reason": suggested.reason,
+    }
 
 
 def assignment_failed(asked: AssignSpeaker, reason: str) -> dict[str, Any]:

@@ -25,14 +25,16 @@ def loads(text: str | bytes) -> Any:
     """Read JSON, and also the ``NaN`` and ``Infinity`` that some writers put into it.
 
     Raises:
-        JSONError: the text is not JSON.
+        JSONError: the text is not JSON, or names half of a surrogate pair, which nobody could write again.
     """
     try:
         return orjson.loads(text)
     except orjson.JSONDecodeError:
         pass
     try:
-        return json.loads(text)
+        value = json.loads(text)
+        json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         # The cause is left out, because its message quotes the text, which may be a transcript.
         raise JSONError("not JSON") from None
+    return value

@@ -47,13 +47,15 @@ class Ledger:
 
     received: int = 0
     finalised: int = 0
-    """Audio that is done with. The next three counters are parts of it that no final covered."""
+    """Audio that is done with. The next four counters are parts of it that no final covered."""
     finalised_as_silence: int = 0
     """Audio in which nothing sounded and about which the provider said nothing."""
     finalised_unanswered: int = 0
     """Audio for which one channel got no answer while others did."""
     finalised_by_metadata: int = 0
     """Audio that only the provider's summary at the end counted."""
+    finalised_by_client: int = 0
+    """Audio that went to no provider, because its client transcribes by itself."""
     gated: int = 0
     """Audio that was withheld as silence."""
     lost: int = 0

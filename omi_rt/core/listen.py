@@ -55,6 +55,8 @@ class ListenRequest:
     """Whether several channels are transcribed as one."""
     wants_interims: bool = False
     """Whether the client is told what is not final yet."""
+    is_transcribed_by_client: bool = False
+    """Whether no provider is asked, because the client says what it has heard."""
 
     @property
     def audio_format(self) -> AudioFormat:
@@ -126,6 +128,18 @@ def parse_listen(parameters: Mapping[str, str]) -> ListenRequest:
         _boolean(parameters, "include_speech_profile", default="true"),
         wants_interims=_boolean(parameters, "interim", default="false"),
     )
+
+
+def parse_custom_stt(parameters: Mapping[str, str]) -> bool:
+    """Return whether an Omi app transcribes by itself.
+
+    Raises:
+        BadRequest: it says neither that it does nor that it does not.
+    """
+    value = parameters.get("custom_stt") or "disabled"
+    if value not in {"enabled", "disabled"}:
+        raise BadRequest("custom_stt: must be enabled or disabled")
+    return value == "enabled"
 
 
 def parse_raw_listen(parameters: Mapping[str, str]) -> ListenRequest:

@@ -132,6 +132,8 @@ def decide(
         return Decision(
             Outcome.REFUSED, 1008, "resume: codec, sample_rate and channels must stay the same"
         )
+    if request.is_transcribed_by_client != begun.is_transcribed_by_client:
+        return Decision(Outcome.REFUSED, 1008, "resume: custom_stt must stay the same")
     if wish.after is not None and wish.after > told:
         return Decision(Outcome.REFUSED, 1008, f"after: the session has told {told} so far")
     if is_too_often:

@@ -261,6 +261,26 @@ class Speakers:
         )
         return [*told, Identified(number, identity, ids)]
 
+    def introduce(
+        self, labels: EpochLabels, label: Label, identity: Identity
+    ) -> list[Merged | Identified]:
+        """Let a label be somebody because whoever gives the labels says so with a word.
+
+        Only who was nobody known becomes somebody, and only whom nobody else was taken for: what
+        contradicts this is for `assign`, in which a person says it once.
+
+        Returns:
+            What that changes, to be told.
+        """
+        number = labels.numbers.get(label)
+        if number is None:
+            labels.identities[label] = identity
+            return []
+        number = self.current(number)
+        if number in self._identities or self._number_with(identity) is not None:
+            return []
+        return self.assign(number, identity) or []
+
     # What a vote tells.
 
     def _claim(

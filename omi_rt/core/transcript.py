@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from omi_rt.core.timeline import Heard, LeadInWord
     from omi_rt.core.updates import Update
     from omi_rt.core.voices import Identity, Voice
-    from omi_rt.core.votes import Vote
+    from omi_rt.core.votes import Label, Vote
 
 
 class Transcript:
@@ -139,6 +139,10 @@ class Transcript:
             return None
         self._tell(told)
         return self._speakers.current(number)
+
+    def introduce(self, labels: EpochLabels, label: Label, identity: Identity) -> None:
+        """Let a label be somebody whom nobody in the session was taken for, and tell what that corrects."""
+        self._tell(self._speakers.introduce(labels, label, identity))
 
     def learn(
         self,

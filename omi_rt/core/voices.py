@@ -28,6 +28,8 @@ class Place:
 
 
 USER = Identity()
+USER_ID = "user"
+"""The person id that stands for the user in an app's own messages."""
 
 Voice = Identity | int
 """A stored voice of somebody known, or the number of a speaker of this session."""

@@ -145,6 +145,7 @@ class GrowingSegments:
         last = grown.pieces[-1]
         return (
             last.whose == piece.whose
+            and last.start <= piece.start
             and piece.start - last.end <= self._pause
             and piece.end - grown.pieces[0].start <= self._longest
             and not ends_sentence(last.text)

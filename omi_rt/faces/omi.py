@@ -9,17 +9,19 @@ from __future__ import annotations
 from enum import Enum
 from typing import TYPE_CHECKING, Any
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from omi_rt.core import events
 from omi_rt.core.asks import Ask, AssignSpeaker, End, NotUnderstood, Pass
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.ids import ID_RULE, is_valid_id
 from omi_rt.core.json import JSONError, loads
-from omi_rt.core.listen import parse_listen
+from omi_rt.core.listen import parse_custom_stt, parse_listen
 from omi_rt.core.segments import make_segments
 from omi_rt.core.speakers import Identified, Merged
+from omi_rt.core.suggestions import read_suggestion
 from omi_rt.core.updates import Final, Interim
+from omi_rt.core.voices import USER_ID
 from omi_rt.faces.face import BEARER, MAX_SHOWN_CHARACTERS, Face, Opening, bearer_token
 from omi_rt.faces.growth import GrowingSegments
 
@@ -33,11 +35,10 @@ if TYPE_CHECKING:
 
 AUTH_SECONDS = 5.0
 """So long may the first message take where a client proves itself in that."""
-USER = "user"
-"""The person id that stands for the user in an app's own messages."""
 _FAKE_PONG = b"\x8a\x00"
 _PASSED_OVER = frozenset({"image_chunk", "skip_question", "client_state", "suggested_transcript"})
-"""Types of messages that newer apps send, and that concern nothing that is done here."""
+"""Types of messages that newer apps send, and that ask nothing; ``suggested_transcript`` does so where
+the client has said that it transcribes by itself."""
 _PLAIN_BEATS = frozenset({"ping", "pong"})
 """Text, no JSON, that some clients keep their connection alive with."""
 
@@ -57,6 +58,8 @@ class Version:
     proof: Proof
     grows: bool = False
     """Whether a segment that has grown, or is corrected, is sent again under its id."""
+    takes_suggestions: bool = False
+    """Whether a client may say ``custom_stt=enabled``, and then transcribes by itself."""
 
 
 class OmiFace(Face):
@@ -65,8 +68,11 @@ class OmiFace(Face):
     has_text_heartbeat = True
     tells_status = True
 
-    def __init__(self, version: Version, audio_format: AudioFormat) -> None:
+    def __init__(
+        self, version: Version, audio_format: AudioFormat, *, takes_suggestions: bool = False
+    ) -> None:
         self._version = version
+        self._takes_suggestions = takes_suggestions
         self._format = audio_format
         self._growing = GrowingSegments(audio_format.sample_rate) if version.grows else None
         self._has_told_unknown = False
@@ -86,6 +92,8 @@ class OmiFace(Face):
             return End()
         if kind == "speaker_assigned":
             return read_assignment(message)
+        if kind == "suggested_transcript" and self._takes_suggestions:
+            return read_suggestion(message)
         if isinstance(kind, str) and kind in _PASSED_OVER:
             return Pass()
         return NotUnderstood(kind[:MAX_SHOWN_CHARACTERS] if isinstance(kind, str) else None)
@@ -146,7 +154,12 @@ def open_omi(version: Version, call: Call) -> Opening:
     if call.uid is None and version.proof is not Proof.UID_PARAMETER:
         parameters["uid"] = _uid_of_token(version, call)
     request = parse_listen(parameters)
-    return Opening(request, OmiFace(version, request.audio_format))
+    takes_suggestions = version.takes_suggestions and parse_custom_stt(parameters)
+    if takes_suggestions:
+        # Nobody listens here, so there are no voices to know.
+        request = evolve(request, is_transcribed_by_client=True, include_speech_profile=False)
+    face = OmiFace(version, request.audio_format, takes_suggestions=takes_suggestions)
+    return Opening(request, face)
 
 
 def read_auth(text: str | bytes) -> str:
@@ -169,7 +182,7 @@ def read_assignment(message: Mapping[str, Any]) -> AssignSpeaker:
     return AssignSpeaker(
         speaker if type(speaker) is int else None,
         # What is no text is no valid id either, as little as an empty one.
-        None if person_id == USER else person_id if isinstance(person_id, str) else "",
+        None if person_id == USER_ID else person_id if isinstance(person_id, str) else "",
         tuple(each for each in ids if isinstance(each, str)) if isinstance(ids, list) else (),
     )
 

@@ -12,6 +12,8 @@ path                 who speaks              who it is           what comes     
 ``/v1/stt``          the stock Omi app       ``uid``, optional   ``segments``        close code 1008
 ``/v3/stream``       the device SDKs         ``uid``, optional   ``transcript``      close code 1008
 ===================  ======================  ==================  ==================  ================
+
+With ``custom_stt=enabled`` clients of ``/v4/listen`` and ``/v4/web/listen`` transcribe by themselves.
 """
 
 from __future__ import annotations
@@ -52,8 +54,8 @@ class Row:
     """Whether the request is read only after the client's first message."""
 
 
-def _omi(proof: Proof, *, grows: bool = False) -> Row:
-    version = Version(proof, grows)
+def _omi(proof: Proof, *, is_v4: bool = False) -> Row:
+    version = Version(proof, grows=is_v4, takes_suggestions=is_v4)
     return Row(
         partial(open_omi, version),
         partial(omi_token, version),
@@ -66,8 +68,8 @@ FACES: Mapping[str, Row] = MappingProxyType(
         "/listen": _omi(Proof.UID_PARAMETER),
         "/v2/listen": _omi(Proof.UID_PARAMETER),
         "/v3/listen": _omi(Proof.BEARER_TOKEN),
-        "/v4/listen": _omi(Proof.BEARER_TOKEN, grows=True),
-        "/v4/web/listen": _omi(Proof.FIRST_MESSAGE, grows=True),
+        "/v4/listen": _omi(Proof.BEARER_TOKEN, is_v4=True),
+        "/v4/web/listen": _omi(Proof.FIRST_MESSAGE, is_v4=True),
         LISTEN_PATH: Row(open_deepgram, deepgram_token, answer_headers, refuses_upgrade=True),
         "/v1/stt": Row(open_custom_stt),
         "/v3/stream": Row(open_stream),

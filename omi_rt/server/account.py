@@ -40,5 +40,6 @@ def ledger_details(coverage: Coverage) -> dict[str, float]:
         "finalised_as_silence": seconds(ledger.finalised_as_silence),
         "finalised_unanswered": seconds(ledger.finalised_unanswered),
         "finalised_by_metadata": seconds(ledger.finalised_by_metadata),
+        "finalised_by_client": seconds(ledger.finalised_by_client),
     }
     return {name: value for name, value in details.items() if value}

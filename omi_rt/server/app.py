@@ -409,6 +409,8 @@ class Server:
 
     def _read(self, row: Row, call: Call) -> Opening:
         opening = row.open(call)
+        if opening.request.is_transcribed_by_client:
+            return opening
         try:
             self._provider.check_language(opening.request.language)
         except BadRequest as error:

@@ -13,7 +13,7 @@ import trio
 from omi_rt.codecs import open_decoder
 from omi_rt.codecs.resent import resent
 from omi_rt.core import endings, events
-from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood
+from omi_rt.core.asks import AssignSpeaker, Configure, End, Finalize, NotUnderstood, Suggest
 from omi_rt.core.budget import BacklogShare
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.errors import ProviderError
@@ -30,6 +30,7 @@ from omi_rt.faces.face import Face
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.server.account import log_end
+from omi_rt.server.client_transcriber import ClientTranscriber
 from omi_rt.server.line import UNDECODABLE_IN_A_ROW
 from omi_rt.server.naming import Naming
 from omi_rt.server.resumable import WayBack
@@ -119,7 +120,7 @@ class Session:
 
     def _make_transcriber(
         self, request: ListenRequest, shared: Shared
-    ) -> tuple[Transcript, Transcriber]:
+    ) -> tuple[Transcript, Transcriber | ClientTranscriber]:
         settings, profiles = shared.settings, shared.profiles
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
@@ -131,6 +132,10 @@ class Session:
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
         )
+        if request.is_transcribed_by_client:
+            return transcript, ClientTranscriber(
+                self.coverage, transcript, tell=self._tell, log=self._log
+            )
         transcriber = Transcriber(
             request,
             shared.provider,
@@ -320,6 +325,9 @@ class Session:
             case AssignSpeaker():
                 assert self._nursery is not None
                 self._naming.assign(ask, self._nursery)
+            case Suggest():
+                if self.takes_audio and isinstance(self._transcriber, ClientTranscriber):
+                    self._transcriber.suggest(ask)
             case _:
                 pass
 
