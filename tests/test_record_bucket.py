@@ -46,6 +46,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from gcp_storage_emulator.server import Server
+    from trio.testing import MockClock
 
 __all__ = ["module_emulator", "scripted_host"]
 
@@ -359,6 +360,69 @@ async def test_a_bucket_that_is_away_is_told_once_and_the_files_stay(
         ("record_not_uploaded", "a" * 32, "profiles: HTTP 503")
     ]
     assert sorted(path.suffix for path in record.files.base.parent.iterdir()) == [".jsonl", ".wav"]
+
+
+async def test_a_failed_upload_is_tried_again_later_each_time_and_so_many_at_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pauses and slots, without a bucket."""
+    first, longest = uploads_module.PAUSE_SECONDS
+    pauses: list[int] = []
+    active = most = 0
+
+    async def pause(_uploads: Uploads, failures: int) -> None:
+        await trio.lowlevel.checkpoint()
+        pauses.append(failures)
+
+    async def put(_store: RecordBucket, _path: Path) -> None:
+        nonlocal active, most
+        active += 1
+        most = max(most, active)
+        for _ in range(50):
+            await trio.lowlevel.checkpoint()
+        active -= 1
+        raise BucketUnavailable("profiles: HTTP 503")
+
+    monkeypatch.setattr(RecordBucket, "put", put)
+    monkeypatch.setattr(Uploads, "_pause", pause)
+    async with uploading(tmp_path) as records:
+        for number in range(12):
+            await keep(records, facts(f"{number:032x}"))
+        await wait_until(lambda: metric(records, "failed") == 12, 20)
+    assert sorted(pauses) == [1] * 12 + [2] * 12 + [3] * 12 + [4] * 12
+    assert 1 < most <= uploads_module.UPLOADS_AT_ONCE
+    assert 0 < first < longest <= 60
+
+
+async def test_a_pause_is_cut_short_by_the_end_and_then_there_is_one_more_try(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(uploads_module, "PAUSE_SECONDS", (100.0, 100.0))
+    tries: list[Path] = []
+
+    async def put(_store: RecordBucket, path: Path) -> None:
+        await trio.lowlevel.checkpoint()
+        tries.append(path)
+        raise BucketUnavailable("profiles: HTTP 503")
+
+    monkeypatch.setattr(RecordBucket, "put", put)
+    with trio.fail_after(20):
+        async with uploading(tmp_path) as records:
+            await keep(records, facts())
+            await wait_until(lambda: len(tries) == 1, 10)
+            assert metric(records, "failed") == 0
+    assert (len(tries), metric(records, "failed")) == (2, 1)
+
+
+async def test_pauses_grow_up_to_a_bound(tmp_path: Path, autojump_clock: MockClock) -> None:
+    uploads = Uploads(tmp_path, RecordBucket(PLACE), Metrics(), Random(1))
+    lengths = []
+    for failures in (1, 2, 3, 4, 9):
+        began = trio.current_time()
+        await uploads._pause(failures)
+        lengths.append(trio.current_time() - began)
+    for length, whole in zip(lengths, (2, 6, 18, 54, 60), strict=True):
+        assert whole / 2 <= length <= whole
 
 
 async def test_a_host_that_answers_503_is_asked_for_a_bounded_time(
