@@ -715,7 +715,7 @@ def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Ob
     facts = SessionFacts(
         session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
     )
-    return [watch(facts) for watch in shared.watches]
+    return [watch(facts) for watch in (*shared.watches, shared.watching.observe)]
 
 
 def ledger_details(coverage: Coverage) -> dict[str, float]:
