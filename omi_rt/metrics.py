@@ -278,6 +278,10 @@ class Metrics:
         )
 
     def _build_keeping_metrics(self) -> None:
+        self.watchers = self._gauge("watchers", "Pages that follow sessions, or the list of them.")
+        self.watch_missed = self._counter(
+            "watch_messages_missed", "Messages that a slow watcher did not get."
+        )
         self.records_lost = self._counter(
             "records_lost",
             "Lines that could not be kept, and sessions whose audio could not be kept to the end.",

@@ -45,6 +45,8 @@ class AssignSpeaker:
     """None is the user."""
     segment_ids: tuple[str, ...] = ()
     """The segments that are meant; none means all of the speaker's."""
+    may_store: bool = True
+    """Whether the voice may be stored, so that it is known in later sessions."""
 
 
 @frozen

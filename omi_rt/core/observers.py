@@ -36,11 +36,16 @@ class SessionFacts:
 class Observer:
     """Follows one session. Nothing here waits, and nothing raises."""
 
+    @property
+    def hears_audio(self) -> bool:
+        """Whether it wants the audio. This is asked once, when the session begins."""
+        return False
+
     def note(self, update: Update) -> None:
         """Take what the session has to tell; segments are emptied afterwards."""
 
     def hear(self, payload: bytes) -> None:
-        """Take decoded audio, in order, as it comes."""
+        """Take decoded audio, in order, as it comes; for who `hears_audio` alone."""
 
     def close(self) -> None:
         """The session has ended."""

@@ -184,6 +184,8 @@ def read_assignment(message: Mapping[str, Any]) -> AssignSpeaker:
         # What is no text is no valid id either, as little as an empty one.
         None if person_id == USER_ID else person_id if isinstance(person_id, str) else "",
         tuple(each for each in ids if isinstance(each, str)) if isinstance(ids, list) else (),
+        # Whoever says nothing of it is an app that has never heard of the choice.
+        may_store=message.get("store") is not False,
     )
 
 

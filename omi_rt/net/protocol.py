@@ -342,12 +342,13 @@ class ServerOpening:
         Raises:
             HandshakeFailed: it is none.
         """
+        head, length = _part_length(head)
         self._protocol.receive_data(head)
         events = self._protocol.events_received()
         if not events or not isinstance(events[0], Request):
             raise HandshakeFailed("not an HTTP request")
         request = self._request = events[0]
-        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        headers = {name.lower(): value for name, value in request.headers.raw_items()} | length
         return HTTPRequest(
             method=request.method,
             target=request.path,
@@ -461,6 +462,19 @@ _next_mask = _draw_masks().__next__
 _pack_short_head = struct.Struct("!BB").pack
 _pack_head = struct.Struct("!BBH").pack
 _pack_long_head = struct.Struct("!BBQ").pack
+
+
+def _part_length(head: bytes) -> tuple[bytes, dict[str, str]]:
+    """Take the ``Content-Length`` out of the head of a POST: the library lets no body in."""
+    if not head.startswith(b"POST "):
+        return head, {}
+    lines = head.split(b"\r\n")
+    is_length = [line.lower().startswith(b"content-length:") for line in lines]
+    if sum(is_length) != 1:
+        return head, {}
+    value = lines[is_length.index(True)].partition(b":")[2].strip()
+    rest = [line for line, is_it in zip(lines, is_length, strict=True) if not is_it]
+    return b"\r\n".join(rest), {"content-length": value.decode("latin-1")}
 
 
 def client_binary_frame(payload: bytes) -> bytes:

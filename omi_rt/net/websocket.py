@@ -439,6 +439,41 @@ class ServerHandshake:
         rest, self._rest = self._rest, b""
         return WebSocket(self._stream, self._protocol.accept(headers or {}, rest))
 
+    async def receive_body(self, size: int, within: float) -> bytes:
+        """Read the ``size`` bytes of the request's body, ``within`` seconds at most.
+
+        Cancelling this leaves the stream unusable.
+
+        Raises:
+            HandshakeFailed: the peer has gone, or did not send them in time (``status`` 408).
+        """
+        body = bytearray(self._rest)
+        self._rest = b""
+        with trio.move_on_after(within) as limit:
+            while len(body) < size:
+                try:
+                    data = await self._stream.receive_some()
+                except STREAM_ERRORS:
+                    data = b""
+                if not data:
+                    raise HandshakeFailed("closed before a whole request")
+                body += data
+        if limit.cancelled_caught:
+            raise HandshakeFailed(
+                f"no whole request within {within:g} s", HTTPStatus.REQUEST_TIMEOUT
+            )
+        return bytes(body[:size])
+
+    async def discard_body(self, size: int, within: float) -> None:
+        """Read up to ``size`` bytes of a body that nobody wants, ``within`` seconds at most.
+
+        To close a socket with unread data resets it, and the reset can overtake the answer.
+        """
+        left = size - len(self._rest)
+        with trio.move_on_after(within), contextlib.suppress(*STREAM_ERRORS):
+            while left > 0 and (data := await self._stream.receive_some()):
+                left -= len(data)
+
     async def respond(
         self,
         status: int,

@@ -37,6 +37,10 @@ class ProfileNotFound(OmiRtError):
     """Nothing is stored for that uid or person; the message is one clear line."""
 
 
+class ProfileExists(ProfileRefused):
+    """Another recording is stored, and was not to be replaced."""
+
+
 class Outcome(Enum):
     """What became of a file that was to be stored; the value is the word to say."""
 
@@ -86,6 +90,17 @@ async def open_store(bucket: str | None, directory: Path) -> AsyncIterator[Profi
             await store.aclose()
 
 
+async def check_wav(store: ProfileStore, wav: bytes) -> float:
+    """Check whether a WAV file is fit to be a profile, and return its length in seconds.
+
+    Raises:
+        ProfileRefused: it is not; the message says why in one line.
+    """
+    if len(wav) > MAX_SAMPLE_BYTES:
+        raise ProfileRefused(f"the file is over {MAX_SAMPLE_BYTES} bytes")
+    return await store.run_blocking(lambda: _check(wav))
+
+
 async def put_profile(
     store: ProfileStore,
     uid: str,
@@ -104,14 +119,12 @@ async def put_profile(
     before the upload stores nothing; a cancellation during the upload waits for its end.
 
     Raises:
-        ProfileRefused: the file is not a WAV file, or not fit to be a profile, or it would replace
-            another.
+        ProfileRefused: the file is not a WAV file, or not fit to be a profile.
+        ProfileExists: it would replace another.
         BadRequest: the uid or person id cannot be one.
         StoreUnavailable: the store failed.
     """
-    if len(wav) > MAX_SAMPLE_BYTES:
-        raise ProfileRefused(f"the file is over {MAX_SAMPLE_BYTES} bytes")
-    await store.run_blocking(lambda: _check(wav))
+    await check_wav(store, wav)
     earlier = await _stored_as(store, uid, sample_name(uid, person_id))
     if earlier is None:
         return StoredProfile(await store.put(uid, person_id, wav), Outcome.STORED)
@@ -119,7 +132,7 @@ async def put_profile(
         return StoredProfile(earlier, Outcome.UNCHANGED)
     if not force:
         whose = uid if person_id is None else f"person {person_id} of {uid}"
-        raise ProfileRefused(
+        raise ProfileExists(
             f"another recording is stored for {whose}, of {earlier.updated:%Y-%m-%d %H:%M:%S}Z; "
             "nothing here can tell whether it is of the same voice: --force replaces it"
         )
@@ -216,9 +229,10 @@ async def _seconds(store: ProfileStore, sample: StoredSample) -> float | None:
         return None
 
 
-def _check(wav: bytes) -> None:
+def _check(wav: bytes) -> float:
     try:
         audio = read_wav(wav)
     except WavError as error:
         raise ProfileRefused(str(error)) from error
     check_profile(audio)
+    return audio.seconds

@@ -68,6 +68,11 @@ class SessionRecord(Observer):
         self.lines.append(data)
         self.line_bytes += len(data)
 
+    @property
+    def hears_audio(self) -> bool:
+        """Whether audio is kept."""
+        return self.keeps_audio
+
     def hear(self, payload: bytes) -> None:
         """Keep the audio, where that is wanted."""
         if not self.keeps_audio:

@@ -13,7 +13,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING
 
 import trio
-from attrs import define, evolve
+from attrs import define
 
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
@@ -25,27 +25,25 @@ from omi_rt.core.limits import LimitReached, Occupancy, TooManySessions
 from omi_rt.core.listen import split_target
 from omi_rt.core.live_api import Refused, bad_parameter
 from omi_rt.core.login import BadToken
-from omi_rt.core.origin import is_allowed
 from omi_rt.core.resume import Outcome, Wish, parse_wish, split_wish
 from omi_rt.faces.face import Call
-from omi_rt.faces.omi import AUTH_SECONDS, read_auth
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.tls import TLSStream
 from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
-from omi_rt.server.gate import Gate
+from omi_rt.server.gate import Gate, receive_proof
 from omi_rt.server.guard import Guard
-from omi_rt.server.http import HTTPAnswer, answer, deepgram_refusal, unavailable
+from omi_rt.server.http import HTTPAnswer, deepgram_refusal, respond, unavailable
 from omi_rt.server.line import Line
 from omi_rt.server.session import Session
+from omi_rt.server.web import Visit, Web
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from omi_rt.faces.face import Opening
     from omi_rt.faces.table import Row
-    from omi_rt.net.protocol import HTTPRequest
     from omi_rt.server.shared import Shared
 
 LISTEN_BACKLOG = 1024
@@ -57,8 +55,6 @@ _LEAVE_SECONDS = 1.0
 """This much of the drain time is kept for saying goodbye."""
 LAST_ANSWERS_SECONDS = 0.5
 """After the last session, plain requests that have come by then, such as a last scrape, have this long."""
-_SHOWN_CHARACTERS = 100
-"""The log shows this many characters of what a stranger says of itself."""
 
 
 @define
@@ -91,10 +87,11 @@ class Server:
         self._settings = shared.settings
         self._provider = shared.provider
         self._metrics = metrics = shared.metrics
-        self._gate = Gate(shared.login, metrics)
+        self._gate = Gate(shared.login, metrics, shared.settings.origins)
         self.guard = Guard(shared.settings)
         self._occupancy = Occupancy(shared.settings.max_address_connections)
         self._draining = draining if draining is not None else trio.Event()
+        self._web = Web(shared, self._gate, self._draining)
         self.session_left = trio.Event()
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
@@ -123,7 +120,7 @@ class Server:
     @property
     def _unfinished(self) -> int:
         """How many connections have no session."""
-        return self._connections - len(self.sessions) - self._resumed
+        return self._connections - len(self.sessions) - self._resumed - self._web.watchers
 
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Serve until `drain` is called and the sessions have ended.
@@ -222,19 +219,12 @@ class Server:
         except HandshakeFailed as failure:
             self._metrics.connections_dropped.inc()
             if failure.status is not None:
-                await _respond(handshake, HTTPAnswer(failure.status, f"{failure}\n"))
+                await respond(handshake, HTTPAnswer(failure.status, f"{failure}\n"))
             return None
         try:
             path, pairs = split_target(request.target)
         except BadRequest as error:
-            await _respond(handshake, HTTPAnswer(HTTPStatus.BAD_REQUEST, f"{error}\n"))
-            return None
-        row = FACES.get(path)
-        if row is None or not request.is_upgrade:
-            await _respond(
-                handshake,
-                answer(request.method, path, refusal=self.refusal, metrics=self._metrics),
-            )
+            await respond(handshake, HTTPAnswer(HTTPStatus.BAD_REQUEST, f"{error}\n"))
             return None
         session_id = uuid.uuid4().hex
         wishes, pairs = split_wish(pairs)
@@ -244,12 +234,17 @@ class Server:
         # Behind a proxy on this machine everybody would seem to be on it.
         is_near = is_loopback and (not address or is_loopback_address(address))
         call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
+        row = FACES.get(path)
+        if row is None or not request.is_upgrade:
+            visit = Visit(handshake, request, call, address, peer, is_loopback)
+            await self._web.serve(visit, self.refusal)
+            return None
         arrival = _Arrival(address, leaving, wishes, has_place=self._has_place(wishes))
-        refused = self._refuse_origin(request, peer, is_loopback=is_loopback)
+        refused = self._gate.refuse_origin(request, peer, is_loopback=is_loopback)
         if refused is None and not arrival.has_place:
             refused = self._refuse()
         if refused is not None:
-            await _respond(
+            await respond(
                 handshake, _in_deepgrams_form(refused, call) if row.refuses_upgrade else refused
             )
             return None
@@ -280,7 +275,7 @@ class Server:
     async def _turn_away(self, handshake: ServerHandshake, limit: str, reason: str) -> None:
         """Answer 503 because of a limit."""
         self._metrics.upgrades_refused.labels(limit).inc()
-        await _respond(handshake, unavailable(reason, self._retry_seconds()))
+        await respond(handshake, unavailable(reason, self._retry_seconds()))
 
     async def _open(
         self, handshake: ServerHandshake, row: Row, call: Call, arrival: _Arrival
@@ -308,7 +303,7 @@ class Server:
         try:
             websocket = handshake.accept(row.headers(call))
         except HandshakeFailed as failure:
-            await _respond(
+            await respond(
                 handshake, HTTPAnswer(failure.status or HTTPStatus.BAD_REQUEST, f"{failure}\n")
             )
             return None
@@ -335,7 +330,7 @@ class Server:
         # Accepted first, refused after: a client can read a close reason, but no HTTP error.
         try:
             if row.waits_for_proof:
-                call, early = await _receive_proof(websocket, call)
+                call, early = await receive_proof(websocket, call)
             if opening is None:
                 call = await self._gate.identify(row, call, arrival.address)
                 opening = self._read(row, call)
@@ -427,21 +422,7 @@ class Server:
             "request_refused", path=call.path, status=refused.status, reason=str(refused)
         )
         answer = HTTPAnswer(refused.status, str(refused))
-        await _respond(handshake, _in_deepgrams_form(answer, call, refused.code))
-
-    def _refuse_origin(
-        self, request: HTTPRequest, peer: str, *, is_loopback: bool
-    ) -> HTTPAnswer | None:
-        """Decide whether a web page may come in, before anything else is told to it."""
-        origin, host = request.headers.get("origin"), request.headers.get("host")
-        if is_allowed(origin, host, self._settings.origins, is_loopback=is_loopback):
-            return None
-        self._metrics.upgrades_refused.labels("origin").inc()
-        self._log.info("origin_refused", peer=peer, origin=(origin or "")[:_SHOWN_CHARACTERS])
-        return HTTPAnswer(
-            HTTPStatus.FORBIDDEN,
-            "this Origin may not open a session: OMI_RT_ORIGINS lists who may\n",
-        )
+        await respond(handshake, _in_deepgrams_form(answer, call, refused.code))
 
     def _refuse(self) -> HTTPAnswer | None:
         refusal = self.refusal
@@ -525,12 +506,6 @@ def _in_deepgrams_form(refusal: HTTPAnswer, call: Call, code: str | None = None)
     )
 
 
-async def _respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
-    await handshake.respond(
-        reply.status, reply.body, content_type=reply.content_type, headers=reply.headers
-    )
-
-
 def _parse_wish(row: Row, wishes: Mapping[str, str]) -> Wish:
     """Read what a client says of its session, if it does.
 
@@ -543,22 +518,6 @@ def _parse_wish(row: Row, wishes: Mapping[str, str]) -> Wish:
         if row.refuses_upgrade:
             raise bad_parameter(str(error)) from error
         raise
-
-
-async def _receive_proof(websocket: WebSocket, call: Call) -> tuple[Call, list[bytes | str]]:
-    """Wait for the first message, which says who the client is; returns what came behind it.
-
-    Raises:
-        BadRequest: it did not come within `AUTH_SECONDS`, or was something else.
-        PeerClosed: the client has gone.
-    """
-    messages: list[bytes | str] = []
-    with trio.move_on_after(AUTH_SECONDS):
-        await websocket.flush(AUTH_SECONDS)
-        messages = await websocket.receive()
-    if not messages:
-        raise BadRequest(f"auth: nothing came within {AUTH_SECONDS:g} s")
-    return evolve(call, token=read_auth(messages[0])), messages[1:]
 
 
 def is_loopback_address(host: str) -> bool:

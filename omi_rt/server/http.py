@@ -15,6 +15,7 @@ from omi_rt.metrics import CONTENT_TYPE
 if TYPE_CHECKING:
     from omi_rt.core.admission import Refusal
     from omi_rt.metrics import Metrics
+    from omi_rt.net.websocket import ServerHandshake
 
 TEXT = "text/plain; charset=utf-8"
 
@@ -51,6 +52,13 @@ def answer(method: str, path: str, *, refusal: Refusal | None, metrics: Metrics)
     if path == "/readyz" and refusal is not None:
         return HTTPAnswer(HTTPStatus.SERVICE_UNAVAILABLE, f"{refusal.reason}\n")
     return HTTPAnswer(HTTPStatus.OK, "ok\n")
+
+
+async def respond(handshake: ServerHandshake, reply: HTTPAnswer) -> None:
+    """Answer a request as plain HTTP, and end its connection."""
+    await handshake.respond(
+        reply.status, reply.body, content_type=reply.content_type, headers=reply.headers
+    )
 
 
 def unavailable(reason: str, retry_after: int) -> HTTPAnswer:

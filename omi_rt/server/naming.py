@@ -67,7 +67,7 @@ class Naming:
             self._tell(events.assignment_failed(ask, "speaker_id: there is no such speaker"))
             return
         self._log.info("speaker_assigned", is_user=ask.person_id is None)
-        obstacle = self._find_obstacle()
+        obstacle = self._find_obstacle(ask)
         if obstacle is not None:
             self._tell(events.speaker_assigned(ask, is_stored=False, reason=obstacle))
             return
@@ -80,7 +80,9 @@ class Naming:
         while self._is_storing:
             await self._done.wait()
 
-    def _find_obstacle(self) -> str | None:
+    def _find_obstacle(self, ask: AssignSpeaker) -> str | None:
+        if not ask.may_store:
+            return "the client does not want it stored"
         if self._profiles is None:
             return "no voices are kept in this session"
         if not self._may_store:

@@ -105,7 +105,8 @@ class Session:
         self.decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
         self._observers = _observe(session_id, request, shared)
-        self.is_overheard = bool(self._observers) or type(self.face).hear is not Face.hear
+        self._listeners = [observer for observer in self._observers if observer.hears_audio]
+        self.is_overheard = bool(self._listeners) or type(self.face).hear is not Face.hear
         """Whether anybody but the provider wants the decoded audio."""
         self.pass_on: Callable[[bytes, float], None] = self._transcriber.receive
         """Takes decoded audio that nobody else hears."""
@@ -301,8 +302,8 @@ class Session:
         if parts:
             payload = parts[0] if len(parts) == 1 else b"".join(parts)
             self.face.hear(payload)
-            for observer in self._observers:
-                observer.hear(payload)
+            for listener in self._listeners:
+                listener.hear(payload)
             self._transcriber.receive(payload, now)
 
     def follow(self, ask: Ask) -> None:
@@ -460,7 +461,7 @@ def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Ob
     facts = SessionFacts(
         session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
     )
-    return [watch(facts) for watch in shared.watches]
+    return [watch(facts) for watch in (*shared.watches, shared.watching.observe)]
 
 
 _ids = Random()  # seeded by the system

@@ -14,6 +14,7 @@ from omi_rt.metrics import Metrics
 from omi_rt.net.certificate import Certificate
 from omi_rt.profiles.service import Profiles
 from omi_rt.server.resumable import WAITING_SHARE, ResumableSessions
+from omi_rt.server.watching import Watching
 from omi_rt.settings import Settings
 
 
@@ -38,6 +39,10 @@ class Shared:
         default=Factory(lambda self: _resumable(self.settings), takes_self=True)
     )
     """Those sessions that another connection may take up."""
+    watching: Watching = field(
+        default=Factory(lambda self: Watching(self.metrics), takes_self=True)
+    )
+    """The running sessions, for whoever watches them."""
 
 
 def _resumable(settings: Settings) -> ResumableSessions[Any]:

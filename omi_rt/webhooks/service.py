@@ -95,6 +95,11 @@ class SessionHooks(Observer):
         if self.segments:
             self.news.set()
 
+    @property
+    def hears_audio(self) -> bool:
+        """Whether audio is posted."""
+        return self.chunk_bytes > 0
+
     def hear(self, payload: bytes) -> None:
         """Queue audio."""
         if not self.chunk_bytes:

@@ -1,0 +1,305 @@
+"""Watching: who may follow a session, what a watcher gets, and what a slow one costs the session."""
+
+from __future__ import annotations
+
+import json
+from contextlib import asynccontextmanager
+from random import Random
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlencode
+
+import pytest
+import trio
+
+from omi_rt.core.errors import HandshakeFailed
+from omi_rt.fake import Options, random_script, synthesise
+from omi_rt.net.websocket import open_websocket
+from omi_rt.server.watching import MAX_KEPT_SEGMENTS, MAX_QUEUED_MESSAGES, MAX_WATCHERS
+from tests.harness import Device, assert_whole, listening_server, play, words_of
+from tests.test_identities import STRANGER, USER, conversation, stored
+from tests.test_web import OneToken
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+
+    from trio.testing import MockClock
+
+    from tests.harness import World
+
+RATE = 8000
+BEARER: dict[str, Any] = {"headers": {"Authorization": "Bearer good"}}
+
+
+class Page:
+    """A watcher that reads when it is told to."""
+
+    def __init__(self, device: Device) -> None:
+        self.device = device
+
+    @property
+    def messages(self) -> list[Any]:
+        return self.device.messages
+
+    @property
+    def shown(self) -> dict[str, dict[str, Any]]:
+        """The segments as a page shows them that replaces each by its id."""
+        return {s["id"]: s for m in self.messages if isinstance(m, list) for s in m}
+
+
+@asynccontextmanager
+async def watching(
+    world: World,
+    *,
+    first: str | None = None,
+    is_loopback: bool = True,
+    headers: dict[str, str] | None = None,
+    reads: bool = True,
+    capacity_bytes: int = 65_536,
+    **query: Any,
+) -> AsyncIterator[Page]:
+    stream = world.open_stream(capacity_bytes, is_loopback=is_loopback)
+    target = f"ws://localhost/web/watch?{urlencode(query)}"
+    websocket = await open_websocket(stream, target, headers=headers)
+    device = Device(websocket, stream)
+    if first is not None:
+        device.send(first)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(websocket.run_writer, 1e6)
+        if reads:
+            nursery.start_soon(device.read)
+        await trio.testing.wait_all_tasks_blocked()
+        yield Page(device)
+        nursery.cancel_scope.cancel()
+
+
+def id_of(device: Device) -> str:
+    return device.session.id
+
+
+async def test_a_watcher_sees_what_the_session_says_and_its_end(
+    autojump_clock: MockClock,
+) -> None:
+    script = random_script(Random(5), 30.0)
+    async with listening_server() as (world, _), world.device(interim="true") as device:
+        session = id_of(device)
+        async with watching(world, session=session) as page:
+            await play(device, script)
+            with trio.fail_after(10):
+                await page.device.ended()
+        assert page.messages[0]["type"] == "watching"
+        assert page.messages[0]["session_id"] == session
+        assert sorted(words_of(list(page.shown.values()))) == sorted(script.transcript())
+        kinds = {m["type"] for m in page.messages if isinstance(m, dict)}
+        assert {"interim", "session_ended"} <= kinds
+        assert page.device.closed is not None
+        assert (page.device.closed.code, page.device.closed.reason) == (1000, "session_ended")
+        # It can neither take the session up nor be taken for its device.
+        assert "resume" not in json.dumps(page.device.raw)
+        assert_whole(device, script)
+
+
+async def test_who_comes_later_gets_what_was_said_as_it_stands(autojump_clock: MockClock) -> None:
+    script = conversation((STRANGER, USER), 100.0)
+    pcm = synthesise(script, RATE)
+    async with (
+        listening_server(profiles=stored(), options=Options(seed=2)) as (world, _),
+        world.device() as device,
+    ):
+        session = id_of(device)
+        await device.stream_audio(pcm, RATE * 2)
+        async with watching(world, session=session) as page:
+            await device.finish()
+            await page.device.ended()
+        shown = sorted(page.shown.values(), key=lambda s: float(s["start"]))
+        assert sorted(words_of(shown)) == sorted(script.transcript())
+        own = {word.text for word in script.words if word.voice == USER}
+        marked = [s for s in shown if s["is_user"]]
+        assert marked
+        assert all(set(words_of([s])) <= own for s in marked)
+        assert len(shown) <= MAX_KEPT_SEGMENTS
+
+
+async def test_what_a_watcher_says_is_not_the_sessions(autojump_clock: MockClock) -> None:
+    script = random_script(Random(6), 20.0)
+    async with listening_server() as (world, _), world.device() as device:
+        async with watching(world, session=id_of(device)) as page:
+            page.device.send(b"\x00\x10" * 4000)
+            page.device.send('{"type":"CloseStream"}')
+            page.device.send('{"type":"speaker_assigned","speaker_id":0,"person_id":"eve"}')
+            await play(device, script)
+        assert_whole(device, script)
+        assert device.events("speaker_assigned") == []
+
+
+async def test_a_slow_watcher_loses_messages_is_told_so_and_holds_up_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    script = random_script(Random(7), 55.0)
+    async with listening_server() as (world, _), world.device(interim="true") as device:
+        session = id_of(device)
+        async with (
+            watching(world, session=session, reads=False, capacity_bytes=2000) as slow,
+            watching(world, session=session) as quick,
+        ):
+            assert quick.device.websocket is not slow.device.websocket
+            watched = world.server._shared.watching.find(session, None)
+            assert watched is not None
+            for number in range(MAX_QUEUED_MESSAGES * 2):
+                watched.note({"type": "note", "number": number})
+                if number % 100 == 0:
+                    await trio.testing.wait_all_tasks_blocked()
+            before = trio.current_time()
+            await play(device, script)
+            assert trio.current_time() - before < script.seconds + 5.0
+            assert_whole(device, script)
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(slow.device.read)
+                await slow.device.ended()
+            missed = [m["count"] for m in slow.device.events("watch_missed")]
+            total = len(quick.messages) - (len(slow.messages) - len(missed))
+        assert len(missed) >= 1
+        assert sum(missed) == total
+        assert f"omi_rt_watch_messages_missed_total {total}.0" in world.exposition()
+        assert quick.device.events("watch_missed") == []
+
+
+async def test_a_watcher_that_takes_nothing_at_all_is_given_up(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), world.device() as device:
+        async with watching(world, session=id_of(device), reads=False, capacity_bytes=500) as page:
+            assert world.server._shared.watching.count == 1
+            await device.stream_audio(synthesise(random_script(Random(1), 200.0), RATE), RATE * 2)
+            assert world.server._shared.watching.count == 0
+            del page
+        await device.finish()
+
+
+@pytest.mark.parametrize("session", ["nothing", "", "0" * 32])
+async def test_a_session_that_is_not_there_is_said_to_be_none(
+    autojump_clock: MockClock, session: str
+) -> None:
+    async with listening_server() as (world, _), watching(world, session=session) as page:
+        await page.device.ended()
+        assert page.device.closed is not None
+        assert page.device.closed.code == 1008
+
+
+async def test_with_a_login_a_session_is_watched_by_its_own_uid_alone(
+    autojump_clock: MockClock,
+) -> None:
+    auth = json.dumps({"type": "auth", "token": "good"})
+    async with (
+        listening_server(login=OneToken()) as (world, _),
+        world.client("/v4/listen", {"codec": "pcm16"}, **BEARER) as device,
+    ):
+        session = id_of(device)
+        assert device.session.uid == "alice"
+        async with watching(world, session=session, first=auth, is_loopback=False) as page:
+            assert page.messages[0]["type"] == "watching"
+        async with watching(world, session=session, **BEARER) as page:
+            assert page.messages[0]["type"] == "watching"
+        world.server._gate._login.uid_of = _always_bob  # type: ignore[union-attr,method-assign]
+        queries: list[dict[str, Any]] = [{"session": session}, {"session": session, "uid": "alice"}]
+        for query in queries:
+            async with watching(world, first=auth, **query) as page:
+                await page.device.ended()
+                assert page.device.closed is not None
+                assert page.device.closed.code == 1008
+                assert page.messages == []
+        async with watching(world, first=auth, uid="alice") as page:
+            assert page.messages == [{"type": "sessions", "sessions": []}]
+        await device.finish()
+
+
+async def _always_bob(_token: str) -> str:
+    await trio.lowlevel.checkpoint()
+    return "bob"
+
+
+@pytest.mark.parametrize("first", ['{"type":"auth","token":"bad"}', "{}", None])
+async def test_who_does_not_log_in_sees_nothing(
+    autojump_clock: MockClock, first: str | None
+) -> None:
+    async with listening_server(login=OneToken()) as (world, _):
+        async with watching(world, first=first) as page:
+            await page.device.ended()
+            assert page.messages == []
+            assert page.device.closed is not None
+            assert page.device.closed.code == 1008
+
+
+async def test_without_a_login_only_this_machine_may_watch(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), world.device() as device:
+        queries: list[dict[str, Any]] = [{}, {"session": id_of(device)}]
+        for query in queries:
+            async with watching(world, is_loopback=False, **query) as page:
+                await page.device.ended()
+                assert page.messages == []
+        await device.finish()
+
+
+@pytest.mark.parametrize("origin", ["http://evil.example", "null", "http://localhost:81"])
+async def test_a_foreign_page_may_not_watch(autojump_clock: MockClock, origin: str) -> None:
+    async with listening_server() as (world, _):
+        with pytest.raises(HandshakeFailed) as caught:
+            async with watching(world, headers={"Origin": origin}):
+                pass
+        assert caught.value.status == 403
+        async with watching(world, headers={"Origin": "http://localhost"}, uid="u1") as page:
+            assert page.messages == [{"type": "sessions", "sessions": []}]
+
+
+async def test_the_list_follows_the_sessions_of_one_uid(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), watching(world, uid="u1") as page:
+
+        def listed() -> list[str]:
+            return [row["session_id"] for row in page.messages[-1]["sessions"]]
+
+        async with world.device() as device, world.device(uid="other") as other:
+            assert listed() == [id_of(device)]
+            await other.finish()
+            await device.finish()
+        await page.device.until(lambda: len(page.messages) > 2)
+        assert [len(m["sessions"]) for m in page.messages] == [0, 1, 0]
+
+
+async def test_there_is_room_for_so_many_watchers_and_they_are_no_unfinished_connections(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(max_unfinished=10) as (world, _):
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async with watching(world, uid="u1"):
+                    await trio.sleep_forever()
+
+            for _ in range(MAX_WATCHERS):
+                nursery.start_soon(watch)
+                await trio.testing.wait_all_tasks_blocked()
+            assert f"omi_rt_watchers {MAX_WATCHERS}.0" in world.exposition()
+            with pytest.raises(HandshakeFailed) as caught:
+                async with watching(world, uid="u1"):
+                    pass
+            assert caught.value.status == 503
+            async with world.device() as device:
+                await device.finish()
+            nursery.cancel_scope.cancel()
+        for stream in world.streams:
+            await trio.aclose_forcefully(stream)
+        await trio.testing.wait_all_tasks_blocked()
+        assert world.server._shared.watching.count == 0
+
+
+async def test_a_watcher_that_has_vanished_is_noticed(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _):
+        async with watching(world, uid="u1", reads=False):
+            assert world.server._shared.watching.count == 1
+            await trio.sleep(100.0)
+            assert world.server._shared.watching.count == 0
+
+
+async def test_watchers_leave_when_the_server_goes(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), watching(world, uid="u1") as page:
+        world.server.drain()
+        await page.device.ended(10.0)
+        assert page.device.closed is not None
+        assert page.device.closed.code == 1001
