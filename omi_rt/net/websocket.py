@@ -1,13 +1,15 @@
 """WebSockets over any Trio stream, either side: the shell around `omi_rt.net.protocol`.
 
-One task receives, one task runs the writer, anyone may queue. The three never wait for each other:
-a peer that does not read cannot keep pongs or a close frame from being seen.
+One task receives, anyone may queue, and what is queued is offered to the kernel at once. What that does
+not take is sent by one more task, the writer. They never wait for each other: a peer that does not read
+cannot keep pongs or a close frame from being seen.
 """
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable
+from enum import Enum
 from http import HTTPStatus
 from typing import TYPE_CHECKING
 
@@ -55,12 +57,26 @@ STREAM_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
 """What a stream raises whose other side, or whose own, has gone."""
 
 
+class Sending(Enum):
+    """Who sends what is queued."""
+
+    HELD = "held"
+    """Nobody: it waits for `WebSocket.send_with`."""
+    AT_ONCE = "at once"
+    """Whoever queues it, as long as the kernel takes it."""
+    BY_WRITER = "by writer"
+    """The writer, which has been started and has not finished."""
+    OVER = "over"
+    """Nobody any more."""
+
+
 class WebSocket:
     """One open WebSocket connection.
 
-    ``run_writer`` must run, in the connection's nursery, for anything to be sent. While it has
-    nothing to do, what is queued is offered to the kernel at once: to wake it takes a turn of the
-    loop, in which others are served first.
+    ``send_with`` names who starts a writer, for anything to be sent; ``run_writer`` does both in a task
+    that lives as long as the connection. A writer that waits for work takes 6 KiB, and to wake it takes
+    a turn of the loop in which others are served first; so what is queued while there is no writer is
+    offered to the kernel at once.
     """
 
     __slots__ = (
@@ -68,15 +84,14 @@ class WebSocket:
         "_allowed_at",
         "_ends_sending",
         "_has_rest",
-        "_is_writer_idle",
         "_outgoing",
         "_protocol",
         "_queued_bytes",
+        "_sending",
         "_sent",
+        "_start_writer",
         "_stream",
         "_tcp",
-        "_wake_writer",
-        "_writer_done",
         "is_sending",
         "received_at",
     )
@@ -91,10 +106,10 @@ class WebSocket:
         self._queued_bytes = 0
         self._has_rest = False
         """Whether the stream itself keeps a rest of what it was offered, as TLS does."""
-        self._is_writer_idle = False
-        self._wake_writer = trio.Event()
-        self._writer_done = trio.Event()
-        self._sent = trio.Event()
+        self._sending = Sending.HELD
+        self._start_writer: Callable[[], object] = _start_nothing
+        self._sent: trio.Event | None = None
+        """Set when something has been sent, or nothing is any more, for who waits for that."""
         self.is_sending = False
         """Whether the writer is sending: a frame may be half on the wire, its rest nowhere else.
 
@@ -156,8 +171,8 @@ class WebSocket:
 
     @property
     def can_send(self) -> bool:
-        """Whether the writer still runs: it ends when the connection is lost."""
-        return not self._writer_done.is_set()
+        """Whether anything is sent still: no more is when a send has met the loss of the connection."""
+        return self._sending is not Sending.OVER
 
     @property
     def has_sent_all(self) -> bool:
@@ -165,12 +180,12 @@ class WebSocket:
         return self._queued_bytes == 0
 
     def send_nowait(self, message: str | bytes) -> None:
-        """Queue one message; the writer sends it. After the close, or the writer's end, this does nothing.
+        """Queue one message. After the close, or once nothing is sent any more, this does nothing.
 
         Raises:
             PeerTooSlow: the peer has not read for so long that `MAX_QUEUED_BYTES` wait for it.
         """
-        if self._writer_done.is_set():
+        if self._sending is Sending.OVER:
             return
         if self._queued_bytes > MAX_QUEUED_BYTES:
             raise PeerTooSlow("the peer does not read what it is sent")
@@ -182,8 +197,8 @@ class WebSocket:
 
         The peer decides how long that takes: the bound is the caller's. Cancelling is safe.
         """
-        while self._queued_bytes >= below and not self._writer_done.is_set():
-            await self._sent.wait()
+        while self._queued_bytes >= below and self._sending is not Sending.OVER:
+            await self._wait_for_sending()
 
     def ping_nowait(self) -> None:
         """Queue a protocol ping; the answer shows in ``received_at``."""
@@ -195,22 +210,33 @@ class WebSocket:
         self._protocol.close(code, reason)
         self._take_outgoing()
 
-    async def run_writer(self, send_timeout: float) -> None:
-        """Send what is queued, until the closing handshake has sent its end.
+    def send_with(self, start_writer: Callable[[], object]) -> None:
+        """Send what is queued from now on.
 
-        The only task that waits for the stream to take anything; what is queued while it is idle is
-        offered to the kernel by whoever queues it. A cancelled or late send may leave half a frame on the wire:
-        the connection is then good for nothing but `abort`.
+        Args:
+            start_writer: starts a task that calls `write`; called whenever the kernel refuses data, or
+                the sending side is to end, and no such task is left from before. It must not wait.
+        """
+        self._start_writer = start_writer
+        if self._sending is Sending.HELD:
+            self._sending = Sending.AT_ONCE
+            data, self._outgoing = self._outgoing, bytearray()
+            self._queued_bytes -= len(data)
+            if data or self._ends_sending:
+                self._offer(data)
+
+    async def write(self, send_timeout: float) -> bool:
+        """Send what is queued; returns whether nothing is sent after it, as the end has been sent or met.
+
+        The only task that waits for the stream to take anything. A cancelled or late send may leave
+        half a frame on the wire: the connection is then good for nothing but `abort`.
 
         Raises:
             PeerTooSlow: a send took over ``send_timeout`` seconds.
         """
+        after = Sending.OVER
         try:
-            while True:
-                self._is_writer_idle = not (self._outgoing or self._ends_sending)
-                await self._wake_writer.wait()
-                self._is_writer_idle = False
-                self._wake_writer = trio.Event()
+            while self._outgoing or self._has_rest or self._ends_sending:
                 data, self._outgoing = self._outgoing, bytearray()
                 ends_sending = self._ends_sending
                 if data or self._has_rest:
@@ -221,19 +247,37 @@ class WebSocket:
                         raise PeerTooSlow(f"took no data for {send_timeout:g} s")
                     self.is_sending = False
                     self._queued_bytes -= len(data)
-                    self._sent.set()
-                    self._sent = trio.Event()
+                    self._note_sent()
                 if ends_sending:
                     if isinstance(self._stream, trio.abc.HalfCloseableStream):
                         await self._stream.send_eof()
-                    return
+                    return True
+            after = Sending.AT_ONCE
         except STREAM_ERRORS:
             # The reader meets the same end and tells it.
-            return
+            return True
         finally:
-            self._is_writer_idle = False
-            self._writer_done.set()
-            self._sent.set()
+            self._sending = after
+            self._note_sent()
+        return False
+
+    async def run_writer(self, send_timeout: float) -> None:
+        """Be the writer whenever one is needed, until the closing handshake has sent its end.
+
+        Raises:
+            PeerTooSlow: a send took over ``send_timeout`` seconds.
+        """
+        wake = trio.Event()
+        try:
+            self.send_with(lambda: wake.set())
+            while True:
+                await wake.wait()
+                wake = trio.Event()
+                if await self.write(send_timeout):
+                    return
+        finally:
+            self._sending = Sending.OVER
+            self._note_sent()
 
     async def flush(self, send_timeout: float) -> None:
         """Send what is queued before ``run_writer`` runs, such as the answer to the upgrade.
@@ -259,8 +303,8 @@ class WebSocket:
         What the peer had under way is read and thrown away; one that sends more than that, and no
         answer, is dropped.
 
-        Cancelling this closes the stream at once. ``run_writer`` must still be running, and nobody
-        may be receiving.
+        Cancelling this closes the stream at once. A writer can still be started, and nobody may be
+        receiving.
         """
         self.close_nowait(code, reason)
         # Reading on until the end matters even after the peer's close frame: closing a socket with
@@ -274,17 +318,19 @@ class WebSocket:
                         await self._feed()
                     self._take_step()
                 if not self._protocol.is_flooded:
-                    await self._writer_done.wait()
+                    while self._sending is not Sending.OVER:
+                        await self._wait_for_sending()
         finally:
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await trio.aclose_forcefully(self._stream)
 
     async def abort(self, code: int, reason: str = "") -> None:
-        """Close at once, when ``run_writer`` no longer runs: what is queued goes out if it can.
+        """Close at once, when no writer is left: what is queued goes out if it can.
 
         Where a send was cut off, a close frame would come out as garbage and is left out. Bounded
         and shielded; closes the stream in any case.
         """
+        self._sending = Sending.OVER
         self.close_nowait(code, reason)
         with trio.move_on_after(ABORT_SECONDS, shield=True):
             if not self.is_sending:
@@ -370,22 +416,43 @@ class WebSocket:
         writes = self._protocol.take_writes()
         if not writes:
             return
-        ends_sending = ends_stream(writes)
-        data: bytes | bytearray | memoryview = b"".join(writes)
-        if self._is_writer_idle and self._tcp is not None and not ends_sending:
-            try:
-                rest = self._tcp.send_nowait(data)
-            except STREAM_ERRORS:
-                rest = data  # the writer meets the same
-            if rest is None:
-                return
-            data = rest
-            self._has_rest = not data
-        self._is_writer_idle = False
-        self._outgoing += data
-        self._ends_sending = self._ends_sending or ends_sending
-        self._queued_bytes += len(data)
-        self._wake_writer.set()
+        self._ends_sending = self._ends_sending or ends_stream(writes)
+        self._offer(b"".join(writes))
+
+    def _offer(self, data: bytes | bytearray) -> None:
+        """Give data to the kernel where it may go at once; else queue it, and see to a writer."""
+        rest: bytes | bytearray | memoryview = data
+        if self._sending is Sending.AT_ONCE:
+            if self._tcp is not None and not self._ends_sending:
+                try:
+                    left = self._tcp.send_nowait(data)
+                except STREAM_ERRORS:
+                    left = data  # the writer meets the same
+                if left is None:
+                    return
+                rest = left
+                self._has_rest = not rest
+            self._sending = Sending.BY_WRITER
+            self._outgoing += rest
+            self._queued_bytes += len(rest)
+            self._start_writer()
+            return
+        self._outgoing += rest
+        self._queued_bytes += len(rest)
+
+    async def _wait_for_sending(self) -> None:
+        if self._sent is None:
+            self._sent = trio.Event()
+        await self._sent.wait()
+
+    def _note_sent(self) -> None:
+        if self._sent is not None:
+            self._sent.set()
+            self._sent = None
+
+
+def _start_nothing() -> None:
+    """Stand in for a writer before anything is sent."""
 
 
 class ServerHandshake:

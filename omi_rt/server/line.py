@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -169,7 +170,7 @@ class Line:
         if told is not None:
             self.told, self.is_catching_up = told, True
         self.send(greeting)
-        nursery.start_soon(self._deliver)
+        self.websocket.send_with(partial(nursery.start_soon, self._deliver))
         nursery.start_soon(self._serve_device)
         nursery.start_soon(self._send_heartbeat)
         if self.is_catching_up:
@@ -397,9 +398,10 @@ class Line:
             self.websocket.ping_nowait()
 
     async def _deliver(self) -> None:
-        """Send segments, events and heartbeats to the device, in order."""
+        """Send what the kernel did not take at once, in order."""
         try:
-            await self.websocket.run_writer(self._shared.settings.send_timeout)
+            if not await self.websocket.write(self._shared.settings.send_timeout):
+                return
         except PeerTooSlow as error:
             self._owner.lose(self, endings.device_lost(str(error), error.close_code))
             await self.websocket.abort(*self.farewell)
