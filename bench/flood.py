@@ -15,6 +15,7 @@ import re
 import subprocess
 import sys
 from time import perf_counter
+from typing import TYPE_CHECKING
 from urllib.parse import parse_qs, urlsplit
 
 import numpy as np
@@ -25,8 +26,11 @@ from attrs import define, field
 from bench.messages import make_final, make_metadata
 from bench.proc import memory
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
+from omi_rt.net.handshake import ServerHandshake, open_websocket
 from omi_rt.net.stream import TCPStream, open_tcp_stream
-from omi_rt.net.websocket import ServerHandshake, WebSocket, open_websocket
+
+if TYPE_CHECKING:
+    from omi_rt.net.websocket import WebSocket
 
 FRAME_SECONDS = 0.02
 FRAME_BYTES = 640

@@ -15,7 +15,7 @@ import sys
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import trio
@@ -29,8 +29,11 @@ from omi_rt.fake import FakeDeepgram, FaultScript, Options, Script, plain_words,
 from omi_rt.fake.faults import Close, ConnectionPlan, Drop, Fault, Refuse
 from omi_rt.fake.schedules import RETRYABLE_CODES, RETRYABLE_STATUSES
 from omi_rt.fake.speech import audio_chunks
+from omi_rt.net.handshake import open_websocket
 from omi_rt.net.stream import open_tcp_stream
-from omi_rt.net.websocket import WebSocket, open_websocket
+
+if TYPE_CHECKING:
+    from omi_rt.net.websocket import WebSocket
 
 SLOPE_LIMIT = 1.0
 """MB of resident memory a minute."""

@@ -17,8 +17,8 @@ from pathlib import Path
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
+from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake
 
 SUITE = "autobahntestsuite==0.8.2"
 PYTHON = os.environ.get("AUTOBAHN_PYTHON", "python2.7")

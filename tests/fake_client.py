@@ -11,7 +11,8 @@ import trio
 from attrs import define, field
 
 from omi_rt.core.errors import PeerClosed
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.handshake import open_websocket
+from omi_rt.net.websocket import WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

@@ -18,7 +18,8 @@ from omi_rt.deepgram.provider import Provider, make_provider
 from omi_rt.fake import FakeDeepgram, FaultScript, Options, Script, plain_words, synthesise
 from omi_rt.fake.streams import BoundedStream, bounded_stream_pair
 from omi_rt.metrics import Metrics
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.handshake import open_websocket
+from omi_rt.net.websocket import WebSocket
 from omi_rt.server.app import Server
 from omi_rt.server.memory import default_backlog_bytes
 from omi_rt.server.session import Session

@@ -13,8 +13,9 @@ from attrs import define, field
 from omi_rt.codecs.wav import WavAudio, convert, read_wav
 from omi_rt.core.errors import PeerClosed
 from omi_rt.local.sample import sample_wav
+from omi_rt.net.handshake import open_websocket
 from omi_rt.net.stream import open_tcp_stream
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.websocket import WebSocket
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator

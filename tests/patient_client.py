@@ -14,11 +14,12 @@ import trio
 from attrs import frozen
 
 from omi_rt.core.errors import HandshakeFailed, PeerClosed, PeerTooSlow
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.fake_client import CLOSE_STREAM, target
 
 if TYPE_CHECKING:
     from omi_rt.fake import FakeDeepgram
+    from omi_rt.net.websocket import WebSocket
 
 RATE = 8000
 STEP = 0.25

@@ -17,8 +17,8 @@ import trio
 from attrs import define, field, frozen
 
 from omi_rt.fake import FakeDeepgram, FaultScript, Options
+from omi_rt.net.handshake import open_websocket
 from omi_rt.net.stream import open_tcp_stream
-from omi_rt.net.websocket import open_websocket
 from tests.harness import Device, read_all, split_response
 
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import pytest
 import trio
 
 from omi_rt.core.errors import HandshakeFailed, PeerClosed
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests import tokens
 from tests.http_server import Reply, http_server
 from tests.processes_e2e import KEY, NOWHERE, fake_in_process, run, running, serving

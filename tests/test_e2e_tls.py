@@ -13,7 +13,7 @@ import trio
 import trustme
 
 from omi_rt.fake import random_script, synthesise
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.harness import Device, words_of
 from tests.processes_e2e import KEY, NOWHERE, fake_in_process, run, serving
 

@@ -16,7 +16,7 @@ from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import FaultScript, Script, plain_words, synthesise
 from omi_rt.fake.faults import Close, Drop
 from omi_rt.fake.speech import utterance
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.harness import CLOSE_STREAM, Device, World, listening_server, split_response
 
 if TYPE_CHECKING:

@@ -20,7 +20,7 @@ from omi_rt.fake import FakeDeepgram, Options, Script, plain_words, random_scrip
 from omi_rt.fake.language import VOCABULARY
 from omi_rt.fake.parameters import parse_target
 from omi_rt.fake.speech import utterance
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.fake_client import CLOSE_STREAM, FINALIZE, KEEP_ALIVE, connected, target
 
 TALK = Script([*utterance("amber bako celu", 1, 0.5), *utterance("dorin elfa", 4, 2.5)], 5.0)

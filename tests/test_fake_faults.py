@@ -42,7 +42,7 @@ from omi_rt.fake.faults import (
 )
 from omi_rt.fake.schedules import MAX_CONNECTIONS, RETRYABLE_STATUSES
 from omi_rt.fake.speech import utterance
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.fake_client import CLOSE_STREAM, FINALIZE, connected, target
 from tests.patient_client import PatientClient
 

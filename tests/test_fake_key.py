@@ -9,8 +9,8 @@ from omi_rt.core.errors import HandshakeFailed
 from omi_rt.deepgram.key_check import KeyVerdict, check_key
 from omi_rt.fake import FaultScript
 from omi_rt.fake.faults import Refuse
+from omi_rt.net.handshake import open_websocket
 from omi_rt.net.stream import open_tcp_stream
-from omi_rt.net.websocket import open_websocket
 from tests.processes_e2e import fake_in_process
 
 pytestmark = pytest.mark.realtime

@@ -30,7 +30,7 @@ from omi_rt.fake.faults import Close, Drop, Silence
 from omi_rt.fake.finals import FINALIZE_ANSWERS, ChannelTranscriber, Final, FinalizeAnswer
 from omi_rt.fake.serve import serve_fake
 from omi_rt.fake.speech import utterance
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.fake_client import CLOSE_STREAM, FINALIZE, Client, connected, target
 from tests.patient_client import PatientClient
 

@@ -14,13 +14,14 @@ from hypothesis import strategies as st
 from omi_rt.core.errors import PeerTooSlow
 from omi_rt.fake import Script
 from omi_rt.fake.speech import utterance
+from omi_rt.net.handshake import open_websocket
 from omi_rt.net.protocol import (
     FRAMES_PER_STEP,
     MAX_BYTES_AFTER_CLOSE,
     ServerOpening,
     WebSocketProtocol,
 )
-from omi_rt.net.websocket import CLOSE_SECONDS, MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES, open_websocket
+from omi_rt.net.websocket import CLOSE_SECONDS, MAX_MESSAGE_BYTES, MAX_QUEUED_BYTES
 from tests.harness import (
     assert_whole,
     listening_server,

@@ -11,8 +11,8 @@ from attrs import define
 from trio.testing import MockClock, memory_stream_pair
 
 from omi_rt.log import configure_logging
+from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.protocol import FRAMES_PER_STEP
-from omi_rt.net.websocket import ServerHandshake
 from omi_rt.server.line import Line
 from tests.harness import listening_server
 from tests.processes_e2e import UPGRADE

@@ -30,7 +30,7 @@ from omi_rt.fake.faults import (
 )
 from omi_rt.fake.speech import utterance
 from omi_rt.fake.streams import BoundedStream
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.harness import (
     RATE,
     assert_whole,
@@ -43,6 +43,8 @@ from tests.harness import (
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
+    from omi_rt.net.websocket import WebSocket
 
 TALK = random_script(Random(3), 40.0)
 

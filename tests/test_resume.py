@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from contextlib import asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
@@ -14,7 +15,7 @@ from omi_rt.core.outbox import MAX_OUTBOX_BYTES
 from omi_rt.fake import FaultScript, random_script, synthesise
 from omi_rt.fake.faults import Unreachable
 from omi_rt.log import configure_logging
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 
 if TYPE_CHECKING:
@@ -544,14 +545,14 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
     """A hundred kilobytes and more of segments through a small pipe, while more is said."""
     script = random_script(Random(9), 600.0)
     pcm = synthesise(script, RATE)
-    async with listening_server() as (world, _fake), world.device() as first:
+    async with listening_server() as (world, _fake), world.device(interim="true") as first:
         secret = await until_ready(first)
         await first.stream_audio(pcm[: -20 * SECOND], SECOND, speed=1.2)
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
         assert first.session.outbox.held_bytes < MAX_OUTBOX_BYTES
         stream = world.open_stream(2_000)
-        url = f"ws://server/listen?uid=u1&after=0&resume={secret}"
+        url = f"ws://server/listen?uid=u1&interim=true&after=0&resume={secret}"
         second = Device(await open_websocket(stream, url), stream)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second.websocket.run_writer, 1e6)
@@ -564,6 +565,15 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
             nursery.cancel_scope.cancel()
     assert second.numbers == list(range(1, second.numbers[-1] + 1))
     assert words_of(second.segments) == script.transcript()
+    next_start, interims = math.inf, 0
+    for message in reversed(second.messages):
+        segments = message if isinstance(message, list) else message.get("segments", [])
+        if isinstance(message, dict) and message.get("type") == "interim":
+            interims += 1
+            assert segments[0]["start"] <= next_start, "the present came before the past"
+        elif segments:
+            next_start = min(next_start, segments[0]["start"])
+    assert interims
 
 
 async def test_a_provider_that_is_away_as_well_costs_no_word(autojump_clock: MockClock) -> None:

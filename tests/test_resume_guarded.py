@@ -225,6 +225,10 @@ class Listener(Observer):
         self.kinds: list[str] = []
         self.closings = 0
 
+    @property
+    def hears_audio(self) -> bool:
+        return True
+
     def note(self, update: Update) -> None:
         if isinstance(update, dict):
             self.kinds.append(update["type"])

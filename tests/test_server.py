@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.log import configure_logging
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, keep_memory_low
 from omi_rt.settings import Settings
 from tests.harness import read_all, running_server, split_response, unreachable

@@ -47,13 +47,15 @@ from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.codecs.recording import RecordingError
 from omi_rt.codecs.wav import WavAudio, convert, write_wav
 from omi_rt.core.errors import PeerClosed
+from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake, WebSocket
 from tests.harness import running_server, unreachable
 from tests.processes_e2e import Finished, environment, run
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from omi_rt.net.websocket import WebSocket
 
 SEGMENT = {
     "id": "a1",

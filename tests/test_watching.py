@@ -13,7 +13,7 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import Options, random_script, synthesise
-from omi_rt.net.websocket import open_websocket
+from omi_rt.net.handshake import open_websocket
 from omi_rt.server.watching import MAX_KEPT_SEGMENTS, MAX_QUEUED_MESSAGES, MAX_WATCHERS
 from tests.harness import Device, assert_whole, listening_server, play, words_of
 from tests.test_identities import STRANGER, USER, conversation, stored

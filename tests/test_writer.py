@@ -12,12 +12,14 @@ import trio
 from omi_rt.core.errors import PeerTooSlow
 from omi_rt.fake import Script, synthesise
 from omi_rt.fake.speech import utterance
+from omi_rt.net.handshake import ServerHandshake, open_websocket
 from omi_rt.net.stream import TCPStream
-from omi_rt.net.websocket import ServerHandshake, WebSocket, open_websocket
 from tests.harness import assert_whole, listening_server
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
+
+    from omi_rt.net.websocket import WebSocket
 
 TALK = Script(utterance("amber bako celu", 1, 0.5), seconds=3.0)
 BIG = 100_000
@@ -49,7 +51,7 @@ async def connected() -> tuple[WebSocket, WebSocket]:
 def _stream(end: trio.socket.SocketType) -> TCPStream:
     stream = object.__new__(TCPStream)
     # A socket pair has no TCP_NODELAY to set.
-    stream.socket, stream._fd, stream._expects_data = end, end.fileno(), False
+    stream.socket, stream._fd = end, end.fileno()
     return stream
 
 

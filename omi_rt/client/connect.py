@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import ssl
 from collections.abc import Awaitable, Callable, Mapping
-from typing import Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias
 from urllib.parse import SplitResult, urlencode, urlsplit, urlunsplit
 
 import trio
@@ -13,7 +13,10 @@ from attrs import frozen
 
 from omi_rt.core.errors import HandshakeFailed, OmiRtError
 from omi_rt.core.groups import first_error
-from omi_rt.net.websocket import WebSocket, open_websocket
+from omi_rt.net.handshake import open_websocket
+
+if TYPE_CHECKING:
+    from omi_rt.net.websocket import WebSocket
 
 OpenStream: TypeAlias = Callable[[str, int], Awaitable[trio.abc.Stream]]
 """Connects to (host, port); raises `OSError` where nobody answers."""

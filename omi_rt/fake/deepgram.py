@@ -34,8 +34,8 @@ from omi_rt.fake.parameters import parse_target
 from omi_rt.fake.records import ConnectionRecord, Options
 from omi_rt.fake.streams import DEFAULT_CAPACITY_BYTES, bounded_stream_pair
 from omi_rt.fake.transport import FaultyStream
+from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.listeners import open_listeners
-from omi_rt.net.websocket import ServerHandshake
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable

@@ -16,11 +16,12 @@ from omi_rt.local import wire
 from omi_rt.local.connection import FAULT, Connection
 from omi_rt.local.errors import UnusableParameters
 from omi_rt.local.wire import ListenParameters
-from omi_rt.net.websocket import ServerHandshake, WebSocket
+from omi_rt.net.handshake import ServerHandshake
 
 if TYPE_CHECKING:
     from omi_rt.local.capacity import Capacity, StreamLoad
     from omi_rt.local.pool import WorkerPool
+    from omi_rt.net.websocket import WebSocket
 
 DEFAULT_MAX_CONNECTIONS = 64
 """A worker takes 160 to 380 MiB. How many of these can be carried is for `Capacity` to say."""

@@ -29,9 +29,10 @@ from omi_rt.core.resume import Outcome, Wish, parse_wish, split_wish
 from omi_rt.faces.face import Call
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
+from omi_rt.net.handshake import HANDSHAKE_SECONDS, ServerHandshake
 from omi_rt.net.stream import TCPStream
 from omi_rt.net.tls import TLSStream
-from omi_rt.net.websocket import HANDSHAKE_SECONDS, STREAM_ERRORS, ServerHandshake, WebSocket
+from omi_rt.net.websocket import STREAM_ERRORS, WebSocket
 from omi_rt.server.gate import Gate, receive_proof
 from omi_rt.server.guard import Guard
 from omi_rt.server.http import HTTPAnswer, deepgram_refusal, respond, unavailable

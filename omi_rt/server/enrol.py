@@ -18,8 +18,8 @@ from omi_rt.server.http import HTTPAnswer
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from omi_rt.net.handshake import ServerHandshake
     from omi_rt.net.protocol import HTTPRequest
-    from omi_rt.net.websocket import ServerHandshake
     from omi_rt.profiles.service import Profiles
 
 MAX_BYTES: Final = 4_194_304

@@ -15,7 +15,7 @@ from omi_rt.metrics import CONTENT_TYPE
 if TYPE_CHECKING:
     from omi_rt.core.admission import Refusal
     from omi_rt.metrics import Metrics
-    from omi_rt.net.websocket import ServerHandshake
+    from omi_rt.net.handshake import ServerHandshake
 
 TEXT = "text/plain; charset=utf-8"
 

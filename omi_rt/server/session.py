@@ -429,7 +429,12 @@ class Session:
         if self._presence is Presence.GONE:
             return
         messages = self.face.write(update)
-        if not self._tells_status or isinstance(update, Interim):
+        if isinstance(update, Interim):
+            # It is about the present, and the next one takes its place: it can be left out.
+            if not self._line.is_catching_up:
+                self._line.send(messages)
+            return
+        if not self._tells_status:
             self._line.send(messages)
             return
         status = update.get("status") if isinstance(update, dict) else None

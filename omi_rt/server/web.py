@@ -24,8 +24,8 @@ from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClo
 from omi_rt.core.login import BadToken
 from omi_rt.faces.face import Call, bearer_token
 from omi_rt.log import get_logger, pseudonym
+from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.protocol import HTTPRequest
-from omi_rt.net.websocket import ServerHandshake
 from omi_rt.server.enrol import DISCARD_SECONDS, MAX_BYTES, Enrolment, as_json, body_bytes, refusal
 from omi_rt.server.gate import receive_proof
 from omi_rt.server.http import HTTPAnswer, answer, respond, unavailable
