@@ -542,8 +542,8 @@ async def test_the_form_of_the_first_path_is_kept_on_another(autojump_clock: Moc
 async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
     autojump_clock: MockClock,
 ) -> None:
-    """A hundred kilobytes and more of segments through a small pipe, while more is said."""
-    script = random_script(Random(9), 600.0)
+    """Two hundred kilobytes of segments through a small pipe, while more is said."""
+    script = random_script(Random(9), 1500.0)
     pcm = synthesise(script, RATE)
     async with listening_server() as (world, _fake), world.device(interim="true") as first:
         secret = await until_ready(first)
