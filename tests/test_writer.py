@@ -152,3 +152,17 @@ async def test_a_loss_that_is_met_while_sending_at_once_is_told_by_a_writer() ->
     assert finished == [True]
     assert not server.can_send
     await server.abort(1001)
+
+
+@pytest.mark.realtime
+async def test_who_waits_for_what_was_queued_before_anybody_sent_is_woken() -> None:
+    server, client = await connected()
+    client.send_nowait("early")
+    with trio.fail_after(5):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(client.drained)
+            await trio.testing.wait_all_tasks_blocked()
+            client.send_with(lambda: None)
+    assert await server.receive() == ["early"]
+    await client.abort(1001)
+    await server.abort(1001)

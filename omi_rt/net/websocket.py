@@ -210,6 +210,7 @@ class WebSocket:
             self._queued_bytes -= len(data)
             if data or self._ends_sending:
                 self._offer(data)
+                self._note_sent()
 
     async def write(self, send_timeout: float) -> bool:
         """Send what is queued; returns whether nothing is sent after it, as the end has been sent or met.
