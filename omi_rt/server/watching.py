@@ -217,9 +217,10 @@ class Watching:
         try:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(websocket.run_writer, STALL_SECONDS)
-                with trio.CancelScope() as reading:
-                    nursery.start_soon(_feed, watcher, websocket, reading)
-                    nursery.start_soon(_beat, websocket, beat_seconds, reading)
+                reading = trio.CancelScope()
+                nursery.start_soon(_feed, watcher, websocket, reading)
+                nursery.start_soon(_beat, websocket, beat_seconds, reading)
+                with reading:
                     await _read_to_the_end(websocket)
                 await websocket.aclose(*(watcher.farewell or (1001, "watcher_vanished")))
                 nursery.cancel_scope.cancel()
