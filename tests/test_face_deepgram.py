@@ -13,6 +13,11 @@ import trio
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.faces.custom_stt import CustomSTTFace
+from omi_rt.faces.deepgram import DeepgramFace
+from omi_rt.faces.face import Face
+from omi_rt.faces.omi import OmiFace
+from omi_rt.faces.stream import StreamFace
 from omi_rt.fake import FaultScript, Script, plain_words, synthesise
 from omi_rt.fake.faults import Close, Drop
 from omi_rt.fake.speech import utterance
@@ -721,3 +726,8 @@ async def test_with_a_uid_voices_are_told_apart_for_us_and_words_say_whose_they_
         "is_user",
         "person_id",
     }
+
+
+def test_a_face_that_hears_audio_says_so() -> None:
+    for face in (CustomSTTFace, DeepgramFace, OmiFace, StreamFace):
+        assert face.hears_audio == (face.hear is not Face.hear)

@@ -17,6 +17,7 @@ FLOORS = [
     {"omi_rt.faces"},
     {
         "omi_rt.bucket",
+        "omi_rt.files",
         "omi_rt.lines",
         "omi_rt.log",
         "omi_rt.metrics",

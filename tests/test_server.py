@@ -15,7 +15,7 @@ from trio.testing import MockClock
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.log import configure_logging
-from omi_rt.net.handshake import open_websocket
+from omi_rt.net.handshake import DISCARD_SECONDS, open_websocket
 from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, keep_memory_low
 from omi_rt.settings import Settings
 from tests.harness import read_all, running_server, split_response, unreachable
@@ -230,18 +230,36 @@ async def test_what_many_ended_connections_leave_behind_is_freed_within_seconds(
         gc.enable()
 
 
-async def test_a_request_head_of_over_16_kib_is_dropped_at_once(autojump_clock: MockClock) -> None:
+async def test_a_request_head_of_over_16_kib_is_refused_at_once_with_431(
+    autojump_clock: MockClock,
+) -> None:
     async with running_server(unreachable) as world:
         line = b"X-Long: " + b"x" * 992
         fitting = "/healthz HTTP/1.1\r\n" + (line.decode() + "\r\n") * 16 + "X: "
         assert (await world.get(fitting))[0] == 200
         stream = world.open_stream()
-        with contextlib.suppress(trio.BrokenResourceError):
-            await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
-            for _ in range(100):
-                await stream.send_all(line + b"\r\n")
-        assert await read_all(stream) == b""
+        await stream.send_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\n")
+        for _ in range(100):
+            await stream.send_all(line + b"\r\n")
+        answer = bytes(await stream.receive_some())
         assert trio.current_time() < 1.0, "not only after the ten seconds that a request may take"
+        assert answer.startswith(b"HTTP/1.1 431 ")
+        assert answer.endswith(b"the request head is too long\n")
+        assert await read_all(stream) == b""
+        assert trio.current_time() < 1.0 + DISCARD_SECONDS
+
+
+async def test_a_token_of_9_kb_or_a_megabyte_is_refused_with_431(
+    autojump_clock: MockClock,
+) -> None:
+    async with running_server(unreachable) as world:
+        for size in (9_000, 1_000_000):
+            stream = world.open_stream()
+            await stream.send_all(
+                b"GET /v4/listen HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer " + b"x" * size
+            )
+            await stream.send_all(b"\r\n\r\n")
+            assert (await read_all(stream)).startswith(b"HTTP/1.1 431 ")
 
 
 async def test_where_libopus_is_missing_a_device_is_told_so_with_1011(

@@ -15,6 +15,7 @@ from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, Script, random_script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
+from omi_rt.server.line import UNDECODABLE_IN_A_ROW
 from tests.harness import CLOSE_STREAM, assert_whole, listening_server, play
 
 if TYPE_CHECKING:
@@ -388,3 +389,39 @@ async def test_after_closestream_no_audio_is_taken_and_the_reason_stays(
         assert (device.closed.code, device.closed.reason) == (1000, "client_closed_stream")
     assert_whole(device, TALK)
     assert device.event("session_ended")["reason"] == "client_closed_stream"
+
+
+@pytest.mark.parametrize("codec", ["pcm16", "opus"])
+async def test_a_frame_that_goes_straight_comes_to_the_same_as_any_other(
+    autojump_clock: MockClock, codec: str
+) -> None:
+    script = random_script(Random(5), 12.0)
+    pcm, encoder = synthesise(script, 16_000), OpusEncoder(16_000, 1)
+    packets = (
+        [encoder.encode(pcm[start : start + 640]) for start in range(0, len(pcm), 640)]
+        if codec == "opus"
+        else [pcm[start : start + 640] for start in range(0, len(pcm), 640)]
+    )
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec=codec, sample_rate=16_000) as device,
+    ):
+        line = device.session._line
+        for packet in packets:
+            assert line._take_frame(packet, trio.current_time()) is None
+            await trio.sleep(0.02)
+        await device.finish()
+    assert_whole(device, script, within=None if codec == "opus" else 0.002)
+
+
+async def test_packets_that_cannot_be_decoded_are_told_on_the_straight_way_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="opus", sample_rate=16_000) as device,
+    ):
+        for _ in range(UNDECODABLE_IN_A_ROW):
+            device.session._line._take_frame(b"\xff\xff\xff\xff", trio.current_time())
+        await device.finish()
+    assert len(device.events("undecodable_audio")) == 1

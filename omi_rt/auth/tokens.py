@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import secrets
-import tempfile
-from contextlib import suppress
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
@@ -24,10 +21,12 @@ from omi_rt.core.login import (
     parse_tokens,
     without_uid,
 )
+from omi_rt.files import replace_file
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from pathlib import Path
 
 _T = TypeVar("_T")
 
@@ -172,22 +171,6 @@ def forget_tokens(path: Path, uid: str) -> bool:
         return False
     replace_file(path, rest.encode())
     return True
-
-
-def replace_file(path: Path, content: bytes) -> None:
-    """Write a file under another name and move it into its place. Raises ``OSError``."""
-    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    descriptor, temporary = tempfile.mkstemp(".tmp", ".", path.parent)
-    try:
-        with os.fdopen(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        Path(temporary).replace(path)
-    except BaseException:
-        with suppress(OSError):
-            Path(temporary).unlink()
-        raise
 
 
 def _text(path: Path) -> str:

@@ -59,6 +59,7 @@ class DeepgramFace(Face):
     """
 
     idle_seconds: ClassVar[float | None] = live_api.IDLE_SECONDS
+    hears_audio: ClassVar[bool] = True
 
     def __init__(self, request: ListenRequest, request_id: str, created: str) -> None:
         options = request.options or {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -66,7 +67,7 @@ class Opening:
     face: Face
 
 
-class Face:
+class Face(ABC):
     """One client's way of talking to its one session.
 
     Whoever makes another face overrides what differs. Nothing here waits, and nothing raises.
@@ -77,6 +78,8 @@ class Face:
     idle_seconds: ClassVar[float | None] = None
     """Without any message for so long the session ends; None where protocol pings are enough."""
 
+    hears_audio: ClassVar[bool] = False
+    """Whether it wants the decoded audio (`hear`)."""
     tells_status: ClassVar[bool] = False
     """Whether each client gets the session's events, with numbers and how to resume; elsewhere only
     those clients do that ask for it."""
@@ -85,20 +88,20 @@ class Face:
         """Write what comes first, before anything is heard."""
         return []
 
+    @abstractmethod
     def read(self, text: str) -> Ask:
         """Read a text message."""
-        raise NotImplementedError
 
     def read_short(self, message: bytes) -> Ask | None:
         """Read a binary message of at most `SHORT_BYTES`; None where it is audio."""
         return None
 
-    def hear(self, payload: bytes) -> None:
-        """Note decoded audio, for whatever the face tells of it later."""
+    def hear(self, payload: bytes) -> None:  # noqa: B027 - most faces want nothing of it
+        """Note decoded audio, for whatever the face tells of it later, if it `hears_audio`."""
 
+    @abstractmethod
     def write(self, update: Update) -> list[Any]:
         """Write what the session has to tell as messages: values that JSON can hold.
 
         Update for which the client has no form makes no message.
         """
-        raise NotImplementedError

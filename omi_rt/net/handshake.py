@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 MAX_HEAD_BYTES = 16_384
 """An HTTP request head may have this length; nginx takes 8 KiB a line, Apache 8 KiB a field, Node 16 KiB
 in all."""
+DISCARD_SECONDS = 2.0
 HANDSHAKE_SECONDS = 10.0
 _TLS_HANDSHAKE = 0x16
 """The first byte of a TLS connection (RFC 8446, 5.1), and of no HTTP request."""
@@ -47,7 +48,9 @@ class ServerHandshake:
         with trio.move_on_after(within) as limit:
             while (end := head.find(b"\r\n\r\n")) < 0:
                 if len(head) > MAX_HEAD_BYTES:
-                    raise HandshakeFailed("the request head is too long")
+                    raise HandshakeFailed(
+                        "the request head is too long", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+                    )
                 try:
                     data = await self._stream.receive_some()
                 except STREAM_ERRORS:
@@ -102,8 +105,8 @@ class ServerHandshake:
             )
         return bytes(body[:size])
 
-    async def discard_body(self, size: int, within: float) -> None:
-        """Read up to ``size`` bytes of a body that nobody wants, ``within`` seconds at most.
+    async def discard(self, size: int, within: float = DISCARD_SECONDS) -> None:
+        """Read up to ``size`` bytes that nobody wants, after the answer, ``within`` seconds at most.
 
         To close a socket with unread data resets it, and the reset can overtake the answer.
         """

@@ -18,7 +18,7 @@ from websockets.client import ClientProtocol
 from websockets.datastructures import Headers
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.frames import CloseCode, Frame, Opcode, apply_mask  # type: ignore[attr-defined]
-from websockets.http11 import Request, Response
+from websockets.http11 import MAX_LINE_LENGTH, MAX_NUM_HEADERS, Request, Response
 from websockets.protocol import CLOSED, CONNECTING, OPEN, SEND_EOF, SERVER, Protocol
 from websockets.server import ServerProtocol
 from websockets.uri import parse_uri
@@ -340,9 +340,14 @@ class ServerOpening:
         """Read a whole request head, its empty line included.
 
         Raises:
-            HandshakeFailed: it is none.
+            HandshakeFailed: it is none, or more than the library reads (``status`` 431).
         """
         head, length = _part_length(head)
+        lines = head.split(b"\r\n")
+        if len(lines) > MAX_NUM_HEADERS or max(map(len, lines)) >= MAX_LINE_LENGTH:
+            raise HandshakeFailed(
+                "the request head is too long", HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE
+            )
         self._protocol.receive_data(head)
         events = self._protocol.events_received()
         if not events or not isinstance(events[0], Request):

@@ -5,14 +5,13 @@ from __future__ import annotations
 import itertools
 import os
 import stat
-import tempfile
 from contextlib import suppress
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
+from omi_rt.files import replace_file
 from omi_rt.profiles.store import (
     MAX_LISTED,
     StoredSample,
@@ -25,6 +24,7 @@ from omi_rt.profiles.store import (
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+    from pathlib import Path
 
 T = TypeVar("T")
 
@@ -114,19 +114,7 @@ class DirectoryProfileStore:
 
     def _put(self, uid: str, name: str, wav: bytes) -> StoredSample:
         path = self._root / name
-        folders = path.relative_to(self._root).parents
-        for folder in reversed(folders):
-            (self._root / folder).mkdir(mode=0o700, parents=True, exist_ok=True)
-        descriptor, temporary = tempfile.mkstemp(".tmp", ".", path.parent)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(wav)
-                file.flush()
-                os.fsync(file.fileno())
-            Path(temporary).replace(path)
-        except BaseException:
-            Path(temporary).unlink(missing_ok=True)
-            raise
+        replace_file(path, wav)
         sample = self._sample(uid, name)
         if sample is None:
             raise StoreUnavailable("the file was deleted while it was stored")

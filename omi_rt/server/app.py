@@ -48,6 +48,8 @@ if TYPE_CHECKING:
     from omi_rt.server.shared import Shared
 
 LISTEN_BACKLOG = 1024
+_DISCARDED_BYTES = 2_097_152
+"""Of a request whose head is too long this much is read, so that its client reads the answer."""
 RETRY_SECONDS = (1, 10)
 """``Retry-After`` is between these, in whole seconds, so that those sent away do not come back together."""
 _SPREAD_SHARE = 0.5
@@ -221,6 +223,8 @@ class Server:
             self._metrics.connections_dropped.inc()
             if failure.status is not None:
                 await respond(handshake, HTTPAnswer(failure.status, f"{failure}\n"))
+            if failure.status == HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE:
+                await handshake.discard(_DISCARDED_BYTES)
             return None
         try:
             path, pairs = split_target(request.target)

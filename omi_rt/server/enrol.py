@@ -28,7 +28,6 @@ BODY_SECONDS: Final = 30.0
 """So long may one body take: on a line of 128 kbit/s ten seconds of speech take 20 s."""
 MAX_AT_ONCE: Final = 4
 """So many bodies are taken at once."""
-DISCARD_SECONDS: Final = 2.0
 MEDIA_TYPES: Final = frozenset({"audio/wav", "audio/wave", "audio/x-wav", "audio/vnd.wave"})
 """None of them is one that a foreign page may send without being asked about (the CORS protocol)."""
 _TRUE: Final = frozenset({"true", "1"})
@@ -62,13 +61,15 @@ class Enrolment:
             return refusal(
                 HTTPStatus.SERVICE_UNAVAILABLE, "speech profiles are switched off on this server"
             )
-        if self._under_way >= MAX_AT_ONCE:
-            return refusal(
-                HTTPStatus.SERVICE_UNAVAILABLE,
-                "others are enrolling just now",
-                {"Retry-After": "2"},
-            )
-        return None
+        return self.refuse_when_busy()
+
+    def refuse_when_busy(self) -> HTTPAnswer | None:
+        """Decide whether a body may come beside those that are under way."""
+        if self._under_way < MAX_AT_ONCE:
+            return None
+        return refusal(
+            HTTPStatus.SERVICE_UNAVAILABLE, "others are enrolling just now", {"Retry-After": "2"}
+        )
 
     async def take(
         self,

@@ -8,9 +8,9 @@ from weakref import WeakKeyDictionary
 
 import trio
 
-from omi_rt.auth.tokens import replace_file
 from omi_rt.core import endings
 from omi_rt.core.limits import DailyAccount, DayUsedUp, IdleWatch, LagMeter, TooManySessions
+from omi_rt.files import replace_file
 from omi_rt.log import get_logger
 
 if TYPE_CHECKING:

@@ -26,7 +26,6 @@ from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.transcript import Transcript
 from omi_rt.core.updates import Interim
 from omi_rt.deepgram.transcriber import Transcriber
-from omi_rt.faces.face import Face
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.metrics import AudioAccount
 from omi_rt.server.account import log_end
@@ -106,7 +105,7 @@ class Session:
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
         self._observers = _observe(session_id, request, shared)
         self._listeners = [observer for observer in self._observers if observer.hears_audio]
-        self.is_overheard = bool(self._listeners) or type(self.face).hear is not Face.hear
+        self.is_overheard = bool(self._listeners) or self.face.hears_audio
         """Whether anybody but the provider wants the decoded audio."""
         self.pass_on: Callable[[bytes, float], None] = self._transcriber.receive
         """Takes decoded audio that nobody else hears."""
@@ -301,7 +300,8 @@ class Session:
         """Take decoded audio, in order; it may be none."""
         if parts:
             payload = parts[0] if len(parts) == 1 else b"".join(parts)
-            self.face.hear(payload)
+            if self.face.hears_audio:
+                self.face.hear(payload)
             for listener in self._listeners:
                 listener.hear(payload)
             self._transcriber.receive(payload, now)

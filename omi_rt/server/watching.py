@@ -16,6 +16,7 @@ from attrs import define, field
 from omi_rt.core.errors import PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.core.observers import Observer, SessionFacts
+from omi_rt.core.updates import Interim
 from omi_rt.faces.omi import OmiFace, Proof, Version
 
 if TYPE_CHECKING:
@@ -104,6 +105,8 @@ class WatchedSession(Observer):
 
     def note(self, update: Update) -> None:
         """Pass it on, and keep what a later watcher needs."""
+        if isinstance(update, Interim) and not self.watchers:
+            return
         for message in self.face.write(update):
             if isinstance(message, list):
                 self._keep(message)

@@ -26,7 +26,7 @@ from omi_rt.faces.face import Call, bearer_token
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.protocol import HTTPRequest
-from omi_rt.server.enrol import DISCARD_SECONDS, MAX_BYTES, Enrolment, as_json, body_bytes, refusal
+from omi_rt.server.enrol import MAX_BYTES, Enrolment, as_json, body_bytes, refusal
 from omi_rt.server.gate import receive_proof
 from omi_rt.server.http import HTTPAnswer, answer, respond, unavailable
 
@@ -165,12 +165,15 @@ class Web:
             except BadRequest as error:
                 refused = refusal(HTTPStatus.FORBIDDEN, str(error))
             else:
+                # Others may have come while this one proved who it is.
+                refused = self._enrolment.refuse_when_busy()
+            if refused is None:
                 parameters = visit.call.parameters
                 reply = await self._enrolment.take(handshake, request, uid, parameters)
                 await respond(handshake, reply)
                 return
         await respond(handshake, refused)
-        await handshake.discard_body(min(body_bytes(request), MAX_BYTES), DISCARD_SECONDS)
+        await handshake.discard(min(body_bytes(request), MAX_BYTES))
 
     async def _prove(self, call: Call, token: str, address: str) -> str:
         """Return whose voice a client may store, and whose sessions it may watch.
