@@ -6,13 +6,17 @@ import struct
 from itertools import takewhile
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 from hypothesis import given
 from hypothesis import strategies as st
+from websockets.protocol import State
+from websockets.server import ServerProtocol
 
 from omi_rt.deepgram.transport import TEXTS_PER_STEP, WatchedStream
 from omi_rt.fake.streams import bounded_stream_pair
 from omi_rt.net.frames import TextFrames
+from omi_rt.net.protocol import server_text_frame
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -149,3 +153,12 @@ async def test_messages_that_came_at_once_let_others_have_their_turn(
             assert await watched.receive_text() == "final"
         nursery.cancel_scope.cancel()
     assert turns >= 100 // TEXTS_PER_STEP // 2
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 65_535, 65_536, 100_000])
+def test_a_text_frame_of_ours_is_the_one_that_the_library_would_send(size: int) -> None:
+    text = "é" * (size // 2) + "x" * (size % 2)
+    theirs = ServerProtocol()
+    theirs.state = State.OPEN
+    theirs.send_text(text.encode())
+    assert server_text_frame(text.encode()) == b"".join(theirs.data_to_send())

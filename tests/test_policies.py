@@ -12,7 +12,15 @@ from omi_rt.core.absence import Absence, away_seconds
 from omi_rt.core.backoff import Backoff
 from omi_rt.core.breaker import FULL_SECONDS, PROBE_SECONDS, Breaker, DialGate, PrimingGate
 from omi_rt.core.ledger import Cost
-from omi_rt.core.load import FULL_LOAD, SLACK_LOAD, LoadMeter, read_pause
+from omi_rt.core.load import (
+    FULL_LOAD,
+    LEAST_FINALS_SECONDS,
+    PATIENT_SECONDS,
+    SLACK_LOAD,
+    LoadMeter,
+    finals_seconds,
+    read_pause,
+)
 from omi_rt.core.token_bucket import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 # Priming
@@ -259,3 +267,14 @@ def test_every_sample_is_live_once_and_the_sum_is_all_that_was_sent(
         seen = max(seen, start + samples)
     assert cost.live == seen
     assert cost.total == total
+
+
+def test_finals_have_a_quarter_of_the_devices_time_and_all_of_it_once_they_would_starve() -> None:
+    assert finals_seconds(0.020, 0.0) == 0.005
+    assert finals_seconds(0.020, PATIENT_SECONDS - 0.001) == 0.005
+    assert finals_seconds(0.020, PATIENT_SECONDS) == 0.020
+
+
+def test_finals_have_a_little_of_every_turn() -> None:
+    assert finals_seconds(0.0, 0.0) == LEAST_FINALS_SECONDS
+    assert finals_seconds(0.0, 60.0) == LEAST_FINALS_SECONDS

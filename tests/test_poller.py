@@ -348,7 +348,7 @@ async def test_a_thousand_sockets_that_are_ready_at_once_are_all_served() -> Non
 
 async def test_finals_leave_the_devices_their_turn(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand finals at once are dealt with in several turns, and devices are read in between."""
-    monkeypatch.setattr(poller_module, "LEAST_FINALS_SECONDS", 0.0)
+    monkeypatch.setattr(poller_module, "finals_seconds", lambda *_: 0.0)
     with ExitStack() as stack:
         providers = [pair(stack) for _ in range(100)]
         device, theirs = pair(stack)
@@ -376,6 +376,35 @@ async def test_finals_leave_the_devices_their_turn(monkeypatch: pytest.MonkeyPat
         assert order.index("frame") == 0
         last_frame = len(order) - 1 - order[::-1].index("frame")
         assert order[:last_frame].count("final") < 60
+
+
+async def test_finals_are_left_over_until_a_turn_has_taken_the_last(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The time that finals have depends on it: those of a burst wait, those that starve do not."""
+    waits: list[float] = []
+
+    def note(_: float, left_over_seconds: float) -> float:
+        waits.append(left_over_seconds)
+        return 0.0
+
+    monkeypatch.setattr(poller_module, "finals_seconds", note)
+    with ExitStack() as stack:
+        pairs = [pair(stack) for _ in range(10)]
+        for round_number in range(2):
+            got: list[bytes] = []
+            async with polling() as poller, trio.open_nursery() as nursery:
+                for ours, _ in pairs:
+                    read = reader(ours, got, lambda _: True)
+                    nursery.start_soon(poller.serve, ours.fileno(), read, Kind.PROVIDER)
+                await trio.testing.wait_all_tasks_blocked(0.01)
+                for _, theirs in pairs:
+                    theirs.send(b"x")
+            assert len(got) == 10, round_number
+            # Each turn took two, and what was left over has waited since the burst began.
+            assert len(waits) == 5
+            assert waits == sorted(waits)
+            waits.clear()
 
 
 async def test_between_two_turns_it_pauses_as_long_as_it_is_told() -> None:

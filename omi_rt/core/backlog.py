@@ -161,24 +161,25 @@ class Backlog:
     def trim(self, position: int) -> int:
         """Forget what lies before ``position``, which a final has covered; return its samples."""
         position = min(position, self.end)
-        taken = 0
+        taken = freed = 0
         blocks, size = self._blocks, self._frame_bytes
         while blocks and blocks[0].position < position:
             block = blocks[0]
-            whole = block.samples(size)
-            samples = min(whole, position - block.position)
-            taken += samples
-            if block.data is not None:
-                self._hold(-samples * size)
-            if samples == whole:
+            data, wanted = block.data, position - block.position
+            whole = block.silent_samples if data is None else len(data) // size
+            if whole <= wanted:
                 blocks.popleft()
-                self._hold(-_BLOCK_OVERHEAD_BYTES)
+                taken += whole
+                freed += _BLOCK_OVERHEAD_BYTES + (0 if data is None else whole * size)
                 continue
-            if block.data is None:
-                block.silent_samples -= samples
-            else:
-                del block.data[: samples * size]
+            taken += wanted
             block.position = position
+            if data is None:
+                block.silent_samples -= wanted
+            else:
+                del data[: wanted * size]
+                freed += wanted * size
+        self._hold(-freed)
         self.start = max(self.start, position)
         return taken
 

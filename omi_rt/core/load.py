@@ -1,4 +1,4 @@
-"""How often the sockets are read, and so how much audio goes up in one message.
+"""How often the sockets are read, what finals have of a turn, and so how much audio a message holds.
 
 A read, a decode and a message cost much the same whatever they hold, so a busy server reads less
 often, and each message holds more. The one place where this is decided:
@@ -28,6 +28,12 @@ SLACK_LOAD = 0.9
 """Up to this load (0..1) everything is read as soon as it has arrived."""
 FULL_LOAD = 0.99
 """From this load (0..1) on the pause between two turns is the longest."""
+BURST_SHARE = 0.25
+"""Finals have this share of the time that the devices took in the same turn of the poller."""
+PATIENT_SECONDS = 0.05
+"""Where finals have been left over for this long, they have as much time as the devices."""
+LEAST_FINALS_SECONDS = 0.0005
+"""Finals have this much of a turn even where their share of it is less."""
 _SMOOTHING_SECONDS = 0.5
 """This time constant of the load's moving average is longer than a burst and shorter than a stampede."""
 
@@ -37,6 +43,21 @@ def read_pause(load: float, cap: float) -> float:
     if load <= SLACK_LOAD:
         return 0.0
     return cap * min(1.0, (load - SLACK_LOAD) / (FULL_LOAD - SLACK_LOAD)) ** 3
+
+
+def finals_seconds(devices_seconds: float, left_over_seconds: float) -> float:
+    """Seconds that finals have in a turn of the poller.
+
+    A final costs ten times the work of a frame, and where many sessions began at once, theirs come
+    all at once too. The frames between them then have the larger share, until the finals have waited
+    for so long that they would starve.
+
+    Args:
+        devices_seconds: what the devices took in the same turn.
+        left_over_seconds: for how long there have always been finals left over.
+    """
+    share = BURST_SHARE if left_over_seconds < PATIENT_SECONDS else 1.0
+    return max(share * devices_seconds, LEAST_FINALS_SECONDS)
 
 
 @define

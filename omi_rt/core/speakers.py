@@ -23,7 +23,7 @@ several people as one. What went out before is corrected only where its own word
 from __future__ import annotations
 
 from collections import defaultdict
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
 
@@ -138,6 +138,11 @@ class Speakers:
     def identity_of(self, number: int) -> Identity | None:
         """Who the speaker with this number is; None where no vote has told it."""
         return self._identities.get(number)
+
+    def identities_of(self, numbered: Iterable[tuple[int, Any]]) -> dict[int, Identity]:
+        """Who those of the given numbers are that are known."""
+        known = self._identities
+        return {number: known[number] for number, _ in numbered if number in known} if known else {}
 
     @property
     def identified(self) -> set[int]:

@@ -226,9 +226,12 @@ class Timeline:
         if channel >= self._format.channels:
             unheard = _counted(Discard.NO_CHANNEL, len(results.words))
             return Heard([], range(0), None, discarded=unheard)
-        claims_unsent = self._claims_unsent(results)
+        end = results.end
+        self._has_times |= end is not None
+        self._lacked_times |= end is None
+        claims_unsent = self._claims_unsent(end)
         believed = coverage.trusts_ends and not claims_unsent
-        provider_end = self._provider_end(results, channel, believed=believed)
+        provider_end = self._provider_end(results, end if believed else None, channel)
         covered = self._position_of_end(provider_end)
         start, said = self._sample(results.start or 0.0), coverage.said[channel]
         bounds = self._position_of_start(start), covered or 0
@@ -241,7 +244,7 @@ class Timeline:
         if plain is None and coverage.trusts_ends and self._contradicts(new, channel):
             coverage.trusts_ends = False
             claims_unsent = True
-            provider_end = self._provider_end(results, channel, believed=False)
+            provider_end = self._provider_end(results, None, channel)
             covered = self._position_of_end(provider_end)
         # Words are remembered as they were heard, not as they are moved below, to be known when they come again.
         said.add(new, bounds)
@@ -409,8 +412,8 @@ class Timeline:
             comes_again = said.has_same(word, bounds, tolerance)
         return Discard.REPEATED if comes_again else None
 
-    def _claims_unsent(self, results: Results) -> bool:
-        end, rate = results.end, self._format.sample_rate
+    def _claims_unsent(self, end: float | None) -> bool:
+        rate = self._format.sample_rate
         return end is not None and end * rate > self.sent_samples + CLAIM_TOLERANCE_SECONDS * rate
 
     def _contradicts(self, new: list[HeardWord], channel: int) -> bool:
@@ -430,11 +433,10 @@ class Timeline:
         # A provider may say 1e300; nothing beyond what was sent can be meant.
         return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
 
-    def _provider_end(self, results: Results, channel: int, *, believed: bool) -> int:
-        self._has_times |= results.end is not None
-        self._lacked_times |= results.end is None
-        if results.end is not None and believed:
-            return self._sample(results.end)
+    def _provider_end(self, results: Results, believed_end: float | None, channel: int) -> int:
+        """How far a final covers the audio, in samples; its own end counts where it is believed."""
+        if believed_end is not None:
+            return self._sample(believed_end)
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
         # Where the claimed end is of no use, a final without words covers nothing new.

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from omi_rt.core.updates import Update
     from omi_rt.core.voices import Identity, Voice
     from omi_rt.core.votes import Label, Vote
+    from omi_rt.core.words import HeardWord
 
 
 class Transcript:
@@ -86,9 +87,7 @@ class Transcript:
         if words and labels.pending:
             self._tell(self._speakers.confirm(labels, words, self._format.sample_rate))
             self._note_known(labels, words[0].start)
-        numbered = [
-            (self._speakers.number_of(labels, word.channel, word.label), word) for word in words
-        ]
+        numbered = self._numbered(labels, words)
         if self._keeps_voices and words:
             self.voices.identified = self._speakers.identified
             contested = labels.contested
@@ -98,22 +97,34 @@ class Transcript:
                 if (word.channel, word.label) not in contested and word.label != UNKNOWN_SPEAKER
             ]
             self.voices.hear(pure, backlog)
-        identity_of = self._speakers.identity_of
-        segments = make_segments(numbered, identity_of, self._new_id)
+        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
         self._tell_client(
             Final(
                 channels=heard.channels,
                 covered=heard.covered,
-                words=[
-                    AttributedWord(word, number, identity_of(number)) for number, word in numbered
-                ],
+                numbered=numbered,
                 segments=segments,
+                identities=self._speakers.identities_of(numbered),
                 speech_final=speech_final,
                 from_finalize=from_finalize,
             )
         )
         for segment in segments:
             self._speakers.remember(segment)
+
+    def _numbered(
+        self, labels: EpochLabels, words: Sequence[HeardWord]
+    ) -> list[tuple[int, HeardWord]]:
+        """Give each word the number of its speaker, which is looked up where the speaker changes."""
+        numbered: list[tuple[int, HeardWord]] = []
+        label: int | None = None
+        number = channel = 0
+        for word in words:
+            if word.label != label or word.channel != channel:
+                label, channel = word.label, word.channel
+                number = self._speakers.number_of(labels, channel, label)
+            numbered.append((number, word))
+        return numbered
 
     def preview(self, labels: EpochLabels, heard: Heard) -> None:
         """Tell what one interim result brought; nothing of it is remembered."""

@@ -5,7 +5,7 @@ Positions are session positions in samples.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import field, frozen
@@ -38,13 +38,22 @@ class Final:
     """The channels that it speaks for."""
     covered: int | None
     """Up to where it covers them; None where it covers nothing."""
-    words: Sequence[AttributedWord] = field(repr=False)
+    numbered: Sequence[tuple[int, HeardWord]] = field(repr=False)
+    """Its words, each with the session's number for who said it."""
     segments: Sequence[Segment] = field(repr=False)
     """The same words, grouped by speaker."""
+    identities: Mapping[int, Identity] = field(factory=dict)
+    """Who the speakers are, by number, as far as that is known."""
     speech_final: bool = False
     """Whether a pause ended it."""
     from_finalize: bool = False
     """Whether it answers the client's own `omi_rt.core.asks.Finalize`."""
+
+    @property
+    def words(self) -> list[AttributedWord]:
+        """Its words, each with who said it. They are made when asked for: few clients get them."""
+        whose = self.identities.get
+        return [AttributedWord(word, number, whose(number)) for number, word in self.numbered]
 
 
 @frozen

@@ -29,7 +29,7 @@ from omi_rt.net.frames import masked_frame_bytes
 # The library logs every connection at INFO; ours are logged by the session, once.
 _silent = logging.getLogger("omi_rt.websocket")
 _silent.setLevel(logging.CRITICAL + 1)
-_WHOLE_BINARY, _CLOSE_OPCODE = 0x82, 0x08
+_WHOLE_TEXT, _WHOLE_BINARY, _CLOSE_OPCODE = 0x81, 0x82, 0x08
 _MASKED = 0x80
 _OPCODE_BITS = 0x0F
 _TWO_BYTE_LENGTH, _EIGHT_BYTE_LENGTH = 126, 127
@@ -290,11 +290,15 @@ class WebSocketProtocol:
 
     def send(self, message: str | bytes) -> None:
         """Frame a message. After the close this does nothing."""
-        if self.is_open:
-            if isinstance(message, str):
-                self._protocol.send_text(message.encode())
-            else:
-                self._protocol.send_binary(message)
+        if not self.is_open:
+            return
+        if not isinstance(message, str):
+            self._protocol.send_binary(message)
+        elif self._is_server:
+            # Not through the library, whose checks are for messages in fragments and for extensions.
+            self._protocol.writes.append(server_text_frame(message.encode()))
+        else:
+            self._protocol.send_text(message.encode())
 
     def ping(self) -> None:
         """Frame a ping, which every peer must answer (RFC 6455, 5.5.3)."""
@@ -493,6 +497,16 @@ def client_binary_frame(payload: bytes) -> bytes:
     else:
         head = _pack_long_head(_WHOLE_BINARY, _MASKED | _EIGHT_BYTE_LENGTH, length)
     return b"".join((head, mask, apply_mask(payload, mask)))
+
+
+def server_text_frame(payload: bytes) -> bytes:
+    """Frame one text message as a server must, without a mask (RFC 6455, 5.2)."""
+    length = len(payload)
+    if length < _TWO_BYTE_LENGTH:
+        return _pack_short_head(_WHOLE_TEXT, length) + payload
+    if length < 65_536:
+        return _pack_head(_WHOLE_TEXT, _TWO_BYTE_LENGTH, length) + payload
+    return _pack_long_head(_WHOLE_TEXT, _EIGHT_BYTE_LENGTH, length) + payload
 
 
 def ends_stream(writes: list[bytes]) -> bool:

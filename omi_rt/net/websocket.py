@@ -404,7 +404,7 @@ class WebSocket:
         if not writes:
             return
         self._ends_sending = self._ends_sending or ends_stream(writes)
-        self._offer(b"".join(writes))
+        self._offer(writes[0] if len(writes) == 1 else b"".join(writes))
 
     def _offer(self, data: bytes | bytearray) -> None:
         """Give data to the kernel where it may go at once; else queue it, and see to a writer."""
