@@ -11,10 +11,11 @@ import numpy as np
 import trio
 from attrs import frozen
 
-from bench.audio import BYTES_PER_SAMPLE, SAMPLE_RATE, Framing, make_tone
+from bench.audio import BYTES_PER_SAMPLE, BYTES_PER_SECOND, SAMPLE_RATE, Framing, make_tone
 from bench.proc import memory
 from bench.processes import BenchError
 from bench.rig import Rig, Workshop, open_rig
+from omi_rt.core.coverage import OVERLAP_SECONDS
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -42,7 +43,8 @@ class MemoryFigures:
     """The session is open, one frame was sent."""
     running: float
     pending: float
-    """Audio that no final has covered yet, on the average; 0 for a server that does not keep it."""
+    """Audio that no final has covered yet, on the average, and the half second before it that the next
+    connection begins with; 0 for a server that keeps no audio."""
 
     running_without_pending: float
     """What the goal speaks of."""
@@ -65,7 +67,8 @@ async def measure_memory(workshop: Workshop, server: Server, streams: int) -> Me
             pending.append((await rig.sink.ask("state"))["pending_bytes"])
             await trio.sleep(0.23)  # not in step with the finals
         per_stream = (fmean(running) - base) / streams
-        audio = fmean(pending) / rig.streams if server.keeps_audio else 0.0
+        kept = fmean(pending) / rig.streams + OVERLAP_SECONDS * BYTES_PER_SECOND
+        audio = kept if server.keeps_audio else 0.0
         return MemoryFigures((idle - base) / streams, per_stream, audio, per_stream - audio)
 
 

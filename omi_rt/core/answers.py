@@ -24,7 +24,6 @@ from __future__ import annotations
 
 import math
 from bisect import bisect_left, bisect_right
-from collections import deque
 from operator import itemgetter
 from typing import TYPE_CHECKING
 
@@ -77,7 +76,7 @@ class SendTimes:
     __slots__ = ("_due", "_marks")
 
     def __init__(self) -> None:
-        self._marks: deque[tuple[int, float]] = deque()
+        self._marks: list[tuple[int, float]] = []
         self._due = 0.0
 
     def record(self, end: int, now: float) -> None:
@@ -99,8 +98,7 @@ class SendTimes:
     def forget(self, position: int) -> None:
         """Forget what is known of audio before ``position``."""
         keep = bisect_left(self._marks, position, key=itemgetter(0))
-        for _ in range(min(keep, len(self._marks) - 1)):
-            self._marks.popleft()
+        del self._marks[: min(keep, len(self._marks) - 1)]
 
 
 @define

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections import deque
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
@@ -63,7 +62,7 @@ class Backlog:
     ) -> None:
         self._frame_bytes = audio_format.frame_bytes
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
-        self._blocks: deque[_Block] = deque()
+        self._blocks: list[_Block] = []
         self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
         self.held_bytes = 0
         """Bytes of memory that the blocks take; the budget has the sum over all backlogs."""
@@ -161,14 +160,15 @@ class Backlog:
     def trim(self, position: int) -> int:
         """Forget what lies before ``position``, which a final has covered; return its samples."""
         position = min(position, self.end)
-        taken = freed = 0
-        blocks, size = self._blocks, self._frame_bytes
-        while blocks and blocks[0].position < position:
-            block = blocks[0]
+        taken = freed = gone = 0
+        size = self._frame_bytes
+        for block in self._blocks:
             data, wanted = block.data, position - block.position
+            if wanted <= 0:
+                break
             whole = block.silent_samples if data is None else len(data) // size
             if whole <= wanted:
-                blocks.popleft()
+                gone += 1
                 taken += whole
                 freed += _BLOCK_OVERHEAD_BYTES + (0 if data is None else whole * size)
                 continue
@@ -179,6 +179,8 @@ class Backlog:
             else:
                 del data[: wanted * size]
                 freed += wanted * size
+            break
+        del self._blocks[:gone]
         self._hold(-freed)
         self.start = max(self.start, position)
         return taken

@@ -17,7 +17,6 @@ What goes up, in this order of precedence:
 
 from __future__ import annotations
 
-from collections import deque
 from typing import TYPE_CHECKING
 
 from attrs import frozen
@@ -185,9 +184,9 @@ class Exchange:
         self._piece: tuple[bytes, LeadInPart, int] | None = None
         self._undigested = set(range(self._format.channels))
         self._cursor = 0
-        self._overlap: deque[AudioChunk] = deque()
+        self._overlap: list[AudioChunk] = []
         self._is_planned = False
-        self._controls: deque[str] = deque()
+        self._controls: list[str] = []
         self._needs_filler = False
         self._finalize_behind: int | None = None
         self._bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, now)
@@ -242,7 +241,7 @@ class Exchange:
             where there is nothing to send until something happens.
         """
         if self._controls:
-            return self._controls.popleft()
+            return self._controls.pop(0)
         if self._voices is not None:
             voice = self._next_voice(self._voices, now)
             if voice is not None:
@@ -260,7 +259,7 @@ class Exchange:
             if not self._bucket.try_take(seconds, now):
                 return Later(now + self._bucket.delay(seconds, now))
             if self._overlap:
-                self._overlap.popleft()
+                del self._overlap[0]
             self._account(chunk.position, chunk.samples, now)
             return chunk.payload
         if self.phase is Phase.FINISHING:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 
 class ReceiptTimes:
     """Remembers the time of receipt once for every ``step`` samples.
@@ -17,7 +15,7 @@ class ReceiptTimes:
         self._step = step
         self.next_mark = step
         """The session position whose receipt is to be noted next."""
-        self._marks: deque[tuple[int, float]] = deque()
+        self._marks: list[tuple[int, float]] = []
 
     def record_received(self, end: int, now: float) -> None:
         """Note that the audio before session position ``end`` has come by ``now``."""
@@ -34,7 +32,6 @@ class ReceiptTimes:
         self._take(position)
 
     def _take(self, position: int) -> list[float]:
-        taken = []
-        while self._marks and self._marks[0][0] <= position:
-            taken.append(self._marks.popleft()[1])
+        taken = [received_at for mark, received_at in self._marks if mark <= position]
+        del self._marks[: len(taken)]
         return taken

@@ -28,7 +28,7 @@ HIGHEST_FLOOR = 1000.0
 """The noise floor is taken for no louder than this (-30 dBFS), so loud audio always sounds."""
 UNKNOWN_FLOOR = 100.0
 """As long as less than 4 s have been heard, the floor is taken for no louder than this (-50 dBFS)."""
-_FLOOR_PERCENTILE = 10
+_FLOOR_SHARE = 0.1
 _LOOK_SECONDS = 4.0
 _STEP_SECONDS = 1.0
 _QUIET_SECONDS = 0.2
@@ -102,7 +102,8 @@ class SoundFinder:
         return levels
 
     def _threshold(self, levels: NDArray[np.float32], *, is_whole: bool) -> float:
-        floor = float(np.percentile(levels, _FLOOR_PERCENTILE))
+        rank = round((len(levels) - 1) * _FLOOR_SHARE)
+        floor = float(np.partition(levels, rank)[rank])
         if is_whole:
             self._floor = floor
         else:

@@ -1,4 +1,4 @@
-"""One epoch, from its dial to its end: a sender, a receiver and a timer around an exchange.
+"""One epoch, from its dial to its end: a receiver, a sender and a timer around an exchange.
 
 What is sent, what a message means and when the connection is given up is decided in
 `omi_rt.core.exchange`. Here it is carried out.
@@ -18,6 +18,7 @@ from omi_rt.core.groups import first_error
 from omi_rt.core.news import News
 from omi_rt.core.phase import Phase
 from omi_rt.core.speakers import EpochLabels
+from omi_rt.timers import start_timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -54,11 +55,11 @@ class Epoch:
 
     __slots__ = (
         "_connection",
-        "_is_idle",
+        "_nursery",
         "_scope",
+        "_sends",
         "_tell",
         "_unsent",
-        "_work",
         "cause",
         "digested",
         "ended",
@@ -98,8 +99,10 @@ class Epoch:
         self._tell = tell
         self._connection: Connection | None = None
         self._scope = trio.CancelScope()
-        self._work = trio.Event()
-        self._is_idle = False
+        self._nursery: trio.Nursery | None = None
+        """While the connection is open."""
+        self._sends = False
+        """Whether the sender runs: it is started where there is something that cannot go straight."""
         self._unsent = b""
 
     @property
@@ -113,22 +116,23 @@ class Epoch:
         self._scope.cancel()
 
     def wake(self) -> None:
-        """Let the sender look again for something to send."""
-        self._work.set()
+        """Let the sender look for something to send. Nothing before the connection is open."""
+        if not self._sends and self._nursery is not None and self._connection is not None:
+            self._sends = True
+            self._nursery.start_soon(self._send, self._connection)
 
     def offer(self, payload: bytes, samples: int, now: float) -> None:
-        """Send ``payload``, the audio that has just come, or wake the sender where anything is in the way.
+        """Send ``payload``, the audio that has just come, or let the sender where anything is in the way.
 
         Sending from the task that received the audio saves a task switch for every message, 2 µs.
         """
-        if not self._is_idle or self._connection is None:
+        if self._sends or self._connection is None:
             return
         if not self.exchange.pass_straight(samples, now):
-            self._work.set()
+            self.wake()
         elif not self._connection.send_audio_nowait(payload):
             self._unsent = payload
-            self._is_idle = False
-            self._work.set()
+            self.wake()
 
     async def run(self, request: ListenRequest, provider: Provider) -> None:
         """Run from the dial to the end, which is then in ``error``. Cancelling drops the connection."""
@@ -171,11 +175,15 @@ class Epoch:
         failure: ProviderError | None = None
         try:
             with self._scope:
-                async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._send, connection)
-                    nursery.start_soon(self._keep_time)
-                    await self._receive(connection)
-                    nursery.cancel_scope.cancel()
+                async with trio.open_nursery() as self._nursery:
+                    timer = start_timer(self._check, trio.current_time(), self._nursery)
+                    self.wake()
+                    try:
+                        await self._receive(connection)
+                        self._nursery.cancel_scope.cancel()
+                    finally:
+                        timer.cancel()
+                        self._nursery = None
         except* ProviderError as group:
             failure = first_error(group)
         try:
@@ -187,7 +195,7 @@ class Epoch:
         self._pass_on(self.exchange.conclude())
 
     async def _send(self, connection: Connection) -> None:
-        """Send until CloseStream has gone up, or a send meets a broken connection.
+        """Send until there is nothing left, CloseStream has gone up, or a send meets a broken connection.
 
         Cancelling this may leave half a frame on the wire: the connection must then be dropped.
         """
@@ -200,11 +208,8 @@ class Epoch:
             else:
                 item = exchange.next_to_send(now)
             if item is None:
-                self._is_idle = True
-                await self._work.wait()
-                self._is_idle = False
-                self._work = trio.Event()
-                continue
+                self._sends = False
+                return
             if isinstance(item, Later):
                 await trio.sleep_until(item.at)
                 continue
@@ -234,17 +239,15 @@ class Epoch:
         self._pass_on(self.exchange.receive(message, trio.current_time()))
         self._note_priming()
 
-    async def _keep_time(self) -> None:
-        """Let the exchange do what is due, when it is."""
+    def _check(self, now: float) -> float:
+        """Let the exchange do what is due; returns when something is due next."""
         exchange = self.exchange
-        while True:
-            now = trio.current_time()
-            self._pass_on(exchange.check(now))
-            if exchange.phase is Phase.ENDED:
-                self._scope.cancel()
-            if exchange.has_something_to_send:
-                self._work.set()
-            await trio.sleep_until(exchange.next_check(now))
+        self._pass_on(exchange.check(now))
+        if exchange.phase is Phase.ENDED:
+            self._scope.cancel()
+        if exchange.has_something_to_send:
+            self.wake()
+        return exchange.next_check(now)
 
     def _note_priming(self) -> None:
         if self.exchange.has_sent_lead_in and not self.digested.is_set():

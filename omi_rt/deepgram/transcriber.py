@@ -110,7 +110,8 @@ class Transcriber:
         self._scope = trio.CancelScope()
         self._between = trio.CancelScope()
         self._priming = trio.CancelScope()
-        self._room = trio.Event()
+        self._room: trio.Event | None = None
+        """While `make_room` waits."""
         self._nursery: trio.Nursery | None = None
         self._serving: Epoch | None = None
         """The session's own epoch, from its dial to its end. Only its finals count."""
@@ -177,6 +178,7 @@ class Transcriber:
             self._room = trio.Event()
             with trio.move_on_after(_ROOM_CHECK_SECONDS):
                 await self._room.wait()
+            self._room = None
         self._absence.note_held_back(trio.current_time())
 
     def end_audio(self, within: float | None = None) -> None:
@@ -451,7 +453,11 @@ class Transcriber:
         for channel in self._finalizing.take_progress(now):
             self._answer_finalize(channel)
         self._pass_finalize()
-        self._room.set()
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self._room is not None:
+            self._room.set()
 
     # After an epoch.
 
@@ -498,7 +504,7 @@ class Transcriber:
         passed = self._recovery.stretch_to_pass_by(overdue_until)
         if passed is not None:
             self._report.note_loss(self._coverage.pass_by(passed))
-            self._room.set()
+            self._tell_room()
 
     def _note_sent(self, epoch: Epoch | None) -> None:
         if epoch is not None:

@@ -120,7 +120,7 @@ class WatchedStream(trio.abc.Stream):
                 data = b""
             self._feed(data)
         self._given += 1
-        return frames.texts.popleft()
+        return frames.texts.pop(0)
 
     async def pass_texts_on(self, take: Callable[[str], None]) -> None:
         """Pass each message to ``take`` as it arrives, as long as nothing else does.
@@ -137,7 +137,7 @@ class WatchedStream(trio.abc.Stream):
             for _ in range(TEXTS_PER_STEP):
                 if not frames.texts:
                     return frames.is_over
-                take(frames.texts.popleft())
+                take(frames.texts.pop(0))
             return bool(frames.texts) or frames.is_over
 
         with suppress(*NETWORK_ERRORS):

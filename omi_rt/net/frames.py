@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 _WHOLE_TEXT = 0x81
 _CONTROLS = frozenset({0x89, 0x8A})
 """The first bytes of a ping and of a pong."""
@@ -24,7 +22,7 @@ class TextFrames:
     __slots__ = ("_buffer", "_max_bytes", "has_head", "is_over", "texts")
 
     def __init__(self, max_message_bytes: int) -> None:
-        self.texts: deque[str] = deque()
+        self.texts: list[str] = []
         """Messages that have arrived, the oldest first; whoever reads them takes them out of here."""
         self.is_over = False
         """Whether everything that still comes is handed on as it is."""

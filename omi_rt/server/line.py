@@ -13,6 +13,7 @@ from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.faces.face import SHORT_BYTES
 from omi_rt.net.turns import wait_turn
+from omi_rt.timers import start_timer
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from omi_rt.faces.face import Face
     from omi_rt.net.websocket import WebSocket
     from omi_rt.server.shared import Shared
+    from omi_rt.timers import Timer
 
 UNDECODABLE_IN_A_ROW = 50
 """After this many packets, which are 0.5 to 1 s, the device is told that its codec is probably another one."""
@@ -92,8 +94,11 @@ class Line:
     """
 
     __slots__ = (
+        "_acknowledgement",
+        "_beat_due",
         "_owner",
         "_shared",
+        "_timers",
         "acknowledges",
         "early",
         "farewell",
@@ -146,6 +151,9 @@ class Line:
         """The close code and reason that it gets where it is lost."""
         self.over = trio.Event()
         """Set when nothing of it is left but its stream."""
+        self._timers: list[Timer] = []
+        self._beat_due = 0.0
+        self._acknowledgement: Acknowledgement | None = None
 
     def start(
         self,
@@ -172,11 +180,14 @@ class Line:
         self.send(greeting)
         self.websocket.send_with(partial(nursery.start_soon, self._deliver))
         nursery.start_soon(self._serve_device)
-        nursery.start_soon(self._send_heartbeat)
+        now, interval = trio.current_time(), self._shared.settings.heartbeat_seconds
+        self._beat_due = now + interval
+        self._timers = [start_timer(self._beat, self._beat_due, nursery)]
         if self.is_catching_up:
             nursery.start_soon(self._catch_up)
         if self.acknowledges:
-            nursery.start_soon(self._acknowledge)
+            self._acknowledgement = Acknowledgement(owner.coverage)
+            self._timers.append(start_timer(self._acknowledge, now + ACKNOWLEDGE_SECONDS, nursery))
 
     def lose(self, close_code: int, reason: str) -> None:
         """Give it up: whoever reads it stops. A second call does nothing."""
@@ -184,6 +195,7 @@ class Line:
             self.is_lost = True
             self.farewell = (close_code, reason)
             self.incoming.cancel()
+            self._stop_timers()
             self.has_caught_up.set()
 
     @property
@@ -208,6 +220,7 @@ class Line:
 
     async def abort(self, close_code: int, reason: str) -> None:
         """End it at once, when its tasks have ended. Cancelling drops the connection."""
+        self._stop_timers()
         try:
             await self.websocket.abort(close_code, reason)
         finally:
@@ -381,21 +394,23 @@ class Line:
         except DeviceError as error:
             self._owner.lose(self, endings.device_lost(str(error), error.close_code))
 
-    async def _send_heartbeat(self) -> None:
+    def _stop_timers(self) -> None:
+        for timer in self._timers:
+            timer.cancel()
+        self._timers = []
+
+    def _beat(self, now: float) -> float | None:
+        """Send a heartbeat, unless the device has vanished; returns when the next is due."""
         interval = self._shared.settings.heartbeat_seconds
-        beat = trio.current_time()
-        while True:
-            beat += interval
-            await trio.sleep_until(beat)
-            if self.is_lost:
-                return
-            silent = trio.current_time() - self.websocket.received_at
-            if self.is_reading and silent > MISSED_HEARTBEATS * interval:
-                self._owner.lose(self, endings.DEVICE_VANISHED)
-                return
-            if self._owner.face.has_text_heartbeat:
-                self.send([events.PING])
-            self.websocket.ping_nowait()
+        silent = now - self.websocket.received_at
+        if self.is_reading and silent > MISSED_HEARTBEATS * interval:
+            self._owner.lose(self, endings.DEVICE_VANISHED)
+            return None
+        if self._owner.face.has_text_heartbeat:
+            self.send([events.PING])
+        self.websocket.ping_nowait()
+        self._beat_due += interval
+        return self._beat_due
 
     async def _deliver(self) -> None:
         """Send what the kernel did not take at once, in order."""
@@ -431,10 +446,9 @@ class Line:
         self.is_catching_up = False
         self.has_caught_up.set()
 
-    async def _acknowledge(self) -> None:
-        """Tell the device how far its audio has come."""
-        acknowledgement = Acknowledgement(self._owner.coverage)
-        while not self.is_lost:
-            await trio.sleep(ACKNOWLEDGE_SECONDS)
-            if not self.is_catching_up and (news := acknowledgement.news()) is not None:
-                self.send([news])
+    def _acknowledge(self, now: float) -> float:
+        """Tell the device how far its audio has come; returns when to do so next."""
+        assert self._acknowledgement is not None
+        if not self.is_catching_up and (news := self._acknowledgement.news()) is not None:
+            self.send([news])
+        return now + ACKNOWLEDGE_SECONDS

@@ -38,6 +38,7 @@ from omi_rt.server.pace import Pace
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.server.shared import Shared
 from omi_rt.server.signals import drain_on_signal
+from omi_rt.timers import open_timers
 from omi_rt.webhooks.service import Hooks, Webhooks
 
 if TYPE_CHECKING:
@@ -120,6 +121,7 @@ async def serve(
         _check_strangers(settings, listeners)
         async with (
             open_poller(pace.turn_pause),
+            open_timers(),
             _shared(settings, metrics, certificate, announce, dial) as shared,
         ):
             provider = shared.provider

@@ -86,7 +86,8 @@ class Session:
         self._line = line
         """The last connection, perhaps lost."""
         self._presence = Presence.HERE
-        self._has_come_back = trio.Event()
+        self._has_come_back: trio.Event | None = None
+        """While the device is away."""
         self._loss = endings.DEVICE_VANISHED
         """How the session ends if the device does not come back."""
         self._resumable = shared.resumable
@@ -255,7 +256,8 @@ class Session:
     def _take_up(self, line: Line, opening: Opening, wish: Wish, now: float) -> None:
         self._presence = after_move(self._presence, Move.RESUME)
         self._resumable.stop_waiting(self)
-        self._has_come_back.set()
+        if self._has_come_back is not None:
+            self._has_come_back.set()
         self._line.lose(*endings.TAKEN_OVER)
         self._line = line
         self.decoder.cut()

@@ -1,0 +1,150 @@
+"""What is due is called by one task, and what goes wrong in it is its owner's."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+from trio.testing import wait_all_tasks_blocked
+
+from omi_rt.timers import open_timers, running_timers, start_timer
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator
+    from contextlib import AbstractAsyncContextManager
+
+    from trio.testing import MockClock
+
+
+class NoTimers:
+    """Where a server runs no timers, as in a test of a part."""
+
+    async def __aenter__(self) -> None:
+        """Open nothing."""
+
+    async def __aexit__(self, *_: object) -> None:
+        """Close nothing."""
+
+
+@pytest.fixture(params=["one task for all", "a task for each"])
+async def timers(request: pytest.FixtureRequest) -> AsyncIterator[None]:
+    context: AbstractAsyncContextManager[None] = (
+        open_timers() if request.param == "one task for all" else NoTimers()
+    )
+    async with context:
+        yield
+
+
+async def test_each_is_called_when_it_is_due_and_then_when_it_says(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    began = trio.current_time()
+    calls: list[tuple[str, float]] = []
+
+    def every(name: str, seconds: float, times: int) -> float | None:
+        now = trio.current_time()
+        calls.append((name, now - began))
+        return now + seconds if sum(n == name for n, _ in calls) < times else None
+
+    async with trio.open_nursery() as nursery:
+        start_timer(lambda _: every("slow", 5.0, 2), began + 4.5, nursery)
+        start_timer(lambda _: every("fast", 2.0, 3), began + 1.0, nursery)
+        await trio.sleep(60.0)
+    assert calls == [("fast", 1.0), ("fast", 3.0), ("slow", 4.5), ("fast", 5.0), ("slow", 9.5)]
+
+
+async def test_one_that_is_due_sooner_than_all_others_is_not_late(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    began = trio.current_time()
+    calls: list[float] = []
+
+    def note(now: float) -> None:
+        calls.append(now - began)
+
+    async with trio.open_nursery() as nursery:
+        start_timer(note, began + 60.0, nursery)
+        await trio.sleep(1.0)
+        start_timer(note, began + 2.0, nursery)
+        await trio.sleep(100.0)
+    assert calls == [2.0, 60.0]
+
+
+async def test_it_is_told_the_time(timers: None, autojump_clock: MockClock) -> None:
+    told: list[float] = []
+    due = trio.current_time() + 3.0
+    async with trio.open_nursery() as nursery:
+        start_timer(told.append, due, nursery)
+        await trio.sleep(4.0)
+    assert told == [due]
+
+
+async def test_a_cancelled_one_is_not_called(timers: None, autojump_clock: MockClock) -> None:
+    calls: list[float] = []
+    async with trio.open_nursery() as nursery:
+        timer = start_timer(calls.append, trio.current_time() + 1.0, nursery)
+        timer.cancel()
+        timer.cancel()
+        await trio.sleep(5.0)
+    assert calls == []
+
+
+async def test_one_that_cancels_itself_is_not_called_again(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    calls: list[float] = []
+
+    def note(now: float) -> float:
+        calls.append(now)
+        timer.cancel()
+        return now + 1.0
+
+    async with trio.open_nursery() as nursery:
+        timer = start_timer(note, trio.current_time() + 1.0, nursery)
+        await trio.sleep(5.0)
+    assert len(calls) == 1
+
+
+async def test_what_one_raises_is_raised_in_its_nursery_and_the_others_go_on(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    others: list[float] = []
+
+    def fail(_: float) -> None:
+        raise LookupError("a fault")
+
+    async with trio.open_nursery() as outer:
+        start_timer(others.append, trio.current_time() + 2.0, outer)
+        with pytest.RaisesGroup(LookupError):
+            async with trio.open_nursery() as nursery:
+                start_timer(fail, trio.current_time() + 1.0, nursery)
+                await trio.sleep_forever()
+        await trio.sleep(2.0)
+    assert len(others) == 1
+
+
+async def test_those_that_are_cancelled_do_not_pile_up() -> None:
+    async with open_timers(), trio.open_nursery() as owner:
+        timers = running_timers()
+        assert timers is not None
+        kept = start_timer(lambda _: None, trio.current_time() + 3600.0, owner)
+        for _ in range(10_000):
+            start_timer(lambda _: None, trio.current_time() + 3600.0, owner).cancel()
+        assert timers.running == 1
+        assert timers.entries < 100
+        kept.cancel()
+
+
+async def test_one_task_waits_for_all_of_them(autojump_clock: MockClock) -> None:
+    async with open_timers(), trio.open_nursery() as nursery:
+        await wait_all_tasks_blocked()
+        before = trio.lowlevel.current_statistics().tasks_living
+        started = [
+            start_timer(lambda now: now + 1.0, trio.current_time() + 1.0, nursery)
+            for _ in range(100)
+        ]
+        await trio.sleep(10.0)
+        assert trio.lowlevel.current_statistics().tasks_living == before
+        for timer in started:
+            timer.cancel()
