@@ -58,7 +58,7 @@ class Timer:
             due = None
         if due is None:
             self.cancel()
-        return None if self.is_over else due
+        return due
 
 
 class Timers:

@@ -13,9 +13,10 @@ import trio
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.outbox import MAX_OUTBOX_BYTES
 from omi_rt.fake import FaultScript, random_script, synthesise
-from omi_rt.fake.faults import Unreachable
+from omi_rt.fake.faults import Close, Unreachable
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import open_websocket
+from omi_rt.timers import open_timers, running_timers
 from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 
 if TYPE_CHECKING:
@@ -595,3 +596,34 @@ async def test_no_secret_is_logged_or_shown(
     assert "session_resumed" in captured.err
     assert len(secret) >= 22
     assert secret not in captured.out + captured.err + shown
+
+
+async def test_neither_lost_lines_nor_lost_connections_leave_timers_behind(
+    autojump_clock: MockClock,
+) -> None:
+    """A line has one for its heartbeat, a connection to the provider one for what is due."""
+    async with (
+        open_timers(),
+        listening_server(faults=FaultScript.of([Close(code=1001, after_seconds=3.0)])) as (
+            world,
+            fake,
+        ),
+        world.device() as first,
+    ):
+        timers = running_timers()
+        assert timers is not None
+        secret = await until_ready(first)
+        assert timers.running == 2
+        await first.stream_audio(PCM[: 7 * SECOND], SECOND)
+        assert len(fake.connections) == 2
+        assert timers.running == 2
+        await drop(first)
+        await trio.testing.wait_all_tasks_blocked()
+        assert timers.running == 1
+        async with resuming(world, secret) as second:
+            await trio.testing.wait_all_tasks_blocked()
+            assert timers.running == 2
+            await second.stream_audio(PCM[7 * SECOND :], SECOND)
+            await second.finish()
+        await trio.sleep(60)
+        assert timers.running == 0

@@ -17,6 +17,7 @@ from omi_rt.core.speakers import (
     Speakers,
 )
 from omi_rt.core.timeline import LeadInWord
+from omi_rt.core.updates import Final
 from omi_rt.core.voices import USER, Identity, Place, Voice
 from omi_rt.core.votes import HeardAgain, Label, Vote, count_votes
 from omi_rt.core.words import HeardWord
@@ -352,3 +353,16 @@ def test_over_permuted_epochs_every_voice_keeps_its_number_and_identity(
             assert numbers.setdefault(voice, number) == number
             assert (speakers.identity_of(number) == USER) == (voice == 0)
     assert sorted(numbers.values()) == list(range(len(numbers)))
+
+
+def test_a_final_says_of_each_word_whose_it_is_as_far_as_that_is_known() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    numbers = [speakers.number_of(labels, 0, label) for label in (0, 1)]
+    assert speakers.identities_of([(number, None) for number in numbers]) == {}
+    list(speakers.introduce(labels, (0, 1), USER))
+    word = HeardWord("hello", 0, 100, 0, 0)
+    numbered = [(number, word) for number in numbers]
+    identities = speakers.identities_of(numbered)
+    assert identities == {numbers[1]: USER}
+    said = Final(range(1), 100, numbered, [], identities).words
+    assert [(each.speaker, each.identity) for each in said] == [(0, None), (1, USER)]
