@@ -62,14 +62,14 @@ class _Served:
 class Poller:
     """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
 
-    __slots__ = ("_devices", "_done_at", "_providers", "_served")
+    __slots__ = ("_devices", "_left_since", "_providers", "_served")
 
     def __init__(self) -> None:
         self._devices, self._providers = select.epoll(), select.epoll()
         self._devices.register(self._providers.fileno(), select.EPOLLIN)
         self._served: dict[int, _Served] = {}
-        self._done_at = perf_counter()
-        """When no final was left over last."""
+        self._left_since: float | None = None
+        """Since when there have been finals left over; None where the last turn took all."""
 
     async def serve(self, fd: int, serve: Serve, kind: Kind) -> None:
         """Call ``serve`` whenever ``fd`` is readable or has ended, until it returns True.
@@ -147,20 +147,22 @@ class Poller:
         if has_finals:
             self._take_finals(now, started)
         else:
-            self._done_at = started
+            self._left_since = None
 
     def _take_finals(self, now: float, started: float) -> None:
         begun = perf_counter()
-        until = begun + finals_seconds(begun - started, begun - self._done_at)
+        left_over_seconds = 0.0 if self._left_since is None else begun - self._left_since
+        until = begun + finals_seconds(begun - started, left_over_seconds)
         while True:
             # The system hands them out in the order in which they came, each in turn.
             events = self._providers.poll(0, FINALS_PER_POLL)
             for fd, _ in events:
                 self._call(fd, now)
             if len(events) < FINALS_PER_POLL:
-                self._done_at = perf_counter()
+                self._left_since = None
                 return
             if perf_counter() >= until:
+                self._left_since = begun if self._left_since is None else self._left_since
                 return
 
     def _call(self, fd: int, now: float) -> None:
