@@ -327,4 +327,5 @@ async def test_a_client_that_vanishes_leaves_no_worker_behind(
         client.send(SILENCE, FINALIZE)
         await client.receive("Results")
         stream.socket.shutdown(SHUT_RDWR)
-        await wait_ended(spare, 5)
+        # One of them may still measure what speech costs.
+        await wait_ended(spare, 30)
