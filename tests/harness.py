@@ -37,6 +37,9 @@ if TYPE_CHECKING:
 CLOSE_STREAM = '{"type":"CloseStream"}'
 RATE = 8000
 """Of the audio that `play` sends, in samples a second, unless a test says otherwise."""
+LONG_MESSAGES = 0.5
+"""Seconds of audio a message, for tests of many sessions: these cost about half of what they do with
+messages of a tenth, and where a message ends is not what they are about."""
 
 
 class BalancedServer(Server):

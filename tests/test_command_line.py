@@ -113,6 +113,28 @@ def test_what_only_prints_a_text_loads_no_heavy_library(arguments: list[str]) ->
     assert loaded & HEAVY == set()
 
 
+def test_a_server_loads_what_checks_signatures_only_for_a_login_that_has_some() -> None:
+    code = (
+        "import json, sys, trio, omi_rt.server.main; from omi_rt.auth.login import open_login; "
+        "from omi_rt.settings import load_settings; settings = load_settings(json.loads(sys.argv[1]))\n"
+        "async def main():\n"
+        "    async with open_login(settings, None):\n"
+        "        print(json.dumps([name for name in sys.modules if name.count('.') == 0]))\n"
+        "trio.run(main)"
+    )
+
+    def loaded(**settings: str) -> set[str]:
+        command = [sys.executable, "-c", code, json.dumps(settings)]
+        done = subprocess.run(
+            command, env=environment({}), capture_output=True, text=True, check=True
+        )
+        return set(json.loads(done.stdout)) & {"cryptography", "jwt"}
+
+    assert loaded() == set()
+    emulator = {"FIREBASE_AUTH_EMULATOR_HOST": "127.0.0.1:9099", "OMI_RT_FIREBASE_PROJECT": "p"}
+    assert loaded(OMI_RT_AUTH="firebase", **emulator) == {"cryptography", "jwt"}
+
+
 @pytest.fixture
 def full() -> Iterator[int]:
     """Yield a file descriptor on a disk without room."""

@@ -104,7 +104,8 @@ async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path
         async def kill_the_busy_worker() -> None:
             (recogniser,) = children_of(server.program.pid)
             waiting = children_of(recogniser)
-            await trio.sleep(4.0)
+            await server.program.says("connection_opened", 30)
+            await trio.sleep(3.5)
             for worker in waiting & children_of(recogniser):
                 os.kill(worker, signal.SIGKILL)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 from collections import defaultdict
+from functools import cache
 from pathlib import Path
 
 from omi_rt.settings_table import settings_table
@@ -67,6 +68,7 @@ PURE = ("omi_rt.core", "omi_rt.faces")
 IMPURE_LIBRARIES = {"trio", "socket", "ssl", "threading", "subprocess", "time", "asyncio"}
 
 
+@cache
 def modules() -> dict[str, ast.Module]:
     found = {}
     for path in sorted(PACKAGE.rglob("*.py")):

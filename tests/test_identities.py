@@ -14,7 +14,15 @@ from omi_rt.fake.faults import Close, Drop, Fault, IgnoreCloseStream, Refuse, Si
 from omi_rt.fake.speech import utterance
 from omi_rt.profiles.service import Profiles
 from omi_rt.profiles.store import StoreUnavailable, sample_name
-from tests.harness import RATE, Device, assert_whole, listening_server, play, words_of
+from tests.harness import (
+    LONG_MESSAGES,
+    RATE,
+    Device,
+    assert_whole,
+    listening_server,
+    play,
+    words_of,
+)
 from tests.memory_store import MemoryProfileStore
 
 if TYPE_CHECKING:
@@ -117,7 +125,7 @@ async def test_the_user_is_known_after_the_switch_and_nobody_else_is(
         listening_server(profiles=stored(), options=Options(seed=seed)) as (world, fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     assert_identities(device, script, ended, {USER: None})
     assert known_after(ended) < 25
@@ -251,7 +259,7 @@ async def test_drops_around_the_switch_cost_no_word_and_no_identity(
         ) as (world, _fake),
         world.device() as device,
     ):
-        await play(device, script)
+        await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 160.0]
     assert {voice for voice, _ in last} == {STRANGER, USER, ANNA}
@@ -278,7 +286,7 @@ async def test_without_a_profile_speakers_keep_their_numbers_over_reconnects(
         ) as (world, _fake),
         world.device() as device,
     ):
-        await play(device, script)
+        await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     numbers: dict[int, set[int]] = {}
     for voice, segment in voices_in(device, script):
@@ -322,7 +330,7 @@ async def test_a_store_that_gives_nothing_is_told_once_and_tried_again(
     script = conversation([USER, STRANGER], 180.0)
     service = profiles()
     async with listening_server(profiles=service) as (world, fake), world.device() as device:
-        ended = await play(device, script)
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     assert len(fake.connections) == 1
     told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
@@ -484,7 +492,7 @@ async def test_a_random_conversation_with_drops_keeps_words_and_people(
         ) as (world, _fake),
         world.device() as device,
     ):
-        await play(device, script)
+        await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     for voice, segment in voices_in(device, script):
         assert not segment["is_user"] or voice == USER

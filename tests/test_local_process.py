@@ -95,7 +95,7 @@ async def test_a_connection_too_many_is_refused_until_a_place_is_free() -> None:
             assert refused.value.status == 429
             client.send(CLOSE_STREAM)
             await client.read_to_end()
-        with trio.fail_after(5):
+        with trio.fail_after(20):
             while True:
                 try:
                     assert await is_served(url)

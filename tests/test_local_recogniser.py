@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from omi_rt.codecs.opus import OpusDecoder, OpusEncoder
+from omi_rt.core.deepgram import PROGRESS_TYPE
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text
 from omi_rt.net.stream import open_tcp_stream
@@ -247,13 +248,10 @@ async def test_a_message_that_is_not_understood_is_answered_and_the_stream_goes_
     async with listening(url) as client:
         client.send("nonsense", '{"type":"Configure"}', SILENCE, CLOSE_STREAM)
         assert (await client.read_to_end()).code == 1000
-    assert [message["type"] for message in client.messages] == [
-        "Error",
-        "Error",
-        "Results",
-        "Metadata",
-    ]
-    assert client.messages[0]["variant"] == "SchemaError"
+    # A worker that waits for the processor says how it gets on.
+    said = [message for message in client.messages if message["type"] != PROGRESS_TYPE]
+    assert [message["type"] for message in said] == ["Error", "Error", "Results", "Metadata"]
+    assert said[0]["variant"] == "SchemaError"
 
 
 async def test_a_stream_without_audio_is_summed_up_too(url: str) -> None:
@@ -329,4 +327,5 @@ async def test_a_client_that_vanishes_leaves_no_worker_behind(
         client.send(SILENCE, FINALIZE)
         await client.receive("Results")
         stream.socket.shutdown(SHUT_RDWR)
-        await wait_ended(spare, 5)
+        # One of them may still measure what speech costs.
+        await wait_ended(spare, 30)

@@ -20,14 +20,12 @@ from omi_rt.auth.jwt import (
     FIREBASE_ALGORITHMS,
     OPENID_ALGORITHMS,
     JWTRules,
-    KeySet,
-    NoKeys,
     read_certificates,
     read_jwks,
     read_token,
 )
-from omi_rt.auth.keys import PublishedKeys
-from omi_rt.auth.login import EmulatorLogin, KeyLogin
+from omi_rt.auth.keys import KeySet, NoKeys, PublishedKeys
+from omi_rt.auth.signed import EmulatorLogin, KeyLogin
 from omi_rt.auth.tokens import TokenFile, TokensUnusable, add_token, forget_tokens
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.login import (

@@ -32,6 +32,7 @@ from omi_rt.fake.speech import utterance
 from omi_rt.fake.streams import BoundedStream
 from omi_rt.net.handshake import open_websocket
 from tests.harness import (
+    LONG_MESSAGES,
     RATE,
     assert_whole,
     listening_server,
@@ -70,7 +71,7 @@ async def test_a_retryable_end_costs_no_word(
 ) -> None:
     faults = FaultScript.of([fault(at)])
     async with listening_server(faults=faults) as (world, fake), world.device() as device:
-        ended = await play(device, TALK)
+        ended = await play(device, TALK, message_seconds=LONG_MESSAGES)
     assert_whole(device, TALK)
     # A torn last frame may be Metadata: then everything was final before.
     assert len(fake.connections) == 2 or (at == 39.5 and ended["sent"]["replay"] == 0.0)
@@ -102,7 +103,7 @@ async def test_other_retryable_faults_cost_no_word_either(
 ) -> None:
     script = FaultScript.of(faults)
     async with listening_server(faults=script) as (world, _fake), world.device() as device:
-        await play(device, TALK)
+        await play(device, TALK, message_seconds=LONG_MESSAGES)
     assert_whole(device, TALK)
 
 
@@ -422,7 +423,7 @@ async def test_malformed_messages_cost_no_word_and_end_no_stream(
         instead = False
     faults = FaultScript.of([Malformed(what=what, results=50, instead=instead)])
     async with listening_server(faults=faults) as (world, fake), world.device() as device:
-        await play(device, TALK)
+        await play(device, TALK, message_seconds=LONG_MESSAGES)
         if what not in {"huge", "invalid_utf8"}:
             assert len(fake.connections) == 1
     assert_whole(device, TALK, within=None)

@@ -497,7 +497,7 @@ async def test_kill_9_costs_a_quarter_of_a_second_and_the_next_start_uploads_the
         async with fake_in_process() as (_, url):
             async with serving(DEEPGRAM_URL=url, **settings) as server:
                 async with server.device(codec="pcm16", sample_rate=RATE) as device:
-                    await device.stream_audio(PCM, RATE * 2, speed=1.2)
+                    await device.stream_audio(PCM[: RATE * 2 * 6], RATE * 2, speed=1.2)
                     assert device.segments
                     await trio.sleep(0.6)  # two rounds of writing
                     server.program.signal(signal.SIGKILL)

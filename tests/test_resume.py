@@ -537,7 +537,7 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
     pcm = synthesise(script, RATE)
     async with listening_server() as (world, _fake), world.device(interim="true") as first:
         secret = await until_ready(first)
-        await first.stream_audio(pcm[: -20 * SECOND], SECOND, speed=1.2)
+        await first.stream_audio(pcm[: -20 * SECOND], SECOND, message_seconds=0.5, speed=1.2)
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
         assert first.session.outbox.held_bytes < MAX_OUTBOX_BYTES

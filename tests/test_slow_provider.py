@@ -15,7 +15,7 @@ from omi_rt.fake.borders import BORDERS, HARMFUL_BORDERS
 from omi_rt.fake.connection import ListenConnection
 from omi_rt.fake.faults import ConnectionPlan, Drop, Late, Malformed, Silence
 from omi_rt.fake.finals import FINALIZE_ANSWERS
-from tests.harness import RATE, assert_whole, listening_server, play, words_of
+from tests.harness import LONG_MESSAGES, RATE, assert_whole, listening_server, play, words_of
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -45,7 +45,7 @@ async def play_whole(
         listening_server(options=options, faults=faults, **settings) as (world, fake),
         world.device(channels=script.channels) as device,
     ):
-        await play(device, script, pcm=pcm, within=300.0)
+        await play(device, script, pcm=pcm, within=300.0, message_seconds=LONG_MESSAGES)
         records = list(fake.connections)
     assert_whole(device, script, within=within)
     return records

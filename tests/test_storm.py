@@ -48,7 +48,7 @@ async def storm(seed: int) -> None:
         ),
         world.device(channels=channels) as device,
     ):
-        message_seconds = random.choice([0.06, 0.1, 0.25])
+        message_seconds = random.choice([0.06, 0.1, 0.25, 0.25, 0.25, 0.5])
         await device.stream_audio(pcm, RATE * 2 * channels, message_seconds=message_seconds)
         ended = await device.finish(300)
     assert ended["received"] == pytest.approx(ended["finalised"] + ended["lost"])

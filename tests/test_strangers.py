@@ -12,7 +12,7 @@ from omi_rt.fake import FaultScript, Options
 from omi_rt.fake.faults import Drop
 from omi_rt.fake.labelling import Labelling
 from omi_rt.fake.language import VOICES
-from tests.harness import Device, assert_whole, listening_server, play
+from tests.harness import LONG_MESSAGES, Device, assert_whole, listening_server, play
 from tests.test_identities import USER, conversation, stored, voices_in
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
         ) as (world, fake),
         world.device() as device,
     ):
-        ended = await play(device, script)
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
     assert_whole(device, script)
     outcome = outcome_of(device, script, ended)
     outcome.never_apart = never_apart(

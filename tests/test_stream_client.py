@@ -72,9 +72,12 @@ ENDED = {"type": "session_ended", "received": 0.5, "lost": 0.0}
 
 def recording(seconds: float = 0.5, sample_rate: int = 16_000, channels: int = 1) -> WavAudio:
     """Return tones, a different one on each channel."""
-    time = np.arange(round(seconds * sample_rate)) / sample_rate
+    # Each makes whole periods in a second.
+    time = np.arange(sample_rate) / sample_rate
     tones = [np.sin(2 * np.pi * pitch * time) * 9_000 for pitch in (300, 500, 700)[:channels]]
-    return WavAudio(sample_rate, channels, np.stack(tones, axis=1).astype("<i2").tobytes())
+    second = np.stack(tones, axis=1).astype("<i2").tobytes()
+    size = round(seconds * sample_rate) * channels * 2
+    return WavAudio(sample_rate, channels, (second * math.ceil(seconds))[:size])
 
 
 class ListenServer:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 import jwt
-from attrs import field, frozen
+from attrs import frozen
 from cryptography.x509 import load_pem_x509_certificate
 
+from omi_rt.auth.keys import KeySet, NoKeys
 from omi_rt.core.ids import is_valid_id
 from omi_rt.core.json import JSONError, loads
 from omi_rt.core.login import MAX_TOKEN_CHARACTERS, BadToken, TokenExpired
@@ -29,10 +29,6 @@ _CHECKS: Final = {
 }
 
 
-class NoKeys(ValueError):
-    """A document holds no key that can be used."""
-
-
 @frozen
 class JWTRules:
     """What a token must say of itself."""
@@ -42,16 +38,6 @@ class JWTRules:
     algorithms: frozenset[str]
     is_unsigned: bool = False
     """Whether the tokens are an emulator's, which signs nothing."""
-
-
-@frozen
-class KeySet:
-    """The public keys that tokens may be signed with."""
-
-    by_id: Mapping[str, Any] = field(factory=dict, repr=False)
-
-    def __contains__(self, key_id: object) -> bool:
-        return key_id in self.by_id
 
 
 def read_certificates(document: bytes) -> KeySet:

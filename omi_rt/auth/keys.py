@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
+from attrs import field, frozen
 
-from omi_rt.auth.jwt import KeySet, NoKeys
 from omi_rt.core.login import max_age_seconds
 from omi_rt.log import get_logger
 from omi_rt.net.http_client import ANSWER_SECONDS, fetch_bounded
@@ -31,6 +32,20 @@ ASKED_AGAIN_SECONDS: Final = 30.0
 FETCH_SECONDS: Final = 10.0
 FIRST_WAIT_SECONDS: Final = 3.0
 """A server that starts waits so long for its first keys."""
+
+
+class NoKeys(ValueError):
+    """A document holds no key that can be used."""
+
+
+@frozen
+class KeySet:
+    """The public keys that tokens may be signed with."""
+
+    by_id: Mapping[str, Any] = field(factory=dict, repr=False)
+
+    def __contains__(self, key_id: object) -> bool:
+        return key_id in self.by_id
 
 
 class PublishedKeys:
