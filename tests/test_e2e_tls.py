@@ -96,6 +96,22 @@ async def test_a_session_over_tls_goes_on_while_the_certificate_is_changed(tmp_p
         assert await server.program.status() == 0
 
 
+async def test_after_its_close_the_server_ends_the_stream_over_tls_as_without(
+    tmp_path: Path,
+) -> None:
+    """A client waits for that end before it closes (RFC 6455, 7.1.1), and so each for the other."""
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    async with (
+        fake_in_process() as (_, url),
+        serving(DEEPGRAM_URL=url, DEEPGRAM_API_KEY=KEY, **files(tmp_path)) as server,
+        device_over_tls(server) as device,
+    ):
+        await device.stream_audio(synthesise(SCRIPT, 16_000)[:32_000], 32_000, speed=1.2)
+        await device.finish()
+        with trio.fail_after(3):
+            assert await cast("Any", device.stream).receive_some() == b""
+
+
 async def test_plain_http_on_the_port_of_tls_is_dropped_and_counted(tmp_path: Path) -> None:
     write_certificate(tmp_path, CA.issue_cert("localhost"))
     async with serving(DEEPGRAM_URL=NOWHERE, **files(tmp_path)) as server:

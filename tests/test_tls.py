@@ -162,3 +162,39 @@ async def test_garbage_after_the_handshake_is_an_error() -> None:
         await tls.do_handshake()
         with pytest.raises(trio.BrokenResourceError):
             await tls.receive_some()
+
+
+@pytest.mark.parametrize("versions", [ssl.TLSVersion.TLSv1_2, ssl.TLSVersion.TLSv1_3])
+async def test_after_our_goodbye_the_other_side_hears_the_end_and_we_hear_its_own(
+    versions: ssl.TLSVersion,
+) -> None:
+    heard = bytearray()
+
+    async def listen(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        async for data in stream:
+            heard.extend(data)
+        await stream.aclose()
+
+    async with connected(listen, versions=versions) as tls:
+        await tls.do_handshake()
+        await tls.send_all(b"the last words")
+        await tls.send_eof()
+        assert await tls.receive_some() == b""
+        assert heard == b"the last words"
+        with pytest.raises(trio.BrokenResourceError):
+            await tls.send_all(b"more")
+
+
+async def test_what_comes_after_our_goodbye_is_still_read() -> None:
+    async def go_on(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        assert await stream.receive_some() == b"x"
+        await trio.sleep(0.05)
+        await stream.send_all(b"what was under way")
+        await stream.aclose()
+
+    async with connected(go_on) as tls:
+        await tls.do_handshake()
+        await tls.send_all(b"x")
+        await tls.send_eof()
+        assert await tls.receive_some() == b"what was under way"
+        assert await tls.receive_some() == b""

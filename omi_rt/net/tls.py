@@ -23,7 +23,7 @@ _RECORD_BYTES = 16_384
 """A record holds at most this much plaintext (RFC 8446, 5.1)."""
 
 
-class TLSStream(trio.abc.Stream):
+class TLSStream(trio.abc.HalfCloseableStream):
     """Either side of TLS over a connected TCP stream, by the standard library's ``SSLObject``.
 
     What ``trio.SSLStream`` is given is sent under a lock by a task that waits for it; here a frame
@@ -156,6 +156,17 @@ class TLSStream(trio.abc.Stream):
                 data = b""
             if take(data, now) or not data:
                 return True
+
+    async def send_eof(self) -> None:
+        """Say TLS's goodbye and shut down the sending side; what comes can still be read.
+
+        The other side of a WebSocket waits for that end before it closes. Raises as ``send_all`` does.
+        """
+        # The goodbye is written all the same: what is missing is the other side's.
+        with contextlib.suppress(ssl.SSLError):
+            self._object.unwrap()
+        await self._flush()
+        await self._stream.send_eof()
 
     async def aclose(self) -> None:
         """Close the socket without TLS's goodbye, because half a record may be on the wire."""
