@@ -12,13 +12,14 @@ import trio.lowlevel
 
 from omi_rt.core import breaker
 from omi_rt.core.admission import find_refusal
+from omi_rt.core.forwarded import is_loopback_address
 from omi_rt.deepgram.key_check import KEY_CHECK_SECONDS, KeyVerdict, check_key
 from omi_rt.fake import Options
 from omi_rt.fake.faults import FaultScript, Refuse
 from omi_rt.log import configure_logging
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.server import main, provider_watch
-from omi_rt.server.app import LAST_ANSWERS_SECONDS, is_loopback_address
+from omi_rt.server.app import LAST_ANSWERS_SECONDS
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, running_server, split_response, unreachable
