@@ -14,7 +14,7 @@ from attrs import define
 
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
-from omi_rt.core.admission import Obstacle, Refusal, find_refusal
+from omi_rt.core.admission import Obstacle, Refusal, SentAway, SentElsewhere, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
 from omi_rt.core.forwarded import client_address, is_loopback_address
 from omi_rt.core.json import dumps
@@ -104,7 +104,7 @@ class Admission:
             sessions=len(self._sessions),
             max_sessions=self._settings.max_sessions,
             is_memory_full=self._shared.budget.is_full,
-            has_room=self._provider.has_room(len(self._sessions)),
+            has_room=self._provider.has_room(sum(each.needs_provider for each in self._sessions)),
             refused=self._provider.breaker.opened_by,
             login_problem=self._gate.problem,
             lag_ms=self._guard.lag * 1000,
@@ -157,7 +157,7 @@ class Admission:
         arrival = _Arrival(address, leaving, wishes, has_place=self._has_place(wishes))
         refused = self._gate.refuse_origin(request, peer, is_loopback=is_loopback)
         if refused is None and not arrival.has_place:
-            refused = self._refuse()
+            refused = self._refuse(needs_provider=row.needs_provider(call))
         if refused is not None:
             await respond(
                 handshake, _in_deepgrams_form(refused, call) if row.refuses_upgrade else refused
@@ -206,6 +206,10 @@ class Admission:
             except LimitReached as error:
                 refused = Refused(error.status, "LIMIT_REACHED", str(error))
                 await self._refuse_request(handshake, call, refused)
+                return None
+            except SentAway as error:
+                sent_away = unavailable(str(error), self._retry_seconds())
+                await respond(handshake, _in_deepgrams_form(sent_away, call))
                 return None
             except BadToken as error:
                 await self._refuse_request(
@@ -266,7 +270,7 @@ class Admission:
             if arrival.has_place:
                 self._take_place(opening, arrival)
             return Session(call.session_id, line, opening, self._shared, wish)
-        except LimitReached as error:
+        except DeviceError as error:
             await self._close(websocket, error.close_code, str(error))
             return None
         except OpusUnavailable as error:
@@ -287,8 +291,20 @@ class Admission:
         return outcome is not Outcome.UNKNOWN
 
     def _check_limits(self, opening: Opening, arrival: _Arrival) -> None:
+        """See whether a session may begin, now that it is known whose it is.
+
+        Raises:
+            SentAway: others have taken the room meanwhile, or the server goes.
+            LimitReached: the uid has as much as it may have.
+        """
         if arrival.has_place:
             return
+        refusal = self.refusal
+        needs_provider = not opening.request.is_transcribed_by_client
+        if refusal is not None and refusal.counts_late(needs_provider=needs_provider):
+            self._metrics.upgrades_refused.labels(refusal.obstacle.value).inc()
+            is_going = refusal.obstacle is Obstacle.DRAINING
+            raise (SentElsewhere if is_going else SentAway)(refusal.reason)
         try:
             self._guard.check(opening.request.uid, self._sessions)
         except LimitReached as error:
@@ -299,6 +315,7 @@ class Admission:
         """Let a connection be a new session whose own has ended while it came.
 
         Raises:
+            SentAway: there is no room for it.
             LimitReached: its uid or its address has as many as it may have.
         """
         arrival.has_place = False
@@ -331,9 +348,9 @@ class Admission:
         answer = HTTPAnswer(refused.status, str(refused))
         await respond(handshake, _in_deepgrams_form(answer, call, refused.code))
 
-    def _refuse(self) -> HTTPAnswer | None:
+    def _refuse(self, *, needs_provider: bool) -> HTTPAnswer | None:
         refusal = self.refusal
-        if refusal is None:
+        if refusal is None or not refusal.counts(needs_provider=needs_provider):
             return None
         if refusal.obstacle is not Obstacle.BREAKER:
             wait = self._retry_seconds()

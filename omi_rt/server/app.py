@@ -104,9 +104,14 @@ class Server:
         """
         self._connections += 1
         try:
-            if isinstance(stream, TLSStream) and not await self._secure(stream):
-                return
             most = self._settings.max_unfinished
+            if isinstance(stream, TLSStream):
+                # Nobody can be told anything before the handshake, so twice as many may make one.
+                if self._unfinished > 2 * most:
+                    self._metrics.upgrades_refused.labels("unfinished").inc()
+                    return
+                if not await self._secure(stream):
+                    return
             if self._unfinished > most:
                 reason = f"too many connections that are no sessions: more than {most}"
                 await self._admission.turn_away(ServerHandshake(stream), "unfinished", reason)

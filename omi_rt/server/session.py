@@ -196,6 +196,11 @@ class Session:
         return self._request.uid
 
     @property
+    def needs_provider(self) -> bool:
+        """Whether it is transcribed here, and not by its client."""
+        return not self._request.is_transcribed_by_client
+
+    @property
     def received_samples(self) -> int:
         """Samples of audio per channel that have come so far."""
         return self.coverage.ledger.received
