@@ -26,6 +26,7 @@ from omi_rt.core.webhooks import (
     with_query,
 )
 from omi_rt.fake import random_script, synthesise
+from omi_rt.log import configure_logging
 from omi_rt.metrics import Metrics
 from omi_rt.net.http_client import open_http_client
 from omi_rt.webhooks import service
@@ -248,6 +249,98 @@ async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while(
         began = trio.current_time()
     assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
     assert len(receiver.came) == 1
+
+
+async def test_a_receiver_of_audio_that_hangs_holds_up_nobody_s_words(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[float] = []
+
+    async def answer(_client: Any, url: str, *_: Any, **__: Any) -> int:
+        if "audio" in url:
+            await trio.sleep_forever()
+        words.append(trio.current_time())
+        return 200
+
+    monkeypatch.setattr(service, "post", answer)
+    hooks = Hooks("https://x.example/", AudioHook("https://x.example/audio", 1.0), SECRET, True)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, Metrics(), Random(1))
+        end = await nursery.start(webhooks.post_all)
+        sessions = [webhooks.watch(FACTS) for _ in range(50)]
+        for session in sessions:
+            session.hear(bytes(16_000))
+        await trio.sleep(1)
+        for session in sessions:
+            session.note(final("one"))
+        await trio.sleep(2)
+        assert len(words) == 50
+        end()
+    assert webhooks._waiting.audio_bytes == 0
+
+
+async def test_a_receiver_that_is_gone_is_told_once_a_session_until_it_is_back(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("info", "text")
+    status = [400]
+
+    async def answer(*_: Any, **__: Any) -> int:
+        await trio.lowlevel.checkpoint()
+        return status[0]
+
+    monkeypatch.setattr(service, "post", answer)
+    async with hooks_in_virtual_time() as webhooks:
+        session = webhooks.watch(FACTS)
+        for now in (400, 400, 400, 200, 400, 400):
+            status[0] = now
+            session.note(final("one"))
+            await trio.sleep(3)
+        assert count(webhooks._metrics, "failed") == 5
+        session.close()
+    assert capfd.readouterr().err.count("webhook_failed") == 2
+
+
+async def test_what_all_sessions_queue_for_a_receiver_that_hangs_is_bounded(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_ALL_AUDIO_BYTES", 130_000)
+    monkeypatch.setattr(service, "MAX_ENDED", 6)
+    hooks = Hooks("https://x.example/", AudioHook("https://x.example/audio", 1.0), SECRET, True)
+    metrics = Metrics()
+
+    async def answer(*_: Any, **__: Any) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(service, "post", answer)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, metrics, Random(1))
+        end = await nursery.start(webhooks.post_all)
+        for _ in range(5):
+            session = webhooks.watch(FACTS)
+            await trio.sleep(0.1)
+            session.hear(bytes(30_000))
+            session.note(final("one"))
+            await trio.sleep(5)
+            session.note(final("two"))
+            session.close()
+        await trio.testing.wait_all_tasks_blocked()
+        text = metrics.exposition().decode()
+        # Three sessions that have ended may wait for the receiver. What others leave is given up.
+        assert (webhooks._waiting.ended, webhooks._waiting.audio_bytes) == (6, 3 * 30_000)
+        assert 'omi_rt_webhooks_dropped_total{kind="transcript"} 2.0' in text
+        assert 'omi_rt_webhooks_dropped_total{kind="audio"} 2.0' in text
+        assert (count(metrics, "failed"), count(metrics, "failed", "audio")) == (2, 2)
+        last = webhooks.watch(FACTS)
+        last.hear(bytes(40_001))
+        assert webhooks._waiting.audio_bytes == 90_000
+        last.hear(bytes(40_000))
+        assert webhooks._waiting.audio_bytes == 130_000
+        last.close()
+        end()
+    assert (webhooks._waiting.audio_bytes, webhooks._waiting.ended) == (0, 0)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])
