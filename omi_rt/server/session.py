@@ -131,6 +131,7 @@ class Session:
             tell=self._tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
+            budget=shared.budget,
         )
         if request.is_transcribed_by_client:
             return transcript, ClientTranscriber(
@@ -184,6 +185,7 @@ class Session:
             self._resumable.forget(self)
             self.decoder.close()
             self.coverage.lose_pending()
+            self._transcript.voices.forget_all()
             self._report()
             for observer in self._observers:
                 observer.close()
