@@ -120,6 +120,19 @@ async def test_what_deepgram_refuses_to_all_is_named_until_the_server_finds_it_m
             await device.until(lambda: "ready" in device.statuses())
 
 
+async def test_one_of_those_who_come_is_let_in_to_see_whether_deepgram_still_refuses(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(faults=FaultScript.of([Refuse(status=401)])) as (world, _):
+        async with world.device() as device:
+            await device.ended()
+        await trio.sleep(breaker.PROBE_SECONDS)
+        async with world.device() as device:
+            await device.until(lambda: "ready" in device.statuses())
+            await device.finish()
+        assert (await world.get("/readyz"))[0] == 200
+
+
 def test_the_first_obstacle_is_named_and_none_is_none() -> None:
     free = {
         "is_draining": False,

@@ -13,6 +13,7 @@ import trio
 import trustme
 
 from omi_rt.fake import random_script, synthesise
+from omi_rt.net.certificate import Certificate
 from omi_rt.net.handshake import open_websocket
 from tests.harness import Device, words_of
 from tests.processes_e2e import (
@@ -121,6 +122,14 @@ async def test_plain_http_on_the_port_of_tls_is_dropped_and_counted(tmp_path: Pa
                 answer += more
         await trio.aclose_forcefully(tls)
         assert b"omi_rt_connections_dropped_total 1.0" in answer
+
+
+async def test_no_older_tls_than_1_2_is_spoken(tmp_path: Path) -> None:
+    """OpenSSL refuses the older ones as well, unless somebody has lowered its security level."""
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    certificate = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    await certificate.load()
+    assert certificate.context.minimum_version is ssl.TLSVersion.TLSv1_2
 
 
 async def hold(server: ServerProgram, held: AsyncExitStack, count: int, files: int) -> None:

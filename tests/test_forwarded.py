@@ -53,6 +53,12 @@ def test_what_is_no_network_is_refused(text: str) -> None:
         parse_networks(text)
 
 
+def test_no_more_hops_are_looked_at_than_a_chain_of_proxies_has() -> None:
+    for hops, address in ((31, "198.51.100.1"), (32, "10.9.9.9"), (100_000, "10.9.9.9")):
+        header = "198.51.100.1" + ", 10.9.9.9" * hops
+        assert client_address("10.1.2.3", header, TRUSTED) == address
+
+
 def test_a_proxy_may_add_a_line_of_its_own_instead_of_an_address() -> None:
     head = (
         b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6, 198.51.100.1\r\n"

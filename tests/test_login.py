@@ -47,7 +47,7 @@ from omi_rt.core.login import (
 from omi_rt.log import configure_logging
 from omi_rt.net.http_client import open_http_client
 from tests import tokens
-from tests.http_server import HTTPServer, Reply, http_server
+from tests.http_server import HTTPServer, Reply, Request, http_server
 from tests.processes_e2e import wait_until
 
 if TYPE_CHECKING:
@@ -268,14 +268,16 @@ async def test_a_token_is_made_used_and_forgotten(tmp_path: Path) -> None:
 
 
 async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("info")
     path = tmp_path / "tokens"
     path.write_text("one alice\n")
     path.chmod(0o600)
     async with reading(path) as file:
         path.write_text("one alice\ntwo bo")
-        await look(file)
+        for _ in range(3):
+            await look(file)
         assert await file.uid_of("one") == "alice"
         with pytest.raises(BadToken):
             await file.uid_of("two")
@@ -291,6 +293,8 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
         path.chmod(0o600)
         await look(file)
         assert await file.uid_of("one") == "alice"
+    told = capfd.readouterr().err
+    assert told.count("tokens_unreadable") == told.count("tokens_gone") == 1
 
 
 async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(
@@ -406,17 +410,37 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.Mo
     ],
 )
 async def test_a_server_without_keys_is_not_ready_and_tries_again(
-    reply: Reply, monkeypatch: pytest.MonkeyPatch
+    reply: Reply, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("info")
     monkeypatch.setattr(keys_module, "RETRY_SECONDS", (0.05, 0.1))
     async with http_server(lambda _: reply) as server, published(server) as login:
         assert login.problem == "the login has no keys to check tokens with"
         with pytest.raises(BadToken):
             await login.uid_of(tokens.token())
+        await server.until(lambda: len(server.requests) >= 4)
         server.answer = lambda _: certs("k1")
         await wait_until(lambda: login.problem is None, 10)
         assert await login.uid_of(tokens.token()) == "alice"
         assert server.sent_bytes < 20_000_000
+    told = capfd.readouterr().err
+    assert told.count("login_keys_unavailable") == told.count("login_keys_fetched") == 1
+
+
+async def test_keys_are_taken_from_no_other_address() -> None:
+    def answer(request: Request) -> Reply:
+        elsewhere = Reply(302, headers={"Location": "/elsewhere"})
+        return elsewhere if request.target == "/certs" else certs("k1")
+
+    async with http_server(answer) as server, published(server) as login:
+        assert login.problem is not None
+        assert {request.target for request in server.requests} == {"/certs"}
+
+
+def test_no_secret_signs_a_token() -> None:
+    """What is published would be enough to sign: the library refuses it as well, but need not always."""
+    assert {"RS256"} == FIREBASE_ALGORITHMS
+    assert {name[:2] for name in OPENID_ALGORITHMS} == {"RS", "PS", "ES", "Ed"}
 
 
 async def test_old_keys_serve_until_they_expire(

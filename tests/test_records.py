@@ -11,7 +11,7 @@ import signal
 import stat
 import threading
 import wave
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -31,6 +31,7 @@ from omi_rt.fake import Options, random_script, synthesise
 from omi_rt.log import configure_logging
 from omi_rt.metrics import Metrics
 from omi_rt.records import files as files_module
+from omi_rt.records import service as service_module
 from omi_rt.records.files import RecordFiles, find_record, forget, mend, remove_old
 from omi_rt.records.service import MAX_LINE_BYTES, Records, SessionRecord
 from tests.harness import listening_server
@@ -146,6 +147,16 @@ def test_subtitles_say_what_was_said_when(said: list[tuple[str, float]]) -> None
     assert json.loads(to_json(record))["segments"] == record.segments
 
 
+def test_a_cue_lasts_a_millisecond_at_least() -> None:
+    kept = record_of(
+        {"type": "segments", "segments": [segment(n, "x", n / 8, n / 8) for n in range(9)]}
+    )
+    cues = list(srt.parse(to_srt(kept)))
+    assert [cue.end - cue.start for cue in cues] == [timedelta(milliseconds=1)] * 9
+    for caption in webvtt.from_buffer(io.StringIO(to_vtt(kept))).captions:
+        assert caption.end > caption.start
+
+
 def test_corrections_are_applied_and_who_speaks_is_named() -> None:
     record = record_of(
         {"type": "segments", "segments": [segment(1, "one", 0, 1), segment(2, "two", 1, 2)]},
@@ -158,6 +169,44 @@ def test_corrections_are_applied_and_who_speaks_is_named() -> None:
     assert to_txt(record) == (
         "[00:00:00.000] User: one\n[00:00:01.000] bob: two\n[00:00:02.000] SPEAKER_04: three\n"
     )
+
+
+def test_corrections_of_corrections_are_applied_in_their_order() -> None:
+    def merged(source: int, into: int, *ids: str) -> dict[str, Any]:
+        return {"type": "speakers_merged", "speaker": source, "into": into, "segment_ids": ids}
+
+    def identified(is_user: bool, person_id: str | None, *ids: str) -> dict[str, Any]:
+        whose = {"is_user": is_user, "person_id": person_id}
+        return {"type": "speaker_identified", "segment_ids": ids} | whose
+
+    kept = record_of(
+        {
+            "type": "segments",
+            "segments": [segment(n, f"word {n}", n, n + 1, speaker_id=n) for n in range(3)],
+        },
+        merged(2, 1, "s2"),
+        identified(True, None, "s1", "s2"),
+        {"type": "segments", "segments": [segment(3, "later", 3, 4, speaker_id=1)]},
+        merged(1, 0, "s1", "s2", "s3"),
+        identified(False, None, "s1", "s2", "gone"),
+        identified(False, "p7", "s2"),
+        identified(True, None, "s3"),
+        identified(False, None, "s3"),
+    )
+    assert [(s["speaker_id"], s["speaker"]) for s in kept.segments] == [(0, "SPEAKER_00")] * 4
+    assert [(s["is_user"], s["person_id"]) for s in kept.segments] == [
+        (False, None),
+        (False, None),
+        (False, "p7"),
+        (False, None),
+    ]
+    said = [line.partition("] ")[2] for line in to_txt(kept).splitlines()]
+    assert said == [
+        "SPEAKER_00: word 0",
+        "SPEAKER_00: word 1",
+        "p7: word 2",
+        "SPEAKER_00: later",
+    ]
 
 
 def test_a_last_line_that_is_cut_off_is_left_out_and_other_garbage_is_no_record() -> None:
@@ -268,6 +317,8 @@ async def test_what_waits_while_another_session_is_written_outlives_the_end_of_t
 ) -> None:
     records = Records(tmp_path, Metrics(), audio=None, retention_days=0)
     made = [records.watch(evolve(FACTS, id=each * 32)) for each in "abc"]
+    for record in made:
+        record.add('{"type":"early"}\n')
     write, is_writing, may_write = RecordFiles.write_lines, threading.Event(), threading.Event()
 
     def write_slowly(files: RecordFiles, data: bytes) -> None:
@@ -283,7 +334,7 @@ async def test_what_waits_while_another_session_is_written_outlives_the_end_of_t
         nursery.cancel_scope.cancel()
         may_write.set()
     kept = [record.files.base.with_suffix(".jsonl").read_bytes() for record in made]
-    assert [content.count(b"\n") for content in kept] == [2, 1, 1]
+    assert [content.count(b"\n") for content in kept] == [3, 2, 2]
     assert all(read_record(content).session["uid"] == "alice" for content in kept)
 
 
@@ -371,6 +422,21 @@ def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path) -> None:
     assert record.line_bytes <= MAX_LINE_BYTES
     assert sum(map(len, record.audio)) <= 4_194_304
     assert 'kind="line"} 19' in records._metrics.exposition().decode()
+
+
+async def test_what_is_written_makes_room_for_more(tmp_path: Path) -> None:
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
+    record = records.watch(FACTS)
+    for _ in range(3):
+        record.add("x" * (MAX_LINE_BYTES - 1) + "\n")
+        record.hear(bytes(service_module.MAX_AUDIO_BYTES))
+        await records.write()
+    record.close()
+    await records.write()
+    assert record.files.base.with_suffix(".jsonl").stat().st_size > 3 * MAX_LINE_BYTES
+    wav = record.files.base.with_suffix(".wav").stat()
+    assert wav.st_size == 3 * service_module.MAX_AUDIO_BYTES + 44
+    assert 'records_lost_total{kind="line"} 0.0' in records._metrics.exposition().decode()
 
 
 def test_old_records_go_and_a_person_is_forgotten(tmp_path: Path) -> None:

@@ -105,7 +105,10 @@ class SessionHooks(Observer):
         layout = facts.audio_format
         self.chunk_bytes = 0
         if hooks.audio is not None:
-            self.chunk_bytes = int(hooks.audio.seconds * layout.sample_rate) * layout.frame_bytes
+            frames = int(hooks.audio.seconds * layout.sample_rate)
+            # A piece is whole when half of what may wait is there: the next comes while it is on its way.
+            most = MAX_AUDIO_BYTES // 2 // layout.frame_bytes
+            self.chunk_bytes = min(frames, most) * layout.frame_bytes
 
     def note(self, update: Update) -> None:
         """Queue segments."""
