@@ -104,7 +104,7 @@ class Admission:
             sessions=len(self._sessions),
             max_sessions=self._settings.max_sessions,
             is_memory_full=self._shared.budget.is_full,
-            has_room=self._provider.has_room(sum(each.needs_provider for each in self._sessions)),
+            has_room=self._provider.has_room(self._count_transcribed),
             refused=self._provider.breaker.opened_by,
             login_problem=self._gate.problem,
             lag_ms=self._guard.lag * 1000,
@@ -170,6 +170,9 @@ class Admission:
                 await self.turn_away(handshake, "address", str(error))
                 return None
         return await self._open(handshake, row, call, arrival)
+
+    def _count_transcribed(self) -> int:
+        return sum(session.needs_provider for session in self._sessions)
 
     def _has_place(self, wishes: Mapping[str, str]) -> bool:
         """Whether a session is asked for that has its place here already."""
