@@ -48,6 +48,11 @@ def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) ->
     return address
 
 
+def is_passed_on(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> bool:
+    """Whether a request comes through a proxy that is not believed, so that nobody knows whose it is."""
+    return bool(forwarded_for) and not _is_in(peer, tuple(trusted))
+
+
 def is_loopback_address(host: str) -> bool:
     """Whether a numeric address can be reached from this machine alone."""
     address = ip_address(host.partition("%")[0])

@@ -16,7 +16,7 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, SentAway, SentElsewhere, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
-from omi_rt.core.forwarded import client_address, is_loopback_address
+from omi_rt.core.forwarded import client_address, is_loopback_address, is_passed_on
 from omi_rt.core.json import dumps
 from omi_rt.core.limits import LimitReached, Occupancy, TooManySessions
 from omi_rt.core.listen import split_target
@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from omi_rt.faces.face import Opening
     from omi_rt.faces.table import Row
     from omi_rt.net.handshake import ServerHandshake
+    from omi_rt.net.protocol import HTTPRequest
     from omi_rt.net.websocket import WebSocket
     from omi_rt.server.guard import Guard
     from omi_rt.server.shared import Shared
@@ -143,11 +144,7 @@ class Admission:
             return None
         session_id = uuid.uuid4().hex
         wishes, pairs = split_wish(pairs)
-        address = client_address(
-            _host(peer), request.headers.get("x-forwarded-for", ""), self._settings.trusted_proxies
-        )
-        # Behind a proxy on this machine everybody would seem to be on it.
-        is_near = is_loopback and (not address or is_loopback_address(address))
+        address, is_near = self._locate(request, peer, is_loopback=is_loopback)
         call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
         row = FACES.get(path)
         if row is None or not request.is_upgrade:
@@ -170,6 +167,15 @@ class Admission:
                 await self.turn_away(handshake, "address", str(error))
                 return None
         return await self._open(handshake, row, call, arrival)
+
+    def _locate(self, request: HTTPRequest, peer: str, *, is_loopback: bool) -> tuple[str, bool]:
+        """Return the client's address, and whether the client is on this machine."""
+        host, forwarded = _host(peer), request.headers.get("x-forwarded-for", "")
+        trusted = self._settings.trusted_proxies
+        address = client_address(host, forwarded, trusted)
+        # Behind a proxy on this machine everybody would seem to be on it.
+        is_local = is_loopback and not is_passed_on(host, forwarded, trusted)
+        return address, is_local and (not address or is_loopback_address(address))
 
     def _count_transcribed(self) -> int:
         return sum(session.needs_provider for session in self._sessions)
