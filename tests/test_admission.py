@@ -12,13 +12,14 @@ import trio.lowlevel
 
 from omi_rt.core import breaker
 from omi_rt.core.admission import find_refusal
+from omi_rt.core.forwarded import is_loopback_address
 from omi_rt.deepgram.key_check import KEY_CHECK_SECONDS, KeyVerdict, check_key
 from omi_rt.fake import Options
 from omi_rt.fake.faults import FaultScript, Refuse
 from omi_rt.log import configure_logging
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.server import main, provider_watch
-from omi_rt.server.app import LAST_ANSWERS_SECONDS, is_loopback_address
+from omi_rt.server.app import LAST_ANSWERS_SECONDS
 from omi_rt.server.provider_watch import look_at_key, probe_provider
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, running_server, split_response, unreachable
@@ -117,6 +118,19 @@ async def test_what_deepgram_refuses_to_all_is_named_until_the_server_finds_it_m
         assert len(fake.connections) == dials, "a provider that takes sessions is left alone"
         async with world.device() as device:
             await device.until(lambda: "ready" in device.statuses())
+
+
+async def test_one_of_those_who_come_is_let_in_to_see_whether_deepgram_still_refuses(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(faults=FaultScript.of([Refuse(status=401)])) as (world, _):
+        async with world.device() as device:
+            await device.ended()
+        await trio.sleep(breaker.PROBE_SECONDS)
+        async with world.device() as device:
+            await device.until(lambda: "ready" in device.statuses())
+            await device.finish()
+        assert (await world.get("/readyz"))[0] == 200
 
 
 def test_the_first_obstacle_is_named_and_none_is_none() -> None:

@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+from array import array
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.core.lead_in import VoiceClips
 from omi_rt.fake import Script, synthesise
 from omi_rt.fake.speech import utterance
 from omi_rt.server.memory import BACKLOG_SHARE, default_backlog_bytes
 from tests.harness import assert_whole, listening_server, words_of
+from tests.test_early import STEREO, recorded, spoken
+from tests.test_identities import STRANGER, USER, conversation, stored
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -124,3 +131,61 @@ async def test_a_device_that_we_do_not_read_for_want_of_memory_has_not_vanished(
         world.server.budget.held_bytes -= MIB
         await device.finish()
     assert_whole(device, TALK)
+
+
+async def test_clips_of_the_speakers_count_and_go_with_their_session(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(profiles=stored()) as (world, _fake):
+        async with world.device() as device:
+            script = conversation((STRANGER, USER), 60.0)
+            await device.stream_audio(synthesise(script, 8000), 16_000)
+            voices = device.session._transcript.voices
+            # Of two speakers, as long as a clip may be each; the first speech is let go of by then.
+            assert 60_000 < voices.held_bytes <= 2 * 7 * 16_000
+            backlog = device.session.coverage.backlog
+            assert world.server.budget.held_bytes == voices.held_bytes + backlog.held_bytes
+            await device.finish()
+        await world.sessions_ended()
+        assert world.server.budget.held_bytes == 0
+
+
+@given(
+    st.lists(
+        st.tuples(st.sampled_from("hhhhhmes"), st.integers(0, 9), st.integers(0, 9)), max_size=40
+    )
+)
+def test_what_clips_hold_is_what_the_budget_says(steps: list[tuple[str, int, int]]) -> None:
+    budget = BacklogBudget(4_000_000)
+    voices, backlog = VoiceClips(STEREO, budget), recorded(90, STEREO)
+    at = 0.0
+    for what, one, other in steps:
+        if what == "h":
+            words = [(one, spoken(at, at + 1.0)), (other, spoken(at + 1, at + 1.5, channel=1))]
+            voices.hear(words, backlog)
+            at += 2.0
+        elif what == "m" and one != other:
+            voices.merge(one, other)
+        elif what == "e":
+            voices.forget_early()
+        clips = [piece for clip in voices._clips.values() for piece in clip.pieces]
+        kept = [len(piece.payload) for piece in clips]
+        kept += [len(stretch.payload) for stretch in voices.early_stretches]
+        assert voices.held_bytes == sum(kept) == budget.held_bytes
+        # Of one channel alone, however many the session has.
+        assert sum(kept) <= (8 * 7 + 19) * 2000
+    voices.forget_all()
+    assert (voices.held_bytes, budget.held_bytes) == (0, 0)
+
+
+def test_clips_take_nothing_new_while_memory_is_scarce() -> None:
+    budget = BacklogBudget(1_000_000)
+    voices, backlog = VoiceClips(STEREO, budget), recorded(20, STEREO)
+    voices.forget_early()
+    budget.held_bytes = 500_001
+    voices.hear([(0, spoken(0, 2))], backlog)
+    assert voices.held_bytes == 0
+    budget.held_bytes = 500_000
+    voices.hear([(0, spoken(2, 4))], backlog)
+    assert voices.held_bytes == 4000
+    assert voices.recording(0)[:4] == array("h", [2001, 2002]).tobytes()

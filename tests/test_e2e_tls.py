@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import ssl
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any, cast
 
@@ -13,9 +13,18 @@ import trio
 import trustme
 
 from omi_rt.fake import random_script, synthesise
+from omi_rt.net.certificate import Certificate
 from omi_rt.net.handshake import open_websocket
 from tests.harness import Device, words_of
-from tests.processes_e2e import KEY, NOWHERE, fake_in_process, run, serving
+from tests.processes_e2e import (
+    KEY,
+    NOWHERE,
+    fake_in_process,
+    resources_of,
+    run,
+    serving,
+    wait_until,
+)
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -129,6 +138,38 @@ async def test_plain_http_on_the_port_of_tls_is_dropped_and_counted(tmp_path: Pa
                 answer += more
         await trio.aclose_forcefully(tls)
         assert b"omi_rt_connections_dropped_total 1.0" in answer
+
+
+async def test_no_older_tls_than_1_2_is_spoken(tmp_path: Path) -> None:
+    """OpenSSL refuses the older ones as well, unless somebody has lowered its security level."""
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    certificate = Certificate(tmp_path / "cert.pem", tmp_path / "key.pem")
+    await certificate.load()
+    assert certificate.context.minimum_version is ssl.TLSVersion.TLSv1_2
+
+
+async def hold(server: ServerProgram, held: AsyncExitStack, count: int, files: int) -> None:
+    """Open connections that say nothing, and wait until the server has so many files open."""
+    for _ in range(count):
+        await held.enter_async_context(await server.connect())
+    await wait_until(lambda: resources_of(server.program.pid)[0] == files, 10)
+
+
+async def test_tls_handshakes_that_never_end_are_bounded(tmp_path: Path) -> None:
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    settings = files(tmp_path) | {"OMI_RT_MAX_UNFINISHED": "3"}
+    async with serving(DEEPGRAM_URL=NOWHERE, **settings) as server, AsyncExitStack() as held:
+        idle = resources_of(server.program.pid)[0]
+        await hold(server, held, 3, idle + 3)
+        # From here on there is an answer, as long as there is no second crowd like this.
+        tls = await secure(server)
+        with trio.fail_after(5):
+            assert (await tls.receive_some()).startswith(b"HTTP/1.1 503")
+        await trio.aclose_forcefully(tls)
+        await hold(server, held, 3, idle + 6)
+        with trio.fail_after(5):
+            async with await server.connect() as seventh:
+                assert await seventh.receive_some() == b""
 
 
 @pytest.mark.parametrize(

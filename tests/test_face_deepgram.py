@@ -10,6 +10,7 @@ from urllib.parse import urlencode
 import numpy as np
 import pytest
 import trio
+from attrs import evolve
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.errors import HandshakeFailed
@@ -19,7 +20,7 @@ from omi_rt.faces.face import Face
 from omi_rt.faces.omi import OmiFace
 from omi_rt.faces.stream import StreamFace
 from omi_rt.fake import FaultScript, Script, plain_words, synthesise
-from omi_rt.fake.faults import Close, Drop
+from omi_rt.fake.faults import Close, Drop, Silence
 from omi_rt.fake.speech import utterance
 from omi_rt.net.handshake import open_websocket
 from tests.harness import CLOSE_STREAM, Device, World, listening_server, split_response
@@ -536,6 +537,32 @@ async def test_a_finalize_that_a_lost_connection_took_is_answered_by_the_next(
         await device.until(lambda: any(m["from_finalize"] for m in finals(device)), within=6)
         assert said_finally(device) == ["amber", "bako", "celu"]
     assert len(fake.connections) == 2
+
+
+@pytest.mark.parametrize("channels", [1, 2])
+async def test_each_connection_is_asked_once_what_the_ones_before_took_and_never_answered(
+    autojump_clock: MockClock, channels: int
+) -> None:
+    query = QUERY | {"endpointing": "5000", "channels": str(channels), "multichannel": "true"}
+    faults = FaultScript.of(
+        [Silence(), Drop(after_seconds=3.0)],
+        [Silence(), Drop(after_seconds=1.0)],
+    )
+    async with (
+        listening_server(faults=faults) as (world, fake),
+        world.client(PATH, query) as device,
+    ):
+        script = Script([evolve(w, channel=channels - 1) for w in TALK.words], 6.0, channels)
+        pcm = synthesise(script, 16_000)
+        await device.stream_audio(pcm[: 2 * 32_000 * channels], 32_000 * channels)
+        device.send('{"type":"Finalize"}')
+        await device.until(lambda: said_finally(device), within=8)
+        await trio.sleep(2)
+    assert [connection.texts["Finalize"] for connection in fake.connections] == [1, 1, 1]
+    # Each channel has one answer, where nothing was said as well.
+    answered = [m["channel_index"] for m in finals(device) if m["from_finalize"]]
+    assert sorted(answered) == [[channel, channels] for channel in range(channels)]
+    assert said_finally(device) == ["amber", "bako", "celu"]
 
 
 async def test_a_thousand_finalizes_a_second_cost_the_provider_a_few(

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.core.forwarded import client_address, parse_networks
+from omi_rt.net.protocol import ServerOpening
 
 TRUSTED = parse_networks("10.0.0.0/8, 127.0.0.1, fd00::/8")
 
@@ -50,3 +51,19 @@ def test_whatever_a_proxy_writes_raises_nothing(header: str) -> None:
 def test_what_is_no_network_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match=r".*"):
         parse_networks(text)
+
+
+def test_no_more_hops_are_looked_at_than_a_chain_of_proxies_has() -> None:
+    for hops, address in ((31, "198.51.100.1"), (32, "10.9.9.9"), (100_000, "10.9.9.9")):
+        header = "198.51.100.1" + ", 10.9.9.9" * hops
+        assert client_address("10.1.2.3", header, TRUSTED) == address
+
+
+def test_a_proxy_may_add_a_line_of_its_own_instead_of_an_address() -> None:
+    head = (
+        b"GET / HTTP/1.1\r\nHost: x\r\nX-Forwarded-For: 6.6.6.6, 198.51.100.1\r\n"
+        b"Connection: keep-alive\r\nx-forwarded-for: 10.9.9.9\r\nConnection: Upgrade\r\n\r\n"
+    )
+    request = ServerOpening(1000).receive_head(head)
+    assert request.is_upgrade
+    assert client_address("10.1.2.3", request.headers["x-forwarded-for"], TRUSTED) == "198.51.100.1"

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import base64
 import hashlib
 import hmac
+import json
+import os
 import stat
 import time
 from contextlib import asynccontextmanager
@@ -12,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -29,6 +33,7 @@ from omi_rt.auth.signed import EmulatorLogin, KeyLogin
 from omi_rt.auth.tokens import TokenFile, TokensUnusable, add_token, forget_tokens
 from omi_rt.core.errors import BadRequest
 from omi_rt.core.login import (
+    MAX_TOKEN_CHARACTERS,
     BadToken,
     FailedLogins,
     TokenExpired,
@@ -37,9 +42,10 @@ from omi_rt.core.login import (
     max_age_seconds,
     parse_tokens,
 )
+from omi_rt.log import configure_logging
 from omi_rt.net.http_client import open_http_client
 from tests import tokens
-from tests.http_server import HTTPServer, Reply, http_server
+from tests.http_server import HTTPServer, Reply, Request, http_server
 from tests.processes_e2e import wait_until
 
 if TYPE_CHECKING:
@@ -119,6 +125,15 @@ def test_an_expired_token_is_told_from_a_bad_one_by_its_code_alone() -> None:
     with pytest.raises(TokenExpired) as caught:
         read_token(tokens.token(exp=time.time() - 70), KEYS, RULES)
     assert (str(caught.value), caught.value.close_code) == ("Bad token", 4001)
+
+
+def test_claims_nested_too_deep_are_bad_also_where_nothing_is_signed() -> None:
+    deep = "[" * 4000
+    parts = [json.dumps({"alg": "none"}), '{"sub":' + deep]
+    text = ".".join(base64.urlsafe_b64encode(each.encode()).rstrip(b"=").decode() for each in parts)
+    assert len(text) < MAX_TOKEN_CHARACTERS
+    with pytest.raises(BadToken):
+        read_token(text + ".", KeySet(), evolve(RULES, is_unsigned=True))
 
 
 def test_an_expired_token_with_a_bad_signature_is_bad() -> None:
@@ -251,14 +266,16 @@ async def test_a_token_is_made_used_and_forgotten(tmp_path: Path) -> None:
 
 
 async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("info")
     path = tmp_path / "tokens"
     path.write_text("one alice\n")
     path.chmod(0o600)
     async with reading(path) as file:
         path.write_text("one alice\ntwo bo")
-        await look(file)
+        for _ in range(3):
+            await look(file)
         assert await file.uid_of("one") == "alice"
         with pytest.raises(BadToken):
             await file.uid_of("two")
@@ -267,12 +284,63 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
         assert await file.uid_of("two") == "bob"
         path.unlink()
         await look(file)
+        await look(file)
         with pytest.raises(BadToken):
             await file.uid_of("one")
         path.write_text("one alice\n")
         path.chmod(0o600)
         await look(file)
         assert await file.uid_of("one") == "alice"
+    told = capfd.readouterr().err
+    assert told.count("tokens_unreadable") == told.count("tokens_gone") == 1
+
+
+async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info")
+    path = tmp_path / "tokens"
+    path.write_text("one alice\n")
+    path.chmod(0o600)
+    async with reading(path) as file:
+        for take_away in (lambda: path.write_text(""), path.unlink):
+            take_away()
+            await look(file)
+            assert await file.uid_of("one") == "alice"
+            path.write_text("one alice\ntwo bob\n")
+            path.chmod(0o600)
+            await look(file)
+            assert await file.uid_of("two") == "bob"
+        path.write_text("# nobody\n")
+        await look(file)
+        assert await file.uid_of("one") == "alice"
+        await look(file)
+        with pytest.raises(BadToken):
+            await file.uid_of("one")
+    assert "tokens_gone" not in capfd.readouterr().err
+
+
+async def test_a_change_is_noticed_that_leaves_size_and_time_and_so_is_a_mode(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info")
+    path = tmp_path / "tokens"
+    path.write_text("one alice\n")
+    path.chmod(0o600)
+    times = path.stat()
+    async with reading(path) as file:
+        await wait_until(lambda: time.time_ns() - times.st_ctime_ns > 20_000_000, 10)
+        path.write_text("two alice\n")
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+        await look(file)
+        assert await file.uid_of("two") == "alice"
+        with pytest.raises(BadToken):
+            await file.uid_of("one")
+        path.chmod(0o644)
+        await look(file)
+    told = capfd.readouterr().err
+    assert told.count("tokens_read") == 2
+    assert told.count("tokens_open_to_others") == 1
 
 
 async def test_the_file_is_looked_at_every_second(tmp_path: Path) -> None:
@@ -340,17 +408,37 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.Mo
     ],
 )
 async def test_a_server_without_keys_is_not_ready_and_tries_again(
-    reply: Reply, monkeypatch: pytest.MonkeyPatch
+    reply: Reply, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("info")
     monkeypatch.setattr(keys_module, "RETRY_SECONDS", (0.05, 0.1))
     async with http_server(lambda _: reply) as server, published(server) as login:
         assert login.problem == "the login has no keys to check tokens with"
         with pytest.raises(BadToken):
             await login.uid_of(tokens.token())
+        await server.until(lambda: len(server.requests) >= 4)
         server.answer = lambda _: certs("k1")
         await wait_until(lambda: login.problem is None, 10)
         assert await login.uid_of(tokens.token()) == "alice"
         assert server.sent_bytes < 20_000_000
+    told = capfd.readouterr().err
+    assert told.count("login_keys_unavailable") == told.count("login_keys_fetched") == 1
+
+
+async def test_keys_are_taken_from_no_other_address() -> None:
+    def answer(request: Request) -> Reply:
+        elsewhere = Reply(302, headers={"Location": "/elsewhere"})
+        return elsewhere if request.target == "/certs" else certs("k1")
+
+    async with http_server(answer) as server, published(server) as login:
+        assert login.problem is not None
+        assert {request.target for request in server.requests} == {"/certs"}
+
+
+def test_no_secret_signs_a_token() -> None:
+    """What is published would be enough to sign: the library refuses it as well, but need not always."""
+    assert {"RS256"} == FIREBASE_ALGORITHMS
+    assert {name[:2] for name in OPENID_ALGORITHMS} == {"RS", "PS", "ES", "Ed"}
 
 
 async def test_old_keys_serve_until_they_expire(

@@ -20,6 +20,8 @@ from tests.harness import listening_server, words_of
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
+    from tests.harness import World
+
 SCRIPT = random_script(Random(5), 6.0)
 PCM = synthesise(SCRIPT, 16_000)
 FORMAT = {"codec": "pcm16", "sample_rate": 16_000}
@@ -184,3 +186,79 @@ async def test_a_server_whose_login_has_no_keys_is_not_ready(autojump_clock: Moc
 async def ready(world: Any) -> tuple[int, str]:
     status, _, body = await world.get("/readyz")
     return status, body
+
+
+class SlowLogin:
+    """A login that waits until the test lets it answer, as one that fetches keys."""
+
+    problem = None
+
+    def __init__(self) -> None:
+        self.may_answer = trio.Event()
+
+    async def uid_of(self, _token: str) -> str:
+        await self.may_answer.wait()
+        return "alice"
+
+
+async def test_a_full_server_is_full_also_for_those_who_prove_themselves_late(
+    autojump_clock: MockClock,
+) -> None:
+    auth = json.dumps({"type": "auth", "token": "good"})
+    async with (
+        listening_server(login=OneToken(), max_sessions=1) as (world, _),
+        world.client("/v4/web/listen", FORMAT) as first,
+        world.client("/v4/web/listen", FORMAT) as second,
+    ):
+        first.send(auth)
+        await first.until(lambda: first.messages)
+        second.send(auth)
+        await second.ended()
+        assert second.closed is not None
+        assert (second.closed.code, second.closed.reason) == (1013, "too many sessions: 1 of 1")
+        assert 'omi_rt_upgrades_refused_total{reason="full"} 1.0' in world.exposition()
+        (session,) = world.server.sessions
+        first.send('{"type":"CloseStream"}')
+        await first.ended()
+        assert first.closed is not None
+        assert first.closed.code == 1000
+        assert session.coverage.balance().is_exact
+
+
+async def test_a_client_of_deepgrams_that_proves_itself_late_gets_503(
+    autojump_clock: MockClock,
+) -> None:
+    login = SlowLogin()
+    query = {"encoding": "linear16", "sample_rate": 16_000}
+    refusals: list[HandshakeFailed] = []
+
+    async def come(world: World) -> None:
+        try:
+            async with world.client("/v1/listen", query, headers=bearer("good")) as device:
+                device.send('{"type":"CloseStream"}')
+                await device.ended()
+        except HandshakeFailed as failure:
+            refusals.append(failure)
+
+    async with listening_server(login=login, max_sessions=1) as (world, _):
+        async with trio.open_nursery() as nursery:
+            for _ in range(3):
+                nursery.start_soon(come, world)
+            await trio.testing.wait_all_tasks_blocked()
+            login.may_answer.set()
+    assert [each.status for each in refusals] == [503, 503]
+    assert all(each.retry_after for each in refusals)
+
+
+async def test_who_proves_itself_while_the_server_goes_is_sent_elsewhere(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server(login=OneToken()) as (world, _),
+        world.client("/v4/web/listen", FORMAT) as late,
+    ):
+        world.server.drain()
+        late.send(json.dumps({"type": "auth", "token": "good"}))
+        await late.ended()
+    assert late.closed is not None
+    assert (late.closed.code, late.closed.reason) == (1001, "going away")

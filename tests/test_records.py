@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
 import os
 import resource
 import signal
 import stat
+import threading
 import wave
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from random import Random
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +19,7 @@ import pytest
 import srt
 import trio
 import webvtt
+from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -25,12 +28,14 @@ from omi_rt.core.exports import to_json, to_srt, to_txt, to_vtt
 from omi_rt.core.observers import SessionFacts
 from omi_rt.core.records import AudioKind, NoRecord, Record, first_line, read_record
 from omi_rt.fake import Options, random_script, synthesise
+from omi_rt.log import configure_logging
 from omi_rt.metrics import Metrics
 from omi_rt.records import files as files_module
+from omi_rt.records import service as service_module
 from omi_rt.records.files import RecordFiles, find_record, forget, mend, remove_old
 from omi_rt.records.service import MAX_LINE_BYTES, Records, SessionRecord
 from tests.harness import listening_server
-from tests.processes_e2e import KEY, fake_in_process, run, serving
+from tests.processes_e2e import KEY, fake_in_process, run, serving, wait_until
 from tests.test_identities import STRANGER, USER, conversation, stored
 
 if TYPE_CHECKING:
@@ -104,7 +109,7 @@ async def test_the_words_of_a_device_that_has_gone_are_kept(
             await device.stream_audio(synthesise(script, RATE), RATE * 2)
             await device.stream.aclose()
         await world.sessions_ended()
-    kept = read_record(b"".join(made[0].lines))
+    kept = read_record(made[0].head + b"".join(made[0].lines))
     words = " ".join(each["text"] for each in kept.segments).lower().replace(".", "").split()
     assert [word.strip(",?!") for word in words] == script.transcript()
     assert kept.end is not None
@@ -142,6 +147,16 @@ def test_subtitles_say_what_was_said_when(said: list[tuple[str, float]]) -> None
     assert json.loads(to_json(record))["segments"] == record.segments
 
 
+def test_a_cue_lasts_a_millisecond_at_least() -> None:
+    kept = record_of(
+        {"type": "segments", "segments": [segment(n, "x", n / 8, n / 8) for n in range(9)]}
+    )
+    cues = list(srt.parse(to_srt(kept)))
+    assert [cue.end - cue.start for cue in cues] == [timedelta(milliseconds=1)] * 9
+    for caption in webvtt.from_buffer(io.StringIO(to_vtt(kept))).captions:
+        assert caption.end > caption.start
+
+
 def test_corrections_are_applied_and_who_speaks_is_named() -> None:
     record = record_of(
         {"type": "segments", "segments": [segment(1, "one", 0, 1), segment(2, "two", 1, 2)]},
@@ -154,6 +169,44 @@ def test_corrections_are_applied_and_who_speaks_is_named() -> None:
     assert to_txt(record) == (
         "[00:00:00.000] User: one\n[00:00:01.000] bob: two\n[00:00:02.000] SPEAKER_04: three\n"
     )
+
+
+def test_corrections_of_corrections_are_applied_in_their_order() -> None:
+    def merged(source: int, into: int, *ids: str) -> dict[str, Any]:
+        return {"type": "speakers_merged", "speaker": source, "into": into, "segment_ids": ids}
+
+    def identified(is_user: bool, person_id: str | None, *ids: str) -> dict[str, Any]:
+        whose = {"is_user": is_user, "person_id": person_id}
+        return {"type": "speaker_identified", "segment_ids": ids} | whose
+
+    kept = record_of(
+        {
+            "type": "segments",
+            "segments": [segment(n, f"word {n}", n, n + 1, speaker_id=n) for n in range(3)],
+        },
+        merged(2, 1, "s2"),
+        identified(True, None, "s1", "s2"),
+        {"type": "segments", "segments": [segment(3, "later", 3, 4, speaker_id=1)]},
+        merged(1, 0, "s1", "s2", "s3"),
+        identified(False, None, "s1", "s2", "gone"),
+        identified(False, "p7", "s2"),
+        identified(True, None, "s3"),
+        identified(False, None, "s3"),
+    )
+    assert [(s["speaker_id"], s["speaker"]) for s in kept.segments] == [(0, "SPEAKER_00")] * 4
+    assert [(s["is_user"], s["person_id"]) for s in kept.segments] == [
+        (False, None),
+        (False, None),
+        (False, "p7"),
+        (False, None),
+    ]
+    said = [line.partition("] ")[2] for line in to_txt(kept).splitlines()]
+    assert said == [
+        "SPEAKER_00: word 0",
+        "SPEAKER_00: word 1",
+        "p7: word 2",
+        "SPEAKER_00: later",
+    ]
 
 
 def test_a_last_line_that_is_cut_off_is_left_out_and_other_garbage_is_no_record() -> None:
@@ -259,6 +312,63 @@ async def test_what_waits_when_the_server_ends_is_written(tmp_path: Path) -> Non
     assert record.files.base.with_suffix(".wav").stat().st_size == 2044
 
 
+async def test_what_waits_while_another_session_is_written_outlives_the_end_of_the_server(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    records = Records(tmp_path, Metrics(), audio=None, retention_days=0)
+    made = [records.watch(evolve(FACTS, id=each * 32)) for each in "abc"]
+    for record in made:
+        record.add('{"type":"early"}\n')
+    write, is_writing, may_write = RecordFiles.write_lines, threading.Event(), threading.Event()
+
+    def write_slowly(files: RecordFiles, data: bytes) -> None:
+        is_writing.set()
+        assert may_write.wait(10)
+        write(files, data)
+
+    monkeypatch.setattr(RecordFiles, "write_lines", write_slowly)
+    async with trio.open_nursery() as nursery:
+        await nursery.start(records.write_records)
+        await wait_until(is_writing.is_set, 10)
+        made[0].add('{"type":"late"}\n')
+        nursery.cancel_scope.cancel()
+        may_write.set()
+    kept = [record.files.base.with_suffix(".jsonl").read_bytes() for record in made]
+    assert [content.count(b"\n") for content in kept] == [3, 2, 2]
+    assert all(read_record(content).session["uid"] == "alice" for content in kept)
+
+
+async def test_a_disk_that_is_full_at_the_beginning_costs_no_more_than_its_lines(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    full, write = [True], os.write
+
+    def write_or_fail(descriptor: int, data: bytes) -> int:
+        if full[0] and os.readlink(f"/proc/self/fd/{descriptor}").endswith(".jsonl"):
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return write(descriptor, data)
+
+    monkeypatch.setattr(os, "write", write_or_fail)
+    records = Records(tmp_path, Metrics(), audio=None, retention_days=0)
+    record, tried = records.watch(FACTS), []
+    for number in range(3):
+        await records.write()
+        tried.append(record.waits)
+        record.add(
+            json.dumps({"type": "segments", "segments": [segment(number, "x", 0, 1)]}) + "\n"
+        )
+    full[0] = False
+    record.close()
+    await records.write()
+    kept = read_record(record.files.base.with_suffix(".jsonl").read_bytes())
+    assert kept.session["id"] == FACTS.id
+    assert [each["id"] for each in kept.segments] == ["s2"]
+    assert tried == [False] * 3, "the beginning waits for what follows it"
+    assert capfd.readouterr().err.count("record_failed") == 1
+    assert 'omi_rt_records_lost_total{kind="line"} 2.0' in records._metrics.exposition().decode()
+
+
 def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -274,6 +384,7 @@ def test_audio_that_is_too_long_for_a_wav_file_goes_into_the_next(
 async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
+    configure_logging("info", "text")
     records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
     record = records.watch(FACTS)
     await records.write()
@@ -296,7 +407,7 @@ async def test_a_full_disk_is_told_once_and_leaves_whole_lines(
     assert [line["type"] for line in kept] == ["session", "segments", "late"]
     with wave.open(str(base.with_suffix(".wav"))) as wav:
         assert wav.getnframes() * 2 + 44 <= 5000
-    assert capfd.readouterr().err.count("record_failed") <= 1
+    assert capfd.readouterr().err.count("record_failed") == 1
     text = records._metrics.exposition().decode()
     assert 'omi_rt_records_lost_total{kind="line"} 2.0' in text
     assert 'omi_rt_records_lost_total{kind="audio"} 1.0' in text
@@ -313,6 +424,21 @@ def test_what_waits_for_a_slow_disk_is_bounded(tmp_path: Path) -> None:
     assert 'kind="line"} 19' in records._metrics.exposition().decode()
 
 
+async def test_what_is_written_makes_room_for_more(tmp_path: Path) -> None:
+    records = Records(tmp_path, Metrics(), audio=AudioKind.WAV, retention_days=0)
+    record = records.watch(FACTS)
+    for _ in range(3):
+        record.add("x" * (MAX_LINE_BYTES - 1) + "\n")
+        record.hear(bytes(service_module.MAX_AUDIO_BYTES))
+        await records.write()
+    record.close()
+    await records.write()
+    assert record.files.base.with_suffix(".jsonl").stat().st_size > 3 * MAX_LINE_BYTES
+    wav = record.files.base.with_suffix(".wav").stat()
+    assert wav.st_size == 3 * service_module.MAX_AUDIO_BYTES + 44
+    assert 'records_lost_total{kind="line"} 0.0' in records._metrics.exposition().decode()
+
+
 def test_old_records_go_and_a_person_is_forgotten(tmp_path: Path) -> None:
     for uid in ("alice", "bob"):
         files = RecordFiles(
@@ -327,6 +453,54 @@ def test_old_records_go_and_a_person_is_forgotten(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["bob"]
     assert forget(tmp_path, "alice") == 0
     assert remove_old(tmp_path, 2, now + 2.1 * 86_400) == 2
+
+
+def test_a_session_that_runs_is_not_old_and_goes_as_a_whole_once_it_is(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, FACTS)
+    files.write_lines(b"{}\n")
+    files.write_audio(b"\0\0")
+    lines, audio = files.base.with_suffix(".jsonl"), files.base.with_suffix(".wav")
+    day = 86_400
+    os.utime(lines, (0, 0))
+    os.utime(audio, (5 * day, 5 * day))
+    assert remove_old(tmp_path, 1, 9 * day) == 0, "it runs, and says nothing"
+    files.write_lines(b'{"b":1}\n')
+    assert lines.read_bytes() == b'{}\n{"b":1}\n'
+    files.close()
+    os.utime(lines, (0, 0))
+    os.utime(audio, (5 * day, 5 * day))
+    assert remove_old(tmp_path, 1, 6 * day) == 0, "the audio is a day old"
+    assert remove_old(tmp_path, 1, 6 * day + 1) == 2
+    assert list(tmp_path.iterdir()) == [], "not even the uid is left"
+
+
+def test_a_session_that_is_forgotten_while_it_runs_brings_nothing_back(tmp_path: Path) -> None:
+    files = RecordFiles(tmp_path, FACTS)
+    files.write_lines(b"{}\n")
+    assert forget(tmp_path, "alice") == 1
+    files.write_audio(b"\0\0")
+    files.write_lines(b"{}\n")
+    files.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_an_upload_removes_meanwhile_does_not_disturb_forgetting(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    files = RecordFiles(tmp_path, FACTS)
+    files.write_lines(b"{}\n")
+    files.write_audio(b"\0\0")
+    files.close()
+    unlink = type(tmp_path).unlink
+
+    def unlink_late(path: Path, *args: Any, **more: Any) -> None:
+        if path.suffix == ".jsonl":
+            os.unlink(path)
+        unlink(path, *args, **more)
+
+    monkeypatch.setattr(type(tmp_path), "unlink", unlink_late)
+    assert forget(tmp_path, "alice") == 1
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.realtime

@@ -151,7 +151,7 @@ async def test_a_connection_whose_session_ends_while_it_comes_is_a_new_one_for_t
         first.session.stop_waiting()
         async with world.device() as newer:
             # As if its secret had still been known when it came.
-            monkeypatch.setattr(world.server, "_has_place", lambda _wishes: True)
+            monkeypatch.setattr(world.server._admission, "_has_place", lambda _wishes: True)
             async with resuming(world, secret) as late:
                 await late.ended()
             assert late.closed is not None
@@ -166,8 +166,8 @@ async def test_such_a_connection_is_refused_as_well_where_its_address_has_enough
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async with guarded() as world:
-        monkeypatch.setattr(world.server, "_has_place", lambda _wishes: True)
-        monkeypatch.setattr(world.server._occupancy, "enter", lambda _address: False)
+        monkeypatch.setattr(world.server._admission, "_has_place", lambda _wishes: True)
+        monkeypatch.setattr(world.server._admission._occupancy, "enter", lambda _address: False)
         async with resuming(world, "gone") as late:
             await late.ended()
         assert late.closed is not None

@@ -8,11 +8,13 @@ from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.asks import Suggest, SuggestedSegment
+from omi_rt.core.errors import HandshakeFailed
 from omi_rt.core.suggestions import (
     MAX_SUGGESTED_CHARACTERS,
     MAX_SUGGESTED_SECONDS,
@@ -455,3 +457,43 @@ def test_whatever_comes_is_read_without_a_fault_and_what_is_taken_is_in_range(
         assert 0 <= segment.start <= segment.end <= MAX_SUGGESTED_SECONDS
         assert 0 <= segment.speaker <= 99
         assert segment.text
+
+
+async def test_who_transcribes_by_itself_takes_no_place_at_the_recogniser(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(find_carried=lambda: 1) as (world, _fake):
+        async with app(world) as own, world.device() as device, app(world) as another:
+            with pytest.raises(HandshakeFailed) as caught:
+                async with world.device(uid="u2"):
+                    pass
+            assert caught.value.status == 503
+            assert caught.value.reason.startswith("the embedded recogniser cannot carry")
+            for each in (own, another):
+                each.send(suggestion(said("Good morning.", 0.5, 1.25)))
+                await each.finish()
+                assert shown(each) == [("Good morning.", 0, 0.5, 1.25)]
+            await device.finish()
+
+
+async def test_a_provider_that_refuses_everybody_is_nothing_to_who_transcribes_by_itself(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, fake):
+        world.provider.breaker.record_refusal(401, trio.current_time())
+        async with app(world) as own:
+            own.send(suggestion(said("Good morning.", 0.5, 1.25)))
+            await own.finish()
+        assert shown(own) == [("Good morning.", 0, 0.5, 1.25)]
+        assert (await world.get("/readyz"))[0] == 503
+    assert fake.connections == []
+
+
+async def test_a_full_server_sends_away_also_who_transcribes_by_itself(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server(max_sessions=1) as (world, _fake), world.device() as device:
+        with pytest.raises(HandshakeFailed):
+            async with app(world):
+                pass
+        await device.finish()

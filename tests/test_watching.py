@@ -197,7 +197,7 @@ async def test_with_a_login_a_session_is_watched_by_its_own_uid_alone(
             assert page.messages[0]["type"] == "watching"
         async with watching(world, session=session, **BEARER) as page:
             assert page.messages[0]["type"] == "watching"
-        world.server._gate._login.uid_of = _always_bob  # type: ignore[union-attr,method-assign]
+        world.server._admission._gate._login.uid_of = _always_bob  # type: ignore[union-attr,method-assign]
         queries: list[dict[str, Any]] = [{"session": session}, {"session": session, "uid": "alice"}]
         for query in queries:
             async with watching(world, first=auth, **query) as page:

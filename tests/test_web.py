@@ -20,6 +20,7 @@ from omi_rt.profiles.store import StoreUnavailable
 from omi_rt.server.enrol import BODY_SECONDS, MAX_AT_ONCE, MAX_BYTES
 from tests.harness import read_all, running_server, split_response, unreachable
 from tests.memory_store import MemoryProfileStore
+from tests.processes_e2e import NOWHERE, exchange, serving
 from tests.test_identities import USER, voice_wav
 
 if TYPE_CHECKING:
@@ -329,3 +330,25 @@ async def test_where_profiles_are_off_or_the_store_is_away_that_is_said(
     async with running_server(unreachable, profiles=Profiles(failing, 10.0)) as world:
         status, _, told = await request(world, post(), GOOD)
         assert (status, told["reason"]) == (503, "the store is away")
+
+
+@pytest.mark.parametrize(
+    ("proxies", "forwarded", "is_near"),
+    [
+        ("", "", True),
+        ("", "203.0.113.7", False),
+        ("", "127.0.0.1", False),
+        ("127.0.0.1", "203.0.113.7", False),
+        ("127.0.0.1", "127.0.0.1", True),
+    ],
+)
+@pytest.mark.realtime
+async def test_whoever_comes_through_a_proxy_on_this_machine_is_not_on_it(
+    proxies: str, forwarded: str, is_near: bool
+) -> None:
+    """Without a login this machine alone may watch and store voices, whatever the proxy's setting is."""
+    async with serving(DEEPGRAM_URL=NOWHERE, OMI_RT_TRUSTED_PROXIES=proxies) as server:
+        header = f"X-Forwarded-For: {forwarded}\r\n" if forwarded else ""
+        request = f"GET /web/about HTTP/1.1\r\nHost: x\r\n{header}\r\n"
+        _, _, body = await exchange(await server.connect(), request)
+        assert json.loads(body)["may_watch"] is is_near

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 from typing import TYPE_CHECKING, Any
@@ -139,3 +140,36 @@ async def test_an_address_in_disguise_is_known_for_what_it_is(
     async with open_http_client() as client:
         with pytest.raises(PrivateAddress):
             await post(client, f"http://{host}:9/", b"", {}, within=5.0, may_be_private=False)
+
+
+class SilentNames(ChangingNames):
+    """Never answers."""
+
+    async def getaddrinfo(self, host: Any, port: Any, *_: Any, **__: Any) -> Any:
+        await trio.sleep_forever()
+
+
+async def test_names_that_are_never_found_end_in_time() -> None:
+    trio.socket.set_custom_hostname_resolver(SilentNames())
+    async with open_http_client() as client:
+        with trio.fail_after(5), pytest.raises(NotPosted, match="in time"):
+            await post(client, f"http://{NAME}/", b"", {}, within=0.2, may_be_private=False)
+
+
+async def test_an_answer_that_drips_ends_in_time() -> None:
+    """Each byte comes well before a single read would be over."""
+
+    async def drip(stream: trio.SocketStream) -> None:
+        with contextlib.suppress(trio.BrokenResourceError):
+            await stream.send_all(b"HTTP/1.1 200 OK\r\nX: ")
+            while True:
+                await stream.send_all(b"x")
+                await trio.sleep(0.02)
+
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        listeners = await nursery.start(trio.serve_tcp, drip, 0)
+        port = listeners[0].socket.getsockname()[1]
+        url = f"http://127.0.0.1:{port}/"
+        with trio.fail_after(5), pytest.raises(NotPosted, match="in time"):
+            await post(client, url, b"", {}, within=0.2, may_be_private=True)
+        nursery.cancel_scope.cancel()

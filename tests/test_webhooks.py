@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import base64
 import json
+import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
+from functools import partial
 from random import Random
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import standardwebhooks
 import trio
+from attrs import evolve
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.observers import SessionFacts
@@ -26,6 +30,7 @@ from omi_rt.core.webhooks import (
     with_query,
 )
 from omi_rt.fake import random_script, synthesise
+from omi_rt.log import configure_logging
 from omi_rt.metrics import Metrics
 from omi_rt.net.http_client import open_http_client
 from omi_rt.webhooks import service
@@ -115,17 +120,64 @@ async def test_audio_comes_whole_and_in_pieces_of_the_length_that_was_asked_for(
         assert requests[0].headers["content-type"] == "application/octet-stream"
 
 
+async def test_audio_of_several_channels_says_how_many_and_is_cut_between_samples() -> None:
+    async with http_server() as server, open_http_client() as client:
+        hooks = Hooks("", AudioHook(server.url("/audio"), 1.0), None, may_be_private=True)
+        async with trio.open_nursery() as nursery:
+            webhooks = Webhooks(hooks, client, Metrics(), Random(1))
+            end = await nursery.start(webhooks.post_all)
+            session = webhooks.watch(evolve(FACTS, audio_format=AudioFormat(8000, 3)))
+            session.hear(bytes(50_000))
+            session.close()
+            end()
+        assert [len(request.body) for request in server.requests] == [48_000, 2000]
+        query = {"channels": ["3"], "sample_rate": ["8000"], "uid": ["alice & bob"]}
+        assert [request.query for request in server.requests] == [query] * 2
+        assert "webhook-signature" not in server.requests[0].headers
+
+
+def has_had(server: HTTPServer, requests: int) -> bool:
+    return len(server.requests) == requests
+
+
+async def test_a_piece_of_audio_is_no_longer_than_what_may_wait(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A minute of many channels at a high rate is more than the queue of a session holds."""
+    monkeypatch.setattr(service, "MAX_AUDIO_BYTES", 40_000)
+    pcm = Random(1).randbytes(90_000)
+    async with http_server() as server:
+        async with hooked(server, audio=60.0) as (session, metrics):
+            for start in range(0, len(pcm), 5000):
+                session.hear(pcm[start : start + 5000])
+                if (start + 5000) % 20_000 == 0:
+                    whole = (start + 5000) // 20_000
+                    await server.until(partial(has_had, server, whole))
+            session.close()
+        assert [len(request.body) for request in server.requests] == [20_000] * 4 + [10_000]
+        assert b"".join(request.body for request in server.requests) == pcm
+        assert 'webhooks_dropped_total{kind="audio"} 0.0' in metrics.exposition().decode()
+
+
 async def test_a_receiver_that_fails_gets_the_same_message_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(service, "pause_before_retry", lambda *_: 0.01)
+    began = int(time.time())
+    seconds = iter(range(began, began + 9))
+    monkeypatch.setattr(service, "time", SimpleNamespace(time=lambda: next(seconds)))
     answers = [Reply(500), Reply(503), Reply(429), Reply(204)]
     async with http_server(lambda _: answers.pop(0)) as server:
         async with hooked(server) as (session, metrics):
             session.note(final("one"))
             session.close()
         assert len({request.headers["webhook-id"] for request in server.requests}) == 1
-        assert len(server.requests) == 4
+        assert len({request.body for request in server.requests}) == 1
+        # Receivers refuse what is signed long ago, so each try has a time of its own.
+        stamps = [int(request.headers["webhook-timestamp"]) for request in server.requests]
+        assert stamps == [began, began + 1, began + 2, began + 3]
+        for request in server.requests:
+            standardwebhooks.Webhook(SECRET_TEXT).verify(request.body, request.headers)
         assert (count(metrics, "delivered"), count(metrics, "failed")) == (1, 0)
 
 
@@ -248,6 +300,98 @@ async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while(
         began = trio.current_time()
     assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
     assert len(receiver.came) == 1
+
+
+async def test_a_receiver_of_audio_that_hangs_holds_up_nobody_s_words(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words: list[float] = []
+
+    async def answer(_client: Any, url: str, *_: Any, **__: Any) -> int:
+        if "audio" in url:
+            await trio.sleep_forever()
+        words.append(trio.current_time())
+        return 200
+
+    monkeypatch.setattr(service, "post", answer)
+    hooks = Hooks("https://x.example/", AudioHook("https://x.example/audio", 1.0), SECRET, True)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, Metrics(), Random(1))
+        end = await nursery.start(webhooks.post_all)
+        sessions = [webhooks.watch(FACTS) for _ in range(50)]
+        for session in sessions:
+            session.hear(bytes(16_000))
+        await trio.sleep(1)
+        for session in sessions:
+            session.note(final("one"))
+        await trio.sleep(2)
+        assert len(words) == 50
+        end()
+    assert webhooks._waiting.audio_bytes == 0
+
+
+async def test_a_receiver_that_is_gone_is_told_once_a_session_until_it_is_back(
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    configure_logging("info", "text")
+    status = [400]
+
+    async def answer(*_: Any, **__: Any) -> int:
+        await trio.lowlevel.checkpoint()
+        return status[0]
+
+    monkeypatch.setattr(service, "post", answer)
+    async with hooks_in_virtual_time() as webhooks:
+        session = webhooks.watch(FACTS)
+        for now in (400, 400, 400, 200, 400, 400):
+            status[0] = now
+            session.note(final("one"))
+            await trio.sleep(3)
+        assert count(webhooks._metrics, "failed") == 5
+        session.close()
+    assert capfd.readouterr().err.count("webhook_failed") == 2
+
+
+async def test_what_all_sessions_queue_for_a_receiver_that_hangs_is_bounded(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(service, "MAX_ALL_AUDIO_BYTES", 130_000)
+    monkeypatch.setattr(service, "MAX_ENDED", 6)
+    hooks = Hooks("https://x.example/", AudioHook("https://x.example/audio", 1.0), SECRET, True)
+    metrics = Metrics()
+
+    async def answer(*_: Any, **__: Any) -> None:
+        await trio.sleep_forever()
+
+    monkeypatch.setattr(service, "post", answer)
+    async with open_http_client() as client, trio.open_nursery() as nursery:
+        webhooks = Webhooks(hooks, client, metrics, Random(1))
+        end = await nursery.start(webhooks.post_all)
+        for _ in range(5):
+            session = webhooks.watch(FACTS)
+            await trio.sleep(0.1)
+            session.hear(bytes(30_000))
+            session.note(final("one"))
+            await trio.sleep(5)
+            session.note(final("two"))
+            session.close()
+        await trio.testing.wait_all_tasks_blocked()
+        text = metrics.exposition().decode()
+        # Three sessions that have ended may wait for the receiver. What others leave is given up.
+        assert (webhooks._waiting.ended, webhooks._waiting.audio_bytes) == (6, 3 * 30_000)
+        assert 'omi_rt_webhooks_dropped_total{kind="transcript"} 2.0' in text
+        assert 'omi_rt_webhooks_dropped_total{kind="audio"} 2.0' in text
+        assert (count(metrics, "failed"), count(metrics, "failed", "audio")) == (2, 2)
+        last = webhooks.watch(FACTS)
+        last.hear(bytes(40_001))
+        assert webhooks._waiting.audio_bytes == 90_000
+        last.hear(bytes(40_000))
+        assert webhooks._waiting.audio_bytes == 130_000
+        last.close()
+        end()
+    assert (webhooks._waiting.audio_bytes, webhooks._waiting.ended) == (0, 0)
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost"])

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 import secrets
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import trio
-from attrs import frozen
+from attrs import field, frozen
 
 from omi_rt.core.errors import BadRequest, OmiRtError
 from omi_rt.core.ids import ID_RULE, is_valid_id
@@ -41,11 +41,14 @@ class TokensUnusable(OmiRtError):
     """The token file cannot be used; the message is one clear line, with no token in it."""
 
 
+_Version: TypeAlias = "tuple[int, int, int, int]"
+
+
 @frozen
 class _Reading:
-    version: tuple[int, int, int] | None
+    version: _Version | None
     """None where there is no file."""
-    table: TokenTable
+    table: TokenTable = field(eq=False)
     is_open_to_others: bool = False
 
 
@@ -53,14 +56,17 @@ class TokenFile:
     """The tokens of one file. ``run`` must run for a change to be noticed.
 
     What a changed file says counts within `LOOK_SECONDS`, for new sessions. One that is not whole
-    changes nothing: it may be half written. One that is gone lets nobody in.
+    changes nothing: it may be half written. One that is gone, or empty, lets nobody in once it is so for
+    two looks.
     """
 
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limiter = trio.CapacityLimiter(1)
         self._table = TokenTable([])
-        self._seen: tuple[int, int, int] | None = None
+        self._seen: _Version | None = None
+        self._emptied: _Reading | None = None
+        """What the last look has found, where that was no token any more."""
         self._told = ""
 
     @property
@@ -111,7 +117,12 @@ class TokenFile:
             version = await self._in_thread(lambda: _version(self._path))
             if version == self._seen:
                 return
-            self._take(await self._read())
+            reading = await self._read()
+            if not reading.table and self._table and reading != self._emptied:
+                # Whoever writes the file anew may have emptied or removed it just before.
+                self._emptied = reading
+                return
+            self._take(reading)
         except (OSError, TokenFileError) as error:
             reason = str(error) if isinstance(error, TokenFileError) else _reason(error)
             if reason != self._told:
@@ -121,6 +132,7 @@ class TokenFile:
     def _take(self, reading: _Reading) -> None:
         is_change = self._seen is not None or self._told
         self._seen, self._table, self._told = reading.version, reading.table, ""
+        self._emptied = None
         if reading.version is None:
             get_logger().error("tokens_gone", meaning="nobody can log in")
             return
@@ -182,12 +194,13 @@ def _text(path: Path) -> str:
         raise TokensUnusable(f"{path}: it is no text") from None
 
 
-def _version(path: Path) -> tuple[int, int, int] | None:
+def _version(path: Path) -> _Version | None:
     try:
         status = path.stat()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return status.st_mtime_ns, status.st_size, status.st_ino
+    # Of these only the last changes with the mode, or where somebody has put the time back.
+    return status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns
 
 
 def _read_file(path: Path) -> _Reading:

@@ -7,6 +7,8 @@ from http import HTTPStatus
 
 from attrs import frozen
 
+from omi_rt.core.errors import DeviceError
+
 REFUSED_KEY = "Deepgram refuses the key: check DEEPGRAM_API_KEY"
 _BREAKER_REASONS: dict[int, str] = {
     HTTPStatus.UNAUTHORIZED: REFUSED_KEY,
@@ -28,6 +30,12 @@ class Obstacle(Enum):
     LAG = "lag"
 
 
+_TAKEN_MEANWHILE = frozenset(
+    {Obstacle.DRAINING, Obstacle.FULL, Obstacle.MEMORY, Obstacle.RECOGNISER}
+)
+_OF_THE_PROVIDER = frozenset({Obstacle.RECOGNISER, Obstacle.BREAKER})
+
+
 @frozen
 class Refusal:
     """Why every new session is sent away."""
@@ -35,6 +43,26 @@ class Refusal:
     obstacle: Obstacle
     reason: str
     """The sentence that the refused peer is shown; it holds no secret."""
+
+    def counts(self, *, needs_provider: bool) -> bool:
+        """Whether it is for a session that does, or does not, need the speech provider."""
+        return needs_provider or self.obstacle not in _OF_THE_PROVIDER
+
+    def counts_late(self, *, needs_provider: bool) -> bool:
+        """The same for a client that was let in, and has proved meanwhile who it is."""
+        return self.obstacle in _TAKEN_MEANWHILE and self.counts(needs_provider=needs_provider)
+
+
+class SentAway(DeviceError):
+    """The room was gone when a client had proved who it is. The close code says: try again later."""
+
+    close_code = 1013
+
+
+class SentElsewhere(SentAway):
+    """The server goes. The close code says: come back at once, and another one will be there."""
+
+    close_code = 1001
 
 
 def find_refusal(
@@ -72,13 +100,14 @@ def find_refusal(
         return Refusal(Obstacle.FULL, f"too many sessions: {sessions} of {max_sessions}")
     if is_memory_full:
         return Refusal(Obstacle.MEMORY, "no memory for another session")
-    if not has_room:
-        words = "the embedded recogniser cannot carry another session now"
-        return Refusal(Obstacle.RECOGNISER, words)
     if 0 < max_lag_ms < lag_ms:
         return Refusal(Obstacle.LAG, f"too busy: {lag_ms:.0f} ms late, of {max_lag_ms:g} ms")
     if login_problem is not None:
         return Refusal(Obstacle.LOGIN, login_problem)
+    # The provider's come last, and so hide none from those who need no provider.
+    if not has_room:
+        words = "the embedded recogniser cannot carry another session now"
+        return Refusal(Obstacle.RECOGNISER, words)
     if refused is not None:
         words = _BREAKER_REASONS.get(refused, "the speech provider refuses")
         return Refusal(Obstacle.BREAKER, f"{words} (HTTP {refused})")

@@ -20,7 +20,6 @@ half as much memory again as the audio."""
 
 _BLOCK_OVERHEAD_BYTES = 200
 """A block takes this much memory besides its audio: two objects and a place in the queue."""
-_UNBOUNDED = 1 << 62
 
 _position = attrgetter("position")
 
@@ -63,7 +62,7 @@ class Backlog:
         self._frame_bytes = audio_format.frame_bytes
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
         self._blocks: list[_Block] = []
-        self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
+        self._budget = BacklogBudget() if budget is None else budget
         self.held_bytes = 0
         """Bytes of memory that the blocks take; the budget has the sum over all backlogs."""
         self.capacity = capacity

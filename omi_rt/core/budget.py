@@ -1,4 +1,4 @@
-"""What all sessions' backlogs may hold together, and who is not read while there is little left."""
+"""What audio all sessions may hold together, and who is not read while there is little left."""
 
 from __future__ import annotations
 
@@ -15,10 +15,11 @@ _FULL_SHARE: Final = 0.9
 _UNDRAINED_SECONDS: Final = 10.0
 """A backlog that no final has trimmed for this long is not being drained; in speech finals are closer
 together."""
+_UNBOUNDED: Final = 1 << 62
 
 
 class BacklogBudget:
-    """The bytes that backlogs hold, and their bound.
+    """The bytes of audio that sessions hold, and their bound: backlogs, and clips of the speakers.
 
     A backlog may grow as long as it holds less than a share of what is still free. So those that
     hold most stop first, those that nobody drains at a quarter of what the others may have, and a
@@ -27,10 +28,10 @@ class BacklogBudget:
 
     __slots__ = ("capacity_bytes", "held_bytes")
 
-    def __init__(self, capacity_bytes: int) -> None:
+    def __init__(self, capacity_bytes: int = _UNBOUNDED) -> None:
         self.capacity_bytes = capacity_bytes
         self.held_bytes = 0
-        """Bytes that all backlogs hold together; the backlogs themselves keep this number."""
+        """Bytes that all of them hold together; they keep this number themselves."""
 
     @property
     def is_scarce(self) -> bool:

@@ -47,13 +47,15 @@ class Stretch:
 class EarlySpeech:
     """The first clear words of a session, in order: as many as a lead-in and its tail have room for."""
 
-    __slots__ = ("_format", "_is_full", "_room", "stretches")
+    __slots__ = ("_format", "_is_full", "_room", "held_bytes", "stretches")
 
     def __init__(self, audio_format: AudioFormat) -> None:
         self._format = audio_format
         self._room = audio_format.samples(EARLY_SECONDS + TAIL_SECONDS)
         self._is_full = False
         self.stretches: list[Stretch] = []
+        self.held_bytes = 0
+        """Bytes of their audio."""
 
     def hear(self, words: Iterable[tuple[int, HeardWord]], backlog: Backlog) -> None:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
@@ -91,4 +93,5 @@ class EarlySpeech:
             channel = run[0].channel
             payload = self._format.one_channel(chunk.payload, channel)
             self.stretches.append(Stretch(number, Place(start, channel), payload))
+            self.held_bytes += len(payload)
             self._room -= end - start

@@ -48,6 +48,19 @@ def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) ->
     return address
 
 
+def is_passed_on(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> bool:
+    """Whether a request comes through a proxy that is not believed, so that nobody knows whose it is."""
+    return bool(forwarded_for) and not _is_in(peer, tuple(trusted))
+
+
+def is_loopback_address(host: str) -> bool:
+    """Whether a numeric address can be reached from this machine alone."""
+    address = ip_address(host.partition("%")[0])
+    if isinstance(address, IPv6Address) and address.ipv4_mapped is not None:
+        address = address.ipv4_mapped
+    return address.is_loopback
+
+
 def _is_in(address: str, networks: tuple[Network, ...]) -> bool:
     parsed = _parse(address)
     return parsed is not None and any(

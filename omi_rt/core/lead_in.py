@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from attrs import define, evolve, field, frozen
 
 from omi_rt.core.audio import BYTES_PER_SAMPLE
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.voices import Place, Voice
 
@@ -168,7 +169,8 @@ class LeadIn:
                 if place > 0:
                     self._room -= self._format.samples(JOINT_SECONDS)
                     yield self._silence(JOINT_SECONDS)
-                yield self._part(number, piece.payload, Place(piece.position, piece.channel))
+                payload = self._format.on_all_channels(piece.payload)
+                yield self._part(number, payload, Place(piece.position, piece.channel))
             yield self._silence(SILENCE_SECONDS)
 
     def _contrast_parts(self) -> Iterator[LeadInPart]:
@@ -238,7 +240,7 @@ class _Piece:
     """
 
     payload: bytes = field(repr=False)
-    """linear16, the same on all channels of the session."""
+    """linear16 of its one channel."""
     position: int
     """Session position of its first sample."""
     channel: int
@@ -259,12 +261,18 @@ class VoiceClips:
 
     Once a clip is full it takes new words only every `RENEWAL_SECONDS`, so "recent" is no more exact
     than that.
+
+    What is kept counts in the ``budget`` of all sessions' audio. While little of that is left clips take
+    nothing new: words come first.
     """
 
-    __slots__ = ("_clips", "_early", "_format", "identified")
+    __slots__ = ("_budget", "_clips", "_early", "_format", "held_bytes", "identified")
 
-    def __init__(self, audio_format: AudioFormat) -> None:
+    def __init__(self, audio_format: AudioFormat, budget: BacklogBudget | None = None) -> None:
         self._format = audio_format
+        self._budget = BacklogBudget() if budget is None else budget
+        self.held_bytes = 0
+        """Bytes of audio that are kept; the budget has the sum over all sessions."""
         self.identified: set[int] = set()
         """Speakers whom a stored voice finds again anyway, so that they come last."""
         self._clips: OrderedDict[int, _Clip] = OrderedDict()
@@ -277,12 +285,24 @@ class VoiceClips:
 
     def forget_early(self) -> None:
         """Let go of the session's first speech, which has been heard again or never will be."""
+        if self._early is not None:
+            self._hold(-self._early.held_bytes)
         self._early = None
+
+    def forget_all(self) -> None:
+        """Let go of everything, because the session has ended."""
+        self._clips.clear()
+        self._early = None
+        self._hold(-self.held_bytes)
 
     def hear(self, words: Sequence[tuple[int, HeardWord]], backlog: Backlog) -> None:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
         if self._early is not None:
+            before = self._early.held_bytes
             self._early.hear(words, backlog)
+            self._hold(self._early.held_bytes - before)
+        if self._budget.is_scarce:
+            return
         run: list[HeardWord] = []
         speaker: int | None = None
         for number, word in words:
@@ -304,9 +324,9 @@ class VoiceClips:
         if clip is not None:
             kept = self._clips.setdefault(into, _Clip())
             self._clips.move_to_end(into)
-            kept.pieces = self._latest(
-                [*clip.pieces, *kept.pieces], self._format.samples(KEPT_SECONDS)
-            )
+            self._hold(-_bytes_of(clip.pieces))
+            pieces = [*clip.pieces, *kept.pieces]
+            self._keep_pieces(kept, self._latest(pieces, self._format.samples(KEPT_SECONDS)))
 
     def clips(
         self, room: int, without: Container[Voice | None] = ()
@@ -335,12 +355,12 @@ class VoiceClips:
         clip = self._clips.get(speaker)
         pieces = [] if clip is None else clip.pieces
         joint = bytes(BYTES_PER_SAMPLE * self._format.samples(JOINT_SECONDS))
-        return joint.join(self._format.one_channel(each.payload, each.channel) for each in pieces)
+        return joint.join(each.payload for each in pieces)
 
     def length(self, pieces: Sequence[_Piece]) -> int:
         """The number of samples that the pieces have once they are joined."""
         joints = max(0, len(pieces) - 1) * self._format.samples(JOINT_SECONDS)
-        return sum([len(piece.payload) for piece in pieces]) // self._format.frame_bytes + joints
+        return _bytes_of(pieces) // BYTES_PER_SAMPLE + joints
 
     def _keep(self, speaker: int | None, run: list[HeardWord], backlog: Backlog) -> None:
         assert speaker is not None
@@ -361,16 +381,25 @@ class VoiceClips:
             if chunk is not None and (chunk.position, chunk.end) == (start, end):
                 channel = piece[0].channel
                 voice = self._format.one_channel(chunk.payload, channel)
-                kept = _Piece(self._format.on_all_channels(voice), start, channel)
-                pieces = [*clip.pieces, kept]
-                clip.pieces = self._latest(pieces, full)
+                pieces = [*clip.pieces, _Piece(voice, start, channel)]
+                self._keep_pieces(clip, self._latest(pieces, full))
                 if len(clip.pieces) < len(pieces):
                     clip.fresh_until = end + self._format.samples(RENEWAL_SECONDS)
 
     def _forget_one(self) -> None:
         """Make room: a speaker whom a stored voice finds again goes first, else the one silent longest."""
         others = list(self._clips)[:-1]
-        del self._clips[next((n for n in others if n in self.identified), others[0])]
+        gone = self._clips.pop(next((n for n in others if n in self.identified), others[0]))
+        self._hold(-_bytes_of(gone.pieces))
+
+    def _keep_pieces(self, clip: _Clip, pieces: list[_Piece]) -> None:
+        """Let a clip have ``pieces``, some of which it may have already."""
+        self._hold(_bytes_of(pieces) - _bytes_of(clip.pieces))
+        clip.pieces = pieces
+
+    def _hold(self, size: int) -> None:
+        self.held_bytes += size
+        self._budget.held_bytes += size
 
     def _latest(self, pieces: list[_Piece], most: int) -> list[_Piece]:
         """The last pieces that have at most ``most`` samples once they are joined."""
@@ -378,3 +407,7 @@ class VoiceClips:
         while first > 0 and self.length(pieces[first - 1 :]) <= most:
             first -= 1
         return pieces[first:]
+
+
+def _bytes_of(pieces: Sequence[_Piece]) -> int:
+    return sum([len(piece.payload) for piece in pieces])

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
+    from omi_rt.core.budget import BacklogBudget
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.timeline import Heard, LeadInWord
     from omi_rt.core.updates import Update
@@ -33,6 +34,7 @@ class Transcript:
         tell: takes what there is to tell the client.
         new_id: makes a segment's id.
         keeps_voices: whether clips of the speakers are kept, for later lead-ins.
+        budget: in which they count; None where nothing bounds them.
     """
 
     __slots__ = (
@@ -54,9 +56,10 @@ class Transcript:
         tell: Callable[[Update], None],
         new_id: Callable[[], str],
         keeps_voices: bool,
+        budget: BacklogBudget | None = None,
     ) -> None:
         self.session_id = session_id
-        self.voices = VoiceClips(audio_format)
+        self.voices = VoiceClips(audio_format, budget)
         self.identities_known_from: int | None = None
         """Session position, or None: they never were."""
         self._speakers = Speakers()

@@ -64,10 +64,10 @@ class Provider:
         url = listen_url(self.base_url, request, self.options)
         return open_connection(url, self.credentials, self.dial, self.connect_timeout)
 
-    def has_room(self, sessions: int) -> bool:
-        """Whether the provider can carry another session beside this many."""
+    def has_room(self, count: Callable[[], int]) -> bool:
+        """Whether the provider can carry another session; ``count`` counts those that it has."""
         carried = self.find_carried()
-        return carried is None or sessions < carried
+        return carried is None or count() < carried
 
     def check_language(self, language: str) -> None:
         """Refuse a language tag that the provider is known not to know.

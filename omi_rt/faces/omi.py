@@ -162,6 +162,14 @@ def open_omi(version: Version, call: Call) -> Opening:
     return Opening(request, face)
 
 
+def needs_provider(version: Version, call: Call) -> bool:
+    """Tell whether a request asks to be transcribed here; one that is wrong does not count as asking."""
+    try:
+        return not (version.takes_suggestions and parse_custom_stt(call.parameters))
+    except BadRequest:
+        return False
+
+
 def read_auth(text: str | bytes) -> str:
     """Read the token of a client's first message.
 

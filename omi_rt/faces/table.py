@@ -28,12 +28,16 @@ from omi_rt.core.live_api import LISTEN_PATH
 from omi_rt.faces.custom_stt import open_custom_stt
 from omi_rt.faces.deepgram import answer_headers, deepgram_token, open_deepgram
 from omi_rt.faces.face import Call, Opening, bearer_token
-from omi_rt.faces.omi import Proof, Version, omi_token, open_omi
+from omi_rt.faces.omi import Proof, Version, needs_provider, omi_token, open_omi
 from omi_rt.faces.stream import open_stream
 
 
 def _no_headers(_call: Call) -> Mapping[str, str]:
     return {}
+
+
+def _always(_call: Call) -> bool:
+    return True
 
 
 @frozen
@@ -47,6 +51,8 @@ class Row:
     raise `omi_rt.core.live_api.Refused`."""
     headers: Callable[[Call], Mapping[str, str]] = _no_headers
     """Makes the headers of the answer to the upgrade."""
+    needs_provider: Callable[[Call], bool] = _always
+    """Tells, before the request is read, whether the session is to be transcribed here."""
     refuses_upgrade: bool = False
     """Whether a bad request is answered over HTTP, as Deepgram's clients expect. Elsewhere the upgrade
     is accepted first: an app can read the reason of a close, but no HTTP error."""
@@ -59,6 +65,7 @@ def _omi(proof: Proof, *, is_v4: bool = False) -> Row:
     return Row(
         partial(open_omi, version),
         partial(omi_token, version),
+        needs_provider=partial(needs_provider, version),
         waits_for_proof=proof is Proof.FIRST_MESSAGE,
     )
 

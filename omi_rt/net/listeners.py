@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import resource
 import socket
 
 import trio
@@ -28,6 +29,13 @@ async def open_listeners(
         return await trio.open_tcp_listeners(port, host=host, backlog=backlog)
     except OSError as error:
         raise BindFailed(f"cannot bind {_in_url(host)}:{port}: {_advice(error)}") from error
+
+
+def raise_file_limit() -> None:
+    """Allow as many open files as the system lets us: two sockets a session."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def connectable(host: str) -> str:

@@ -329,7 +329,7 @@ class HTTPRequest:
     target: str
     """Path and query, as they stand in the request line."""
     headers: Mapping[str, str]
-    """Names in lower case; of a repeated field the last value."""
+    """Names in lower case; a field on several lines is one list (RFC 9110, 5.3)."""
     is_upgrade: bool
 
 
@@ -357,11 +357,11 @@ class ServerOpening:
         if not events or not isinstance(events[0], Request):
             raise HandshakeFailed("not an HTTP request")
         request = self._request = events[0]
-        headers = {name.lower(): value for name, value in request.headers.raw_items()} | length
+        headers = {name: ", ".join(request.headers.get_all(name)) for name in request.headers}
         return HTTPRequest(
             method=request.method,
             target=request.path,
-            headers=headers,
+            headers=headers | length,
             is_upgrade="upgrade" in headers.get("connection", "").lower(),
         )
 

@@ -78,6 +78,8 @@ class RecordFiles:
         """Append audio."""
         if self._audio is not None and self._audio_bytes + len(pcm) > MAX_AUDIO_BYTES:
             self.give_up_audio()
+        if self._audio is None and self._is_removed:
+            return
         if self._audio is None:
             self._parts += 1
             self._audio_bytes = 0
@@ -99,6 +101,11 @@ class RecordFiles:
         if self._lines is not None:
             os.close(self._lines)
             self._lines = None
+
+    @property
+    def _is_removed(self) -> bool:
+        """Whether somebody has removed the record while the session runs, so that it should not be kept."""
+        return self._lines is not None and not os.fstat(self._lines).st_nlink
 
     def _open_lines(self) -> int:
         new, flags = self.base.with_suffix(_NEW), os.O_WRONLY | os.O_CREAT | os.O_APPEND
@@ -178,14 +185,21 @@ def claim(base: Path) -> int | None:
 
 
 def remove_old(root: Path, days: float, now: float | None = None) -> int:
-    """Remove the files that nobody has written to for ``days``; returns how many."""
+    """Remove the files of sessions to which nobody has written for ``days``; returns how many.
+
+    A session that runs, or is being uploaded, keeps them, however long it has had nothing to write.
+    """
     limit = (time.time() if now is None else now) - days * _DAY_SECONDS
-    removed = 0
+    written_at: dict[Path, float] = {}
     for path in _files(root):
+        base = path.parent / path.name.partition(".")[0]
         with suppress(OSError):
-            if path.stat().st_mtime < limit:
-                path.unlink()
-                removed += 1
+            written_at[base] = max(written_at.get(base, 0.0), path.stat().st_mtime)
+    removed = 0
+    for base, at in written_at.items():
+        if at < limit:
+            with suppress(OSError):
+                removed += _remove(base)
     return removed
 
 
@@ -194,8 +208,10 @@ def forget(root: Path, uid: str) -> int:
     folder = root / folder_of(uid)
     removed = 0
     for path in sorted(folder.iterdir()) if folder.is_dir() else []:
-        path.unlink()
-        removed += 1
+        # An upload or the retention may be quicker.
+        with suppress(FileNotFoundError):
+            path.unlink()
+            removed += 1
     remove_if_empty(folder)
     return removed
 
@@ -211,6 +227,21 @@ def _files(root: Path) -> Iterator[Path]:
     for path in root.glob(f"*/{FOLDER}/*"):
         if path.suffix in SUFFIXES and path.is_file() and not path.is_symlink():
             yield path
+
+
+def _remove(base: Path) -> int:
+    """Remove the files of a session that does not run; returns how many."""
+    claimed = claim(base)
+    if claimed is None:
+        return 0
+    try:
+        files = files_of(base)
+        for path in files:
+            path.unlink(missing_ok=True)
+    finally:
+        os.close(claimed)
+    remove_if_empty(base.parent)
+    return len(files)
 
 
 def _remove_new(root: Path) -> None:

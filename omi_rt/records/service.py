@@ -46,6 +46,8 @@ class SessionRecord(Observer):
     files: RecordFiles
     metrics: Metrics
     keeps_audio: bool
+    head: bytes = field(default=b"", repr=False)
+    """The line that the record begins with, until it is written: nothing can be read without it."""
     lines: list[bytes] = field(factory=list, repr=False)
     audio: list[bytes] = field(factory=list, repr=False)
     line_bytes: int = 0
@@ -88,12 +90,24 @@ class SessionRecord(Observer):
         """Let the files be closed once all is written."""
         self.is_closed = True
 
+    @property
+    def waits(self) -> bool:
+        """Whether there is anything to write; a beginning that failed waits for what follows it."""
+        return bool(self.lines or self.audio or (self.head and not self.has_told))
+
+    def forget_written(self, lines: list[bytes], audio: list[bytes]) -> None:
+        """Let go of what `write` was given, which is what had come first."""
+        del self.lines[: len(lines)], self.audio[: len(audio)]
+        self.line_bytes -= sum(map(len, lines))
+        self.audio_bytes -= sum(map(len, audio))
+
     def write(self, lines: list[bytes], audio: list[bytes]) -> str | None:
         """Write in a thread; returns what went wrong, if anything did."""
         problem = None
         try:
-            if lines:
-                self.files.write_lines(b"".join(lines))
+            if self.head or lines:
+                self.files.write_lines(self.head + b"".join(lines))
+                self.head = b""
         except OSError as error:
             self.metrics.records_lost.labels("line").inc(len(lines))
             problem = error.strerror or type(error).__name__
@@ -142,8 +156,8 @@ class Records:
     def watch(self, facts: SessionFacts) -> SessionRecord:
         """Begin the record of a session."""
         files = RecordFiles(self._root, facts, self._audio or AudioKind.WAV)
-        record = SessionRecord(facts, files, self._metrics, self._audio is not None)
-        record.add(first_line(facts))
+        head = first_line(facts).encode()
+        record = SessionRecord(facts, files, self._metrics, self._audio is not None, head)
         self._records.append(record)
         return record
 
@@ -189,10 +203,11 @@ class Records:
         """Write all that waits. A disk that fails is told once a session, and the session goes on."""
         for record in tuple(self._records):
             is_closed = record.is_closed
-            if record.lines or record.audio:
-                lines, record.lines, record.line_bytes = record.lines, [], 0
-                audio, record.audio, record.audio_bytes = record.audio, [], 0
+            if record.waits:
+                # They are let go of once they are written: a cancellation comes before the thread.
+                lines, audio = record.lines.copy(), record.audio.copy()
                 problem = await self._in_thread(partial(record.write, lines, audio))
+                record.forget_written(lines, audio)
                 if problem is not None and not record.has_told:
                     record.has_told = True
                     get_logger().error(

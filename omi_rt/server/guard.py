@@ -80,10 +80,11 @@ class Guard:
         most = self._settings.max_uid_sessions
         if not uid:
             return
-        # One that is ending only waits for its last words: its device may be who comes back.
-        running = sum(session.uid == uid and session.takes_audio for session in sessions)
-        if 0 < most <= running:
-            raise TooManySessions(f"too many sessions of this uid: {running} of {most}")
+        if most:
+            # One that is ending only waits for its last words: its device may be who comes back.
+            running = sum(session.uid == uid and session.takes_audio for session in sessions)
+            if running >= most:
+                raise TooManySessions(f"too many sessions of this uid: {running} of {most}")
         if self.account.is_used_up(uid, self._today()):
             raise DayUsedUp(f"the day's {self._settings.daily_seconds} s of audio are used up")
 

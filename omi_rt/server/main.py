@@ -17,6 +17,7 @@ from omi_rt.codecs import open_decoder
 from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.errors import OmiRtError
+from omi_rt.core.forwarded import is_loopback_address
 from omi_rt.deepgram.connection import dial_tcp
 from omi_rt.deepgram.provider import make_provider
 from omi_rt.local.process import Room, run_local_recogniser
@@ -25,14 +26,14 @@ from omi_rt.log import get_logger, log_lines
 from omi_rt.metrics import Metrics
 from omi_rt.net.certificate import Certificate
 from omi_rt.net.http_client import open_http_client
-from omi_rt.net.listeners import open_listeners
+from omi_rt.net.listeners import open_listeners, raise_file_limit
 from omi_rt.net.poller import open_poller
 from omi_rt.profiles.commands import open_store
 from omi_rt.profiles.service import Profiles
 from omi_rt.records.commands import open_record_bucket, root_of
 from omi_rt.records.service import Records
 from omi_rt.records.uploads import Uploads
-from omi_rt.server.app import LISTEN_BACKLOG, Server, is_loopback_address, raise_file_limit
+from omi_rt.server.app import LISTEN_BACKLOG, Server
 from omi_rt.server.memory import calm_the_collector, default_backlog_bytes, keep_memory_low
 from omi_rt.server.pace import Pace
 from omi_rt.server.provider_watch import look_at_key, probe_provider

@@ -132,6 +132,7 @@ class Session:
             tell=self._tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
+            budget=shared.budget,
         )
         if request.is_transcribed_by_client:
             return transcript, ClientTranscriber(
@@ -185,6 +186,7 @@ class Session:
             self._resumable.forget(self)
             self.decoder.close()
             self.coverage.lose_pending()
+            self._transcript.voices.forget_all()
             self._report()
             for observer in self._observers:
                 observer.close()
@@ -195,6 +197,11 @@ class Session:
     def uid(self) -> str:
         """Whose session it is; empty where nobody was named."""
         return self._request.uid
+
+    @property
+    def needs_provider(self) -> bool:
+        """Whether it is transcribed here, and not by its client."""
+        return not self._request.is_transcribed_by_client
 
     @property
     def received_samples(self) -> int:

@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Final
 
 import trio
-from attrs import frozen
+from attrs import define, frozen
 
 from omi_rt.core.json import dumps
 from omi_rt.core.observers import Observer
@@ -26,7 +26,7 @@ from omi_rt.log import get_logger
 from omi_rt.net.post import NotPosted, PrivateAddress, post
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
     from random import Random
 
     from omi_rt.core.observers import SessionFacts
@@ -40,8 +40,14 @@ MAX_SEGMENTS: Final = 1000
 MAX_AUDIO_BYTES: Final = 4_194_304
 """Likewise."""
 POST_SECONDS: Final = 15.0
-MAX_POSTS: Final = 16
-"""At once, over all sessions: fewer than the client has connections, for others need it as well."""
+MAX_POSTS: Final = 8
+"""Of each kind at once, over all sessions: together fewer than the client has connections, for others need
+it as well. A receiver of audio that hangs holds up no words."""
+MAX_ALL_AUDIO_BYTES: Final = 268_435_456
+"""Of all sessions together, that wait to be posted or are on their way."""
+MAX_ENDED: Final = 2000
+"""Queues of sessions that have ended, which a receiver that hangs would let grow without end; what is
+queued beyond that is dropped when its session ends, and counted."""
 LAST_SECONDS: Final = 10.0
 """When the server ends: for what is still to be posted."""
 
@@ -67,11 +73,29 @@ class Hooks:
         return "Hooks(...)"
 
 
+@define
+class Waiting:
+    """What waits in the queues of all sessions."""
+
+    audio_bytes: int = 0
+    ended: int = 0
+    """Queues of sessions that have ended."""
+
+
 class SessionHooks(Observer):
     """Queues what one session tells."""
 
-    def __init__(self, facts: SessionFacts, hooks: Hooks, metrics: Metrics) -> None:
+    def __init__(
+        self, facts: SessionFacts, hooks: Hooks, metrics: Metrics, waiting: Waiting
+    ) -> None:
         self.facts = facts
+        self.queues = 0
+        """How many of its queues are being posted."""
+        self.scopes: list[trio.CancelScope] = []
+        """Of the tasks that do so."""
+        self.failing: set[Kind] = set()
+        """Whose last message was not taken, which has been told."""
+        self._waiting = waiting
         self.segments: deque[dict[str, object]] = deque()
         self.audio = bytearray()
         self.is_closed = False
@@ -81,7 +105,10 @@ class SessionHooks(Observer):
         layout = facts.audio_format
         self.chunk_bytes = 0
         if hooks.audio is not None:
-            self.chunk_bytes = int(hooks.audio.seconds * layout.sample_rate) * layout.frame_bytes
+            frames = int(hooks.audio.seconds * layout.sample_rate)
+            # A piece is whole when half of what may wait is there: the next comes while it is on its way.
+            most = MAX_AUDIO_BYTES // 2 // layout.frame_bytes
+            self.chunk_bytes = min(frames, most) * layout.frame_bytes
 
     def note(self, update: Update) -> None:
         """Queue segments."""
@@ -104,17 +131,41 @@ class SessionHooks(Observer):
         """Queue audio."""
         if not self.chunk_bytes:
             return
-        if len(self.audio) + len(payload) > MAX_AUDIO_BYTES:
+        size, all_bytes = len(payload), self._waiting.audio_bytes
+        if len(self.audio) + size > MAX_AUDIO_BYTES or all_bytes + size > MAX_ALL_AUDIO_BYTES:
             self._metrics.webhooks_dropped.labels(Kind.AUDIO.value).inc()
             return
         self.audio += payload
+        self._waiting.audio_bytes += size
         if len(self.audio) >= self.chunk_bytes:
             self.news.set()
 
     def close(self) -> None:
         """Let what is queued be posted; no more comes."""
         self.is_closed = True
+        if self._waiting.ended + self.queues > MAX_ENDED:
+            self._give_up()
+        self._waiting.ended += self.queues
         self.news.set()
+
+    def leave(self) -> None:
+        """Note that one of its queues is posted no longer."""
+        self.queues -= 1
+        if self.is_closed:
+            self._waiting.ended -= 1
+        if not self.queues:
+            self._waiting.audio_bytes -= len(self.audio)
+            self.audio.clear()
+
+    def _give_up(self) -> None:
+        """Drop what is queued, and what is on its way."""
+        for scope in self.scopes:
+            scope.cancel()
+        self._metrics.webhooks_dropped.labels(Kind.TRANSCRIPT.value).inc(len(self.segments))
+        self._metrics.webhooks_dropped.labels(Kind.AUDIO.value).inc(bool(self.audio))
+        self.segments.clear()
+        self._waiting.audio_bytes -= len(self.audio)
+        self.audio.clear()
 
     def take_audio(self) -> bytes:
         """Take the next stretch of audio that is whole, or the last; empty where there is none."""
@@ -134,18 +185,22 @@ class Webhooks:
         self._metrics = metrics
         self._random = random
         self._nursery: trio.Nursery | None = None
-        self._limit = trio.CapacityLimiter(MAX_POSTS)
+        self._waiting = Waiting()
+        self._limits = {kind: trio.CapacityLimiter(MAX_POSTS) for kind in Kind}
 
     def watch(self, facts: SessionFacts) -> SessionHooks:
         """Follow a session that begins."""
-        session = SessionHooks(facts, self._hooks, self._metrics)
+        session = SessionHooks(facts, self._hooks, self._metrics, self._waiting)
         if self._nursery is None:
             session.chunk_bytes = 0
-        else:
-            # Each kind has a task: audio that nobody takes holds up no words.
-            self._nursery.start_soon(self._post_transcript, session)
-            if self._hooks.audio is not None:
-                self._nursery.start_soon(self._post_audio, session)
+            return session
+        # Each kind has a task: audio that nobody takes holds up no words.
+        if self._hooks.transcript:
+            session.queues += 1
+            self._nursery.start_soon(self._post, self._post_transcript, session)
+        if self._hooks.audio is not None:
+            session.queues += 1
+            self._nursery.start_soon(self._post, self._post_audio, session)
         return session
 
     async def post_all(
@@ -160,9 +215,17 @@ class Webhooks:
             self._nursery = None
             nursery.cancel_scope.deadline = trio.current_time() + LAST_SECONDS
 
+    async def _post(
+        self, post_queue: Callable[[SessionHooks], Awaitable[None]], session: SessionHooks
+    ) -> None:
+        try:
+            with trio.CancelScope() as scope:
+                session.scopes.append(scope)
+                await post_queue(session)
+        finally:
+            session.leave()
+
     async def _post_transcript(self, session: SessionHooks) -> None:
-        if not self._hooks.transcript:
-            return
         url = with_query(self._hooks.transcript, uid=session.facts.uid)
         while True:
             await self._wait_for(session, lambda: bool(session.segments))
@@ -173,7 +236,7 @@ class Webhooks:
             segments = list(session.segments)
             session.segments.clear()
             body = dumps({"segments": segments, "session_id": session.facts.id}).encode()
-            await self._deliver(Kind.TRANSCRIPT, url, body, "application/json", session.facts.id)
+            await self._deliver(Kind.TRANSCRIPT, url, body, "application/json", session)
 
     async def _post_audio(self, session: SessionHooks) -> None:
         assert self._hooks.audio is not None
@@ -190,7 +253,10 @@ class Webhooks:
             data = session.take_audio()
             if not data:
                 return
-            await self._deliver(Kind.AUDIO, url, data, "application/octet-stream", session.facts.id)
+            try:
+                await self._deliver(Kind.AUDIO, url, data, "application/octet-stream", session)
+            finally:
+                self._waiting.audio_bytes -= len(data)
 
     async def _wait_for(self, session: SessionHooks, is_there: Callable[[], bool]) -> None:
         while not is_there() and not session.is_closed:
@@ -198,16 +264,37 @@ class Webhooks:
             session.news = trio.Event() if session.news.is_set() else session.news
             await session.news.wait()
 
-    async def _deliver(self, kind: Kind, url: str, body: bytes, form: str, session: str) -> None:
-        """Post one message, again if that may help; what fails in the end is counted, and logged."""
-        message_id = f"msg_{uuid.uuid4().hex}"
+    async def _deliver(
+        self, kind: Kind, url: str, body: bytes, form: str, session: SessionHooks
+    ) -> None:
+        """Post one message, again if that may help; what fails in the end is counted.
+
+        It is logged as well, but for a message that follows another one that failed. Cancelling this
+        counts it as failed.
+        """
+        outcome = "failed"
+        try:
+            reason = await self._try(kind, url, body, form)
+            if reason is None:
+                outcome = "delivered"
+                session.failing.discard(kind)
+        finally:
+            self._metrics.webhooks.labels(kind.value, outcome).inc()
+        if reason is not None and kind not in session.failing:
+            session.failing.add(kind)
+            get_logger().warning(
+                "webhook_failed", session=session.facts.id, kind=kind.value, reason=reason
+            )
+
+    async def _try(self, kind: Kind, url: str, body: bytes, form: str) -> str | None:
+        """Post one message `MAX_TRIES` times at most; returns why it was not taken, if it was not."""
+        message_id, reason = f"msg_{uuid.uuid4().hex}", "?"
         for failures in range(1, MAX_TRIES + 1):
             headers = {"Content-Type": form}
             if self._hooks.secret is not None:
                 headers |= sign(self._hooks.secret, message_id, int(time.time()), body)
-            reason = "?"
             try:
-                async with self._limit:
+                async with self._limits[kind]:
                     status = await post(
                         self._client,
                         url,
@@ -217,18 +304,15 @@ class Webhooks:
                         may_be_private=self._hooks.may_be_private,
                     )
             except PrivateAddress as error:
-                reason = str(error)
-                break
+                return str(error)
             except NotPosted as error:
                 reason = str(error)
             else:
                 if 200 <= status < 300:
-                    self._metrics.webhooks.labels(kind.value, "delivered").inc()
-                    return
+                    return None
                 reason = f"HTTP {status}"
                 if not is_worth_another_try(status):
-                    break
+                    return reason
             if failures < MAX_TRIES:
                 await trio.sleep(pause_before_retry(failures, self._random.random()))
-        self._metrics.webhooks.labels(kind.value, "failed").inc()
-        get_logger().warning("webhook_failed", session=session, kind=kind.value, reason=reason)
+        return reason
