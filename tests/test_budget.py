@@ -67,7 +67,7 @@ async def test_at_the_bound_who_holds_most_waits_and_loses_nothing(
         assert 0.5 * MIB < most < 1.2 * MIB
         assert [account["lost"] for account in ended.values()] == [0, 0, 0]
         assert [account["received"] for account in ended.values()] == [20.0] * 3
-        assert budget.held_bytes == 0
+        assert budget.backlog_bytes == 0
 
 
 async def test_without_memory_a_new_session_gets_503(autojump_clock: MockClock) -> None:
