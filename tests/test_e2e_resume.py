@@ -16,7 +16,7 @@ from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.fake import FaultScript, Script, random_script, synthesise
 from omi_rt.fake.faults import Drop
 from omi_rt.net.stream import open_tcp_stream
-from tests.line_drops import assert_whole
+from tests.line_drops import assert_same_speakers, assert_whole
 from tests.processes_e2e import (
     KEY,
     START_SECONDS,
@@ -155,6 +155,8 @@ async def test_twenty_transcripts_are_whole_where_lines_are_cut_on_both_sides(
         assert len(fake.connections) > SCHEDULES
     for each in played:
         assert_whole(each.segments, each.script, 0.001 if each.codec == "pcm16" else 0.030)
+        if "new session" not in each.errors:
+            assert_same_speakers(each.segments, each.script, fake)
         returns = each.errors.count("the connection was lost, and is back after")
         # A second cut may come before the device has noticed that it is back.
         assert min(1, each.cuts) <= returns <= each.cuts, each.errors
