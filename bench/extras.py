@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import wave
 from statistics import fmean, median
 from time import perf_counter_ns
@@ -27,6 +28,8 @@ WARM_UP_STREAMS = 2
 """The first sessions load what every later one shares."""
 MEMORY_SAMPLES = 5
 SETTLE_SECONDS = 3.0
+WAITING_SECONDS = 8.0
+"""For the last finals to come, and for the server to give freed memory back; less than a session waits."""
 CATCH_UP_SECONDS = 10.0
 """What is sent again is paced: a second of it takes four at 1.25 times real time."""
 PROFILE_SECONDS = 10.0
@@ -48,6 +51,8 @@ class MemoryFigures:
 
     running_without_pending: float
     """What the goal speaks of."""
+    waiting: float | None = None
+    """The device was lost after that, and its session waits for it; None for a server in which none does."""
 
 
 async def measure_memory(workshop: Workshop, server: Server, streams: int) -> MemoryFigures:
@@ -55,6 +60,8 @@ async def measure_memory(workshop: Workshop, server: Server, streams: int) -> Me
     async with open_rig(workshop, server, LINEAR16_20_MS) as rig:
         await rig.open_streams(WARM_UP_STREAMS)
         await trio.sleep(1.0)
+        if server.resumes:
+            await waiting_sessions(rig)  # which loads what a later look does not load again
         base = memory(rig.server.pid).pss
         await rig.open_streams(streams)
         await trio.sleep(1.0)
@@ -69,7 +76,28 @@ async def measure_memory(workshop: Workshop, server: Server, streams: int) -> Me
         per_stream = (fmean(running) - base) / streams
         kept = fmean(pending) / rig.streams + OVERLAP_SECONDS * BYTES_PER_SECOND
         audio = kept if server.keeps_audio else 0.0
-        return MemoryFigures((idle - base) / streams, per_stream, audio, per_stream - audio)
+        waiting = None
+        if server.resumes:
+            await rig.load.ask("vanish")
+            await trio.sleep(WAITING_SECONDS)
+            # The first streams wait as well, and have become larger since the base was taken.
+            sessions = await waiting_sessions(rig)
+            if sessions != rig.streams:
+                raise BenchError(f"{sessions} of {rig.streams} sessions wait for their devices")
+            waiting = (memory(rig.server.pid).pss - base) / streams
+        return MemoryFigures(
+            (idle - base) / streams, per_stream, audio, per_stream - audio, waiting
+        )
+
+
+async def waiting_sessions(rig: Rig) -> int:
+    """How many sessions of the server wait for their devices, by its metrics."""
+    stream = await trio.open_tcp_stream("127.0.0.1", rig.server.port)
+    async with stream:
+        await stream.send_all(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
+        answer = b"".join([part async for part in stream])
+    (found,) = re.findall(rb"^omi_rt_sessions_away ([\d.]+)$", answer, re.MULTILINE)
+    return int(float(found))
 
 
 @frozen

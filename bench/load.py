@@ -163,6 +163,14 @@ class Load:
         stream.transport.send(_BINARY, frame)
         return now
 
+    async def vanish(self) -> dict[str, Any]:
+        """Drop every connection without a word, as a device does that loses its network."""
+        streams = [stream for stream in self._streams.values() if stream.transport is not None]
+        for stream in streams:
+            assert stream.transport is not None
+            stream.transport.disconnect(graceful=False)
+        return {"vanished": len(streams)}
+
     async def state(self) -> dict[str, Any]:
         """How the streams are, and how late frames went out since the last time this was asked (ms)."""
         lateness = np.array(self._lateness or [0]) / 1e6
@@ -207,6 +215,7 @@ async def run(port: int, framing: Framing, authority: str | None) -> None:
         {
             "open": load.open,
             "start": load.start,
+            "vanish": load.vanish,
             "state": load.state,
             "save": load.save,
         }

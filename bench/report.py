@@ -206,8 +206,15 @@ def _memory_table(run: Records) -> str:
     rows = []
     for name in SERVERS:
         spreads = [run.spread(MEMORY, "", name, _in((key,))) for key in keys]
+        # No peer has a session that waits, and an older run did not measure it.
+        waiting = [
+            figures["waiting"]
+            for figures in run.figures(MEMORY, "", name).values()
+            if figures.get("waiting") is not None
+        ]
+        spreads.append(Spread.of(waiting))
         rows.append((name, *(_scaled(spread, 1 / KIBIBYTE) for spread in spreads)))
-    titles = ("idle", "running", "audio that is not final", "running without it")
+    titles = ("idle", "running", "audio that is not final", "running without it", "device lost")
     return _table(("", *titles), rows)
 
 

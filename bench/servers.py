@@ -25,6 +25,8 @@ class Server:
     """``{port}`` stands for the port."""
     keeps_audio: bool = False
     """Whether it holds audio until a final covers it, to send it again after a drop."""
+    resumes: bool = False
+    """Whether a session waits for a device that was lost."""
 
 
 def _peer(name: str, title: str, letter: str, module: str) -> Server:
@@ -41,6 +43,7 @@ SERVERS = {
             "ours",
             (sys.executable, "-m", "omi_rt", "serve", "--port", "{port}"),
             keeps_audio=True,
+            resumes=True,
         ),
         _peer(SDK, "FastAPI + uvicorn + deepgram-sdk 3", "(a)", "fastapi_sdk"),
         _peer(ASYNCIO, "FastAPI + uvloop + asyncio websockets", "(b)", "fastapi_asyncio"),

@@ -236,6 +236,9 @@ class Metrics:
         self.backlog_bytes = self._gauge(
             "backlog_bytes", "Memory that the audio kept by all sessions takes."
         )
+        self.outbox_bytes = self._gauge(
+            "outbox_bytes", "Memory that what all sessions were told takes, kept for resumes."
+        )
         self.sessions_ended = self._counter(
             "sessions_ended",
             "Sessions that ended.",

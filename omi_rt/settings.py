@@ -196,8 +196,8 @@ class Settings:
         "OMI_RT_BACKLOG_BYTES",
         integer_in(1_048_576, 1 << 50),
         0,
-        "bytes that the audio kept by all sessions may take together "
-        "(default a quarter of the memory of the machine or container)",
+        "bytes that what all sessions keep may take together: audio, and up to a quarter of it what "
+        "clients were told (default a quarter of the memory of the machine or container)",
     )
     send_timeout: float = _env(
         "OMI_RT_SEND_TIMEOUT",

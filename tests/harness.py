@@ -264,6 +264,7 @@ async def running_server(
         yield world
         await world.sessions_ended()
         server.assert_balanced()
+        assert budget.held_bytes == budget.outbox_bytes == 0, "an ended session holds no memory"
         nursery.cancel_scope.cancel()
 
 

@@ -74,7 +74,7 @@ async def test_at_the_bound_who_holds_most_waits_and_loses_nothing(
         assert 0.5 * MIB < most < 1.2 * MIB
         assert [account["lost"] for account in ended.values()] == [0, 0, 0]
         assert [account["received"] for account in ended.values()] == [20.0] * 3
-        assert budget.held_bytes == 0
+        assert budget.backlog_bytes == 0
 
 
 async def test_without_memory_a_new_session_gets_503(autojump_clock: MockClock) -> None:
@@ -144,7 +144,7 @@ async def test_clips_of_the_speakers_count_and_go_with_their_session(
             # Of two speakers, as long as a clip may be each; the first speech is let go of by then.
             assert 60_000 < voices.held_bytes <= 2 * 7 * 16_000
             backlog = device.session.coverage.backlog
-            assert world.server.budget.held_bytes == voices.held_bytes + backlog.held_bytes
+            assert world.server.budget.backlog_bytes == voices.held_bytes + backlog.held_bytes
             await device.finish()
         await world.sessions_ended()
         assert world.server.budget.held_bytes == 0

@@ -7,6 +7,7 @@ import pty
 import re
 import signal
 import sys
+from itertools import groupby
 
 import pytest
 import trio
@@ -35,6 +36,8 @@ class Heard:
     demo: list[Finished] = field(factory=list)
     unread_demo: list[Finished] = field(factory=list)
     """Whose standard output nobody reads."""
+    unplugged_demo: list[Finished] = field(factory=list)
+    """Whose lines are cut on both sides of the server."""
     stream: list[Finished] = field(factory=list)
     server_said: str = ""
     recogniser: set[int] = field(factory=set)
@@ -44,7 +47,7 @@ class Heard:
 
 @pytest.fixture(scope="module")
 def heard() -> Heard:
-    """Two demos, and beside them a server and a device: all take as long as the sample."""
+    """Demos, and beside them a server and a device: all take as long as the sample."""
     result = Heard()
 
     async def run_demo() -> None:
@@ -57,6 +60,8 @@ def heard() -> Heard:
             result.unread_demo.append(await run("demo", within=60, stdout=write_end))
         finally:
             os.close(write_end)
+        # That one ended with its first segment, so these do not add up.
+        result.unplugged_demo.append(await run("demo", "--unplug", within=60))
 
     async def serve_and_stream() -> None:
         with sample_wav() as path:
@@ -114,6 +119,21 @@ def test_the_demo_prints_segments_and_a_summary_with_nothing_lost(heard: Heard) 
     assert rows["audio"].strip() == "11.2 s"
     assert rows["speakers"].strip() == "2; the recording has 2"
     assert int(rows["segments"]) == len(segments.splitlines())
+    assert int(rows["words right"].strip().rstrip("%")) >= 100 * AT_LEAST
+
+
+def test_a_demo_whose_lines_are_cut_tells_the_same_words_by_the_same_speakers(
+    heard: Heard,
+) -> None:
+    (unplugged,) = heard.unplugged_demo
+    assert unplugged.status == 0, unplugged.errors
+    assert unplugged.errors.count("the connection was lost, and is back after") == 3
+    segments, _, summary = unplugged.output.rpartition("\n\n")
+    turns = [number for number, _ in groupby(re.findall(r"SPEAKER_(\d\d)", segments))]
+    assert turns == ["00", "01", "00", "01", "00"]
+    rows = dict(line.split("  ", maxsplit=1) for line in summary.splitlines())
+    assert rows["cut"].strip() == "3 times, on both sides of the server"
+    assert rows["seconds lost"].strip() == "0"
     assert int(rows["words right"].strip().rstrip("%")) >= 100 * AT_LEAST
 
 

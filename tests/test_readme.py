@@ -23,7 +23,7 @@ from omi_rt.local.wire import progress_message
 from omi_rt.server.line import UNDECODABLE_IN_A_ROW
 from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 from tests.processes_e2e import KEY, environment, fake_in_process, serving
-from tests.test_identities import STRANGER, USER, conversation, stored
+from tests.test_identities import ANNA, BEN, STRANGER, USER, conversation, stored
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -95,7 +95,8 @@ async def all_messages() -> list[Any]:
     """What devices get in sessions in which everything happens."""
     messages: list[Any] = []
     faults = FaultScript.of([], [Close(code=1011, reason="net0001", after_audio=60.0)])
-    script = conversation((STRANGER, USER), 120.0)
+    # More speakers than are heard again before the audio that follows a lost connection.
+    script = conversation((STRANGER, USER, ANNA, BEN), 120.0)
     async with (
         listening_server(profiles=stored(), options=Options(seed=2), faults=faults) as (world, _),
         world.device() as device,

@@ -133,6 +133,43 @@ async def test_what_fell_out_of_the_store_is_told_as_a_gap(
     assert second.numbers
 
 
+async def test_where_all_stores_together_are_full_who_was_told_much_is_told_of_a_gap(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omi_rt.core.budget._OUTBOX_SHARE", 0.008)
+    most = int(0.008 * 1_048_576)
+    async with listening_server(backlog_bytes=1_048_576) as (world, _fake):
+        budget, held = world.server.budget, 0
+        async with world.device(uid="quiet") as quiet, world.device() as first:
+            quiet_secret, secret = await until_ready(quiet), await until_ready(first)
+            async with trio.open_nursery() as nursery:
+
+                async def watch() -> None:
+                    nonlocal held
+                    while True:
+                        held = max(held, budget.outbox_bytes)
+                        await trio.sleep(0.1)
+
+                nursery.start_soon(watch)
+                for _ in range(3):
+                    await first.stream_audio(PCM, SECOND)
+                nursery.cancel_scope.cancel()
+            assert f"omi_rt_outbox_bytes {float(budget.outbox_bytes)}" in world.exposition()
+            await drop(first)
+            await drop(quiet)
+            async with resuming(world, secret, after=0) as second:
+                await second.finish()
+            async with world.device(uid="quiet", resume=quiet_secret, after=0) as again:
+                await again.finish()
+    assert most / 3 < held <= most
+    missing = second.event("messages_missing")
+    assert missing["first"] == 1
+    assert second.numbers == list(range(missing["last"] + 1, second.numbers[-1] + 1))
+    assert second.segments
+    assert again.events("messages_missing") == []
+    assert again.numbers == list(range(1, again.numbers[-1] + 1))
+
+
 # Audio
 
 

@@ -12,6 +12,7 @@ from omi_rt.client.device import DEVICE_CODECS, DeviceMessage
 from omi_rt.client.kept import MAX_KEPT_SECONDS, KeptAudio
 from omi_rt.codecs.opus import OpusEncoder, packet_samples
 from omi_rt.codecs.resent import ResentPackets, resent
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.json import dumps, loads
 from omi_rt.core.listen import OPUS_SAMPLE_RATES, ListenRequest
 from omi_rt.core.outbox import MAX_OUTBOX_BYTES, MissingNumbers, Outbox
@@ -121,6 +122,61 @@ def test_the_store_is_bounded_and_says_what_it_has_not() -> None:
     assert outbox.missing_after(first.first - 1) is None
     assert outbox.missing_after(3000) is None
     assert "x" not in repr(first)
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(0, 5), st.integers(0, 900), st.booleans()), min_size=1, max_size=200
+    )
+)
+def test_all_stores_together_are_bounded_and_what_is_kept_and_what_is_missing_is_everything(
+    steps: list[tuple[int, int, bool]],
+) -> None:
+    budget = BacklogBudget(20_000)
+    budget.held_bytes = 3_000  # of backlogs
+    outboxes = [Outbox(budget) for _ in range(6)]
+    for which, size, closes in steps:
+        outbox = outboxes[which]
+        if closes and size < 50:
+            outbox.close()
+            assert outbox.held_bytes == 0
+            outbox = outboxes[which] = Outbox(budget)
+        outbox.keep(1, dumps(outbox.number({"text": "x" * size})), 0.0)
+        assert budget.outbox_bytes == sum(each.held_bytes for each in outboxes) <= 5_000
+        assert budget.backlog_bytes == 3_000
+        # What it holds is no more than what is left for the others.
+        assert outbox.held_bytes <= 5_000 - budget.outbox_bytes
+        missing = outbox.missing_after(0)
+        first = 1 if missing is None else missing.last + 1
+        kept = [each.first for each in outbox.take_after(first - 1, 1 << 20)]
+        assert kept == list(range(first, outbox.last_seq + 1))
+        assert missing is None or missing.first == 1
+    for outbox in outboxes:
+        outbox.close()
+        outbox.close()
+    assert (budget.held_bytes, budget.outbox_bytes) == (3_000, 0)
+
+
+def test_who_was_told_little_keeps_it_where_another_was_told_much() -> None:
+    budget = BacklogBudget(40_000)
+    chatty, quiet = Outbox(budget), Outbox(budget)
+    for number in range(1000):
+        chatty.keep(1, dumps(chatty.number({"text": "x" * 100})), 0.0)
+        if number % 200 == 0:
+            quiet.keep(1, dumps(quiet.number({"text": "hello"})), 0.0)
+    assert quiet.missing_after(0) is None
+    assert chatty.missing_after(0) is not None
+    assert 4_000 < chatty.held_bytes <= 5_000
+
+
+def test_where_all_of_the_last_minute_fell_out_the_gap_is_told_for_a_minute() -> None:
+    outbox = Outbox(BacklogBudget(100))
+    outbox.keep(1, dumps(outbox.number({"text": "hello"})), 10.0)
+    assert outbox.held_bytes == 0
+    assert outbox.recent(70.0) == 0
+    assert outbox.missing_after(outbox.recent(70.0)) == MissingNumbers(1, 1)
+    assert outbox.recent(70.1) == 1
+    assert outbox.missing_after(outbox.recent(70.1)) is None
 
 
 def test_recent_is_what_was_told_in_the_last_minute() -> None:

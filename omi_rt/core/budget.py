@@ -1,4 +1,4 @@
-"""What audio all sessions may hold together, and who is not read while there is little left."""
+"""What all sessions may hold in memory together: who is not read, and who forgets, while there is little left."""
 
 from __future__ import annotations
 
@@ -12,6 +12,8 @@ _SCARCE_SHARE: Final = 0.5
 """Once this share of the capacity is held, sessions ask whether their devices may be read."""
 _FULL_SHARE: Final = 0.9
 """Once this share of the capacity is held, there is no room for a new session."""
+_OUTBOX_SHARE: Final = 0.25
+"""All outboxes together may hold this share of the capacity, for nobody drains them while a session lasts."""
 _UNDRAINED_SECONDS: Final = 10.0
 """A backlog that no final has trimmed for this long is not being drained; in speech finals are closer
 together."""
@@ -19,19 +21,22 @@ _UNBOUNDED: Final = 1 << 62
 
 
 class BacklogBudget:
-    """The bytes of audio that sessions hold, and their bound: backlogs, and clips of the speakers.
+    """The bytes that backlogs, clips of the speakers and outboxes hold, and their bound.
 
     A backlog may grow as long as it holds less than a share of what is still free. So those that
     hold most stop first, those that nobody drains at a quarter of what the others may have, and a
-    small one grows until nearly all is used; together they never reach the bound.
+    small one grows until nearly all is used; together they never reach the bound. Outboxes go by the same
+    rule, within a share of their own: they let go of what is oldest.
     """
 
-    __slots__ = ("capacity_bytes", "held_bytes")
+    __slots__ = ("capacity_bytes", "held_bytes", "outbox_bytes")
 
     def __init__(self, capacity_bytes: int = _UNBOUNDED) -> None:
         self.capacity_bytes = capacity_bytes
         self.held_bytes = 0
         """Bytes that all of them hold together; they keep this number themselves."""
+        self.outbox_bytes = 0
+        """Those of them that outboxes hold."""
 
     @property
     def is_scarce(self) -> bool:
@@ -42,6 +47,20 @@ class BacklogBudget:
     def is_full(self) -> bool:
         """Whether new sessions are to be refused."""
         return self.held_bytes >= _FULL_SHARE * self.capacity_bytes
+
+    @property
+    def backlog_bytes(self) -> int:
+        """Bytes that all hold together but for the outboxes."""
+        return self.held_bytes - self.outbox_bytes
+
+    def hold_for_outbox(self, size: int) -> None:
+        """Note that an outbox holds ``size`` bytes more, or fewer where that is negative."""
+        self.held_bytes += size
+        self.outbox_bytes += size
+
+    def outbox_is_over(self, held_bytes: int) -> bool:
+        """Whether an outbox that holds ``held_bytes`` is to let go of some: it has more than is free."""
+        return held_bytes > _OUTBOX_SHARE * self.capacity_bytes - self.outbox_bytes
 
     def has_room_for(self, held_bytes: int, *, is_drained: bool) -> bool:
         """Whether a backlog that holds ``held_bytes`` may take more."""

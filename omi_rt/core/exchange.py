@@ -9,8 +9,8 @@ What goes up, in this order of precedence:
 
 * control messages that are due: KeepAlive, Finalize;
 * the lead-in, then one Finalize, while the epoch is primed;
-* once the epoch is live the lead-in's tail, the overlap before the watermark, and the session's audio,
-  at `UPSTREAM_RATE` at most;
+* once the epoch is live the lead-in's tail, or what is left of a short lead-in, then the overlap before
+  the watermark, and the session's audio, at `UPSTREAM_RATE` at most;
 * a little silence, where no audio has come for `FIRST_AUDIO_SECONDS`;
 * CloseStream, when the audio has ended and all of it has gone up.
 """
@@ -60,6 +60,7 @@ if TYPE_CHECKING:
     from omi_rt.core.lead_in import LeadIn, LeadInPart
     from omi_rt.core.ledger import Cost
     from omi_rt.core.patience import Patience
+    from omi_rt.core.short_lead_in import ShortLeadIn
 
 KEEP_ALIVE_SECONDS = 4.0
 """KeepAlive goes up when nothing else has for this long; Deepgram closes with NET-0001 after 10 s."""
@@ -143,7 +144,7 @@ class Exchange:
         cost: Cost,
         send_timeout: float,
         now: float,
-        lead_in: LeadIn | None = None,
+        lead_in: LeadIn | ShortLeadIn | None = None,
     ) -> None:
         self.phase = Phase.DIALLING
         self.timeline = Timeline(coverage.audio_format)
@@ -201,21 +202,24 @@ class Exchange:
         if self._lead_in is not None:
             self._voices = self._pieces(self._lead_in.parts())
 
-    def go_live(self, *, is_planned: bool) -> None:
+    def go_live(self, *, is_planned: bool, keeps_lead_in: bool = False) -> None:
         """Send the session's audio from the lowest watermark on, and the overlap before it first.
 
-        ``is_planned`` is a switch from an epoch that was still good: what goes up again because of it
-        is counted as overlap, not as replay.
+        Args:
+            is_planned: a switch from an epoch that was still good: what goes up again because of it
+                is counted as overlap, not as replay.
+            keeps_lead_in: whether all of the lead-in goes up before that; otherwise only its tail does.
         """
         self.phase = after(self.phase, Step.GO_LIVE)
         self.timeline.begin(self._coverage)
         self._cursor = self._coverage.watermark
         self._overlap.extend(self._coverage.overlap_before(self._cursor, self._message_samples))
         self._is_planned = is_planned
-        self._piece = self._voices = None
-        if self._lead_in is not None:
-            self._voices = self._pieces(self._lead_in.tail())
-            self._lead_in = None
+        if not keeps_lead_in:
+            self._piece = self._voices = None
+            if self._lead_in is not None:
+                self._voices = self._pieces(self._lead_in.tail())
+        self._lead_in = None
 
     def finish(self) -> None:
         """Send what is left of the session's audio, then CloseStream."""

@@ -336,19 +336,36 @@ class VoiceClips:
         Speakers in ``without`` are left out. Where room is short it is shared, as long as each share is
         long enough to win a label.
         """
-        least = self._format.samples(MIN_ANCHOR_SECONDS)
-        speakers = [
-            number
-            for number, clip in self._clips.items()
-            if number not in without and self.length(clip.pieces) >= least
-        ]
-        speakers.reverse()
+        speakers = [number for number in self.recognisable if number not in without]
         speakers.sort(key=lambda number: number in self.identified)
         speakers = speakers[: room // self._format.samples(_LEAST_SHARE_SECONDS)]
         if not speakers:
             return []
         share = min(self._format.samples(SPEAKER_SECONDS), room // len(speakers))
         return [(n, self._latest(self._clips[n].pieces, share)) for n in speakers]
+
+    def last_of(self, speaker: int, seconds: float) -> list[_Piece]:
+        """The last ``seconds`` of what is kept of a speaker; the first piece may begin inside a word."""
+        pieces = self._clips[speaker].pieces
+        first = len(pieces) - 1
+        while first > 0 and self.length(pieces[first:]) < self._format.samples(seconds):
+            first -= 1
+        last = pieces[first:]
+        excess = self.length(last) - self._format.samples(seconds)
+        if excess <= 0:
+            return last
+        begin = evolve(
+            last[0],
+            payload=last[0].payload[excess * self._format.frame_bytes :],
+            position=last[0].position + excess,
+        )
+        return [begin, *last[1:]] if begin.payload else last[1:]
+
+    @property
+    def recognisable(self) -> list[int]:
+        """The speakers who were heard for long enough to win a label, those heard last first."""
+        least = self._format.samples(MIN_ANCHOR_SECONDS)
+        return [n for n, clip in reversed(self._clips.items()) if self.length(clip.pieces) >= least]
 
     def recording(self, speaker: int) -> bytes:
         """What is kept of a speaker, as one channel of linear16 with short pauses; empty for nothing."""

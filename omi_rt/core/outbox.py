@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from itertools import takewhile
 from typing import Any
 
 from attrs import frozen
 
+from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.json import dumps, loads
 
 MAX_OUTBOX_BYTES = 1_048_576
 RECENT_SECONDS = 60.0
 """So much is told again to a client that does not say what it has."""
+_UNBOUNDED = 1 << 62
 _ENTRY_BYTES = 200
 """Of memory beside the text: the entry, and the headers of its objects."""
 
@@ -46,14 +49,19 @@ class MissingNumbers:
 
 
 class Outbox:
-    """Numbers the messages of one session from 1, and keeps the last of them."""
+    """Numbers the messages of one session from 1, and keeps the last of them.
 
-    __slots__ = ("_bytes", "_is_kept", "_kept", "last_seq")
+    It keeps `MAX_OUTBOX_BYTES` at most, and less where the outboxes of all sessions together hold much.
+    """
 
-    def __init__(self, *, is_kept: bool = True) -> None:
+    __slots__ = ("_budget", "_bytes", "_fell_out_at", "_is_kept", "_kept", "last_seq")
+
+    def __init__(self, budget: BacklogBudget | None = None, *, is_kept: bool = True) -> None:
         """Start at 0. Where messages are not kept, they are numbered only."""
         self.last_seq = 0
         self._is_kept = is_kept
+        self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
+        self._fell_out_at = -math.inf
         self._kept: deque[Kept] = deque()
         self._bytes = 0
 
@@ -78,9 +86,19 @@ class Outbox:
         if not self._is_kept:
             return
         self._kept.append(Kept(self.last_seq - count + 1, self.last_seq, text, now))
-        self._bytes += len(text) + _ENTRY_BYTES
-        while self._bytes > MAX_OUTBOX_BYTES:
-            self._bytes -= len(self._kept.popleft().text) + _ENTRY_BYTES
+        self._hold(len(text) + _ENTRY_BYTES)
+        while self._kept and (
+            self._bytes > MAX_OUTBOX_BYTES or self._budget.outbox_is_over(self._bytes)
+        ):
+            oldest = self._kept.popleft()
+            self._fell_out_at = oldest.told_at
+            self._hold(-len(oldest.text) - _ENTRY_BYTES)
+
+    def close(self) -> None:
+        """Let go of everything, because nobody can come back for it. It may be called twice."""
+        self._is_kept = False
+        self._kept.clear()
+        self._hold(-self._bytes)
 
     def missing_after(self, seq: int) -> MissingNumbers | None:
         """What of the numbers after ``seq`` is not kept any more."""
@@ -103,7 +121,7 @@ class Outbox:
     def recent(self, now: float) -> int:
         """The number after which everything was told in the last `RECENT_SECONDS`.
 
-        Where messages fell out of the store within that time, they are after it as well.
+        Where messages fell out of the store that were told within that time, they are after it as well.
         """
         oldest = self.last_seq + 1
         for each in reversed(self._kept):
@@ -111,4 +129,8 @@ class Outbox:
                 return oldest - 1
             oldest = each.first
         # Everything that is kept is recent: what fell out may be as well.
-        return 0 if self._kept else self.last_seq
+        return 0 if now - self._fell_out_at <= RECENT_SECONDS else oldest - 1
+
+    def _hold(self, size: int) -> None:
+        self._bytes += size
+        self._budget.hold_for_outbox(size)

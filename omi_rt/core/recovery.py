@@ -41,6 +41,9 @@ final."""
 COST_OF_SILENCE = 3
 """A connection that ignored CloseStream costs this many tries, because it took 10 s to find out."""
 
+IDLE_EPOCHS = 2
+"""After this many connections in a row that moved no watermark, the next begins with the session's audio."""
+
 
 @frozen
 class EpochEnd:
@@ -58,6 +61,8 @@ class EpochEnd:
     """Seconds of the session's audio that have no final, now that the epoch is over."""
     has_progressed: bool = False
     """Whether it moved a watermark."""
+    lacks_times: bool = False
+    """Whether none of its finals said what it covers."""
     misses_speech: bool = False
     """Whether speech went up and got no final."""
     has_metadata: bool = False
@@ -98,19 +103,38 @@ class Recovery:
         random: for the back-off's jitter.
     """
 
-    __slots__ = ("_backoff", "_close_tries", "_has_renewed", "absence", "patience")
+    __slots__ = (
+        "_backoff",
+        "_close_tries",
+        "_has_renewed",
+        "_idle_epochs",
+        "_lacks_times",
+        "absence",
+        "patience",
+    )
 
     def __init__(self, patience: Patience, absence: Absence, random: Random) -> None:
         self.patience = patience
         self.absence = absence
         self._backoff = Backoff(random)
         self._has_renewed = False
+        self._idle_epochs = 0
+        self._lacks_times = False
         self._close_tries = CLOSE_TRIES
 
     @property
     def is_failing(self) -> bool:
         """Whether the provider has failed since it last sent Results."""
         return self._backoff.failures > 0
+
+    @property
+    def may_lead_in(self) -> bool:
+        """Whether the session's audio may wait for a short lead-in on the next connection.
+
+        It may not after `IDLE_EPOCHS`, so that a line which is cut every few seconds still gets on; nor
+        where finals had no times, by which the words of a lead-in are told from the session's.
+        """
+        return self._idle_epochs < IDLE_EPOCHS and not self._lacks_times
 
     def note_open(self) -> None:
         """Note an open connection, which shows that the credential is good."""
@@ -135,6 +159,8 @@ class Recovery:
         """Decide what follows the session's own epoch."""
         if end.was_open:
             self.absence.note_epoch_end(progressed=end.has_progressed)
+            self._idle_epochs = 0 if end.has_progressed else self._idle_epochs + 1
+            self._lacks_times |= end.lacks_times
         else:
             self.absence.note_failed_dial()
         if end.is_done:

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from omi_rt.core.exchange import Exchange
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.short_lead_in import ShortLeadIn
     from omi_rt.deepgram.connection import Connection
     from omi_rt.deepgram.provider import Provider
 
@@ -77,7 +78,7 @@ class Epoch:
         exchange: Exchange,
         cause: DialCause,
         tell: Callable[[Epoch, EpochNews], None],
-        lead_in: LeadIn | None = None,
+        lead_in: LeadIn | ShortLeadIn | None = None,
         *,
         gives_way: bool = False,
     ) -> None:

@@ -1,6 +1,7 @@
 """Primes epochs: lets Deepgram hear the known voices first, in the background, and hands over.
 
-The session meanwhile goes on over its plain epoch, so no word waits.
+The session meanwhile goes on over its plain epoch, so no word waits. The one thing that words wait for is
+the short lead-in of a redial (`omi_rt.core.short_lead_in`), whose cost is counted here as well.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ from omi_rt.core.lead_in import (
     LEAD_IN_SECONDS,
     LeadIn,
 )
+from omi_rt.core.short_lead_in import ShortLeadIn, make_short_lead_in
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.votes import Vote, count_votes
 
@@ -87,6 +89,8 @@ class Primer:
         self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
         self._wanted = trio.Event()
         self._relabel = False
+        self._has_stored_voices = False
+        self._short_are_of_use = True
         self._follow_ups = 0
         self._has_told = False
         self._has_failed = False
@@ -100,6 +104,33 @@ class Primer:
         self._relabel |= relabel
         self._follow_ups = 0
         self._wanted.set()
+
+    def make_short(self) -> ShortLeadIn | None:
+        """Return a lead-in for a redial, which the session's audio follows at once; None where none fits.
+
+        Call `note_short_begun` when it is to go up, and `note_short_heard` when it has been heard.
+        """
+        if not (self._provider.tells_speakers_apart and self._short_are_of_use):
+            return None
+        lead_in = make_short_lead_in(self._voices, self._format)
+        if lead_in is None or self._allowance.delay(lead_in.seconds, trio.current_time()) > 0.0:
+            return None
+        return lead_in
+
+    def note_short_begun(self, lead_in: ShortLeadIn) -> None:
+        """Count what a short lead-in costs, now that it goes up."""
+        self._voices.forget_early()
+        self._allowance.take(lead_in.seconds)
+
+    def note_short_heard(self, recognised: float) -> None:
+        """Note the share of the voices that were recognised.
+
+        Unless it is 1.0 and no voice is stored, an epoch is primed in the background as well. Where it is
+        0.0, no other short lead-in follows in this session.
+        """
+        self._short_are_of_use = recognised > 0.0
+        if self._has_stored_voices or recognised < 1.0:
+            self.want(relabel=True)
 
     async def run(self) -> None:
         """Prime and hand over, again after every reconnect. Cancelling drops what is being primed."""
@@ -130,6 +161,7 @@ class Primer:
             failure = str(error)
         if self._relabel or not known:
             self._voices.forget_early()
+        self._has_stored_voices |= bool(known)
         if known:
             failure = None
         elif not self._relabel:

@@ -27,8 +27,10 @@ from omi_rt.core.patience import Patience
 from omi_rt.core.phase import Phase
 from omi_rt.core.recovery import EpochEnd, Finish, Recovery, Redial
 from omi_rt.core.requests import ConfigureRequest, FinalizeRequests
+from omi_rt.core.short_lead_in import ShortLeadIn
 from omi_rt.core.token_bucket import UPSTREAM_RATE
 from omi_rt.core.updates import Configured, Final, SpeechBegan, SpeechPaused
+from omi_rt.core.votes import count_votes
 from omi_rt.deepgram.epoch import Epoch, Opened
 from omi_rt.deepgram.lateness import LatenessReport
 from omi_rt.deepgram.primer import Primer
@@ -117,6 +119,8 @@ class Transcriber:
         """The session's own epoch, from its dial to its end. Only its finals count."""
         self._sent_until = 0
         self._has_dialled = False
+        self._unheard: ShortLeadIn | None = None
+        """The short lead-in in front of the session's audio, until a final covers any of that."""
         self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
@@ -254,9 +258,12 @@ class Transcriber:
         return None
 
     async def _dial_own(self) -> Epoch:
-        lead_in: LeadIn | None = None
+        lead_in: LeadIn | ShortLeadIn | None = None
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
+        elif self._primer is not None and self._recovery.may_lead_in and self._may_wait_for_work:
+            # Where the end of the session has a limit, its last words have no time to wait.
+            lead_in = self._primer.make_short()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
         return self._start(lead_in, cause, gives_way=False)
@@ -265,7 +272,9 @@ class Transcriber:
         """Dial an epoch beside the session's own."""
         return self._start(lead_in, cause, gives_way=True)
 
-    def _start(self, lead_in: LeadIn | None, cause: DialCause, *, gives_way: bool) -> Epoch:
+    def _start(
+        self, lead_in: LeadIn | ShortLeadIn | None, cause: DialCause, *, gives_way: bool
+    ) -> Epoch:
         assert self._nursery is not None
         exchange = Exchange(
             self._coverage,
@@ -311,7 +320,8 @@ class Transcriber:
         self._absence.note_open()
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
-        epoch.exchange.go_live(is_planned=is_planned)
+        self._unheard = epoch.lead_in if isinstance(epoch.lead_in, ShortLeadIn) else None
+        epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=self._unheard is not None)
         self._finalize_sent = None
         self._pass_finalize()
         if self._audio_ended:
@@ -352,7 +362,11 @@ class Transcriber:
     def _take_open(self, epoch: Epoch) -> None:
         self._recovery.note_open()
         self._report.log_open(epoch)
-        if epoch.lead_in is None:
+        if isinstance(epoch.lead_in, ShortLeadIn):
+            if self._primer is not None:
+                self._primer.note_short_begun(epoch.lead_in)
+            self._go_live(epoch, is_planned=False)
+        elif epoch.lead_in is None:
             lost_labels = self._has_served
             self._go_live(epoch, is_planned=False)
             if self._primer is not None:
@@ -371,7 +385,12 @@ class Transcriber:
             # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
-        if epoch.exchange.timeline.lead_in_words:
+        if self._unheard is not None:
+            if final.heard.covered is None and not final.heard.words:
+                # A final of the lead-in alone is for the votes alone.
+                return
+            self._learn_from(self._unheard, epoch)
+        elif epoch.exchange.timeline.lead_in_words:
             self._recall(epoch, final)
         self._transcript.narrate(
             epoch.labels,
@@ -384,6 +403,16 @@ class Transcriber:
         )
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
+
+    def _learn_from(self, lead_in: ShortLeadIn, epoch: Epoch) -> None:
+        """Learn who has which label, before the first words that have them are told."""
+        self._unheard = None
+        timeline, labels = epoch.exchange.timeline, epoch.labels
+        votes = count_votes(timeline.lead_in_words, self._coverage.audio_format.sample_rate)
+        timeline.lead_in_words.clear()
+        self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
+        if self._primer is not None:
+            self._primer.note_short_heard(lead_in.recognised(votes, labels.contested))
 
     def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
         words = epoch.exchange.timeline.take_lead_in_words(final.heard)
@@ -493,6 +522,7 @@ class Transcriber:
             can_renew=self._provider.credentials.is_renewable,
             rest_seconds=self._coverage.audio_format.seconds(backlog.end - backlog.start),
             has_progressed=exchange.has_progressed,
+            lacks_times=exchange.timeline.lacks_times,
             misses_speech=exchange.misses_speech,
             has_metadata=exchange.metadata is not None,
             ignored_close=exchange.ignored_close,

@@ -55,7 +55,8 @@ class Server:
         """Set when a session has ended; a new one is made for the next."""
         self._connection_left = trio.Event()
         metrics.max_sessions.set(shared.settings.max_sessions)
-        metrics.backlog_bytes.set_function(lambda: shared.budget.held_bytes)
+        metrics.backlog_bytes.set_function(lambda: shared.budget.backlog_bytes)
+        metrics.outbox_bytes.set_function(lambda: shared.budget.outbox_bytes)
         metrics.sessions_away.set_function(lambda: shared.resumable.waiting)
         metrics.lag.set_function(lambda: self.guard.lag)
         metrics.draining.set_function(self._draining.is_set)

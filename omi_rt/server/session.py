@@ -93,7 +93,9 @@ class Session:
         self._resumable = shared.resumable
         self._tells_status = opening.face.tells_status or wish.is_spoken
         self._way_back = WayBack(self, shared.resumable if settings.resume_seconds else None)
-        self.outbox = Outbox(is_kept=self._tells_status and settings.resume_seconds > 0)
+        self.outbox = Outbox(
+            shared.budget, is_kept=self._tells_status and settings.resume_seconds > 0
+        )
         self._resumes: TokenBucket | None = None
         self._nursery: trio.Nursery | None = None
         self._wish = wish
@@ -190,6 +192,7 @@ class Session:
             self._report()
             for observer in self._observers:
                 observer.close()
+            self.outbox.close()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await self._line.abort(self._ending.close_code, self._ending.reason)
 
