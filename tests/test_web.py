@@ -162,6 +162,47 @@ def test_the_page_names_no_foreign_address_and_has_no_script_or_style_of_its_own
         assert "innerHTML" not in text
 
 
+def luminance(colour: str) -> float:
+    """The relative luminance of WCAG 2, of ``#rgb`` or ``#rrggbb``."""
+    digits = colour.lstrip("#")
+    parts = [each * 2 for each in digits] if len(digits) == 3 else re.findall("..", digits)
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (int(part, 16) / 255 for part in parts)
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(colour: str, ground: str, share: float) -> str:
+    """A colour over a ground, as ``color-mix`` in sRGB has it."""
+    pairs = [re.findall("..", each.lstrip("#")) for each in (colour, ground)]
+    parts = [int(c, 16) * share + int(g, 16) * (1 - share) for c, g in zip(*pairs, strict=True)]
+    return "#" + "".join(f"{round(part):02x}" for part in parts)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_whatever_is_written_can_be_read(theme: int) -> None:
+    style = (files(omi_rt) / "web" / "page.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", block))
+    voices = [name for name in colours if name.startswith("voice-")]
+    assert len(voices) == 8
+    own = mixed(colours["accent"], colours["page"], 0.09)  # behind one's own words
+    for name in ["ink", "soft", "good", "warn", "bad", "accent", *voices]:
+        for ground in (colours["page"], colours["card"]):
+            assert contrast(colours[name], ground) >= 4.5, (name, ground)
+    for name in ("ink", "soft", "accent"):
+        assert contrast(colours[name], own) >= 4.5, name
+    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+    assert contrast(colours["edge"], colours["card"]) >= 3
+    assert contrast(colours["edge"], colours["page"]) >= 3
+
+
 def test_every_field_of_the_page_has_a_label() -> None:
     labelled: set[str] = set()
     fields: list[dict[str, str | None]] = []
