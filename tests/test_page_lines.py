@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from random import Random
 from typing import TYPE_CHECKING
+from urllib.parse import parse_qs, urlsplit
 
 from omi_rt.fake import Script, random_script
 from omi_rt.fake.speech import utterance
@@ -79,6 +80,8 @@ def test_a_line_that_is_lost_is_taken_up_in_the_same_session(
 ) -> None:
     path = recording(tmp_path / "a.wav", SCRIPT)
     with line_to(server) as line, opened(browser, line.address, uid="liner") as page:
+        asked: list[dict[str, list[str]]] = []
+        page.on("websocket", lambda socket: asked.append(parse_qs(urlsplit(socket.url).query)))
         play(page, path)
         wait_for_state(page, "live")
         put_forward(page, 4.0)
@@ -94,6 +97,11 @@ def test_a_line_that_is_lost_is_taken_up_in_the_same_session(
         assert words(segments(page)) == SCRIPT.transcript()
         assert page.query_selector("#transcript li.break") is None
         assert page.is_hidden("#note")
+        # What the page has is not sent again.
+        assert "resume" not in asked[0]
+        after = [int(each["after"][0]) for each in asked[1:] if "resume" in each]
+        assert len(after) >= 2
+        assert min(after) > 0
         starts = [word.start for word in SCRIPT.words]
         shown = page.eval_on_selector_all(
             "#transcript time", "all => all.map(each => parseFloat(each.dateTime.slice(2)))"

@@ -13,12 +13,15 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import Options, random_script, synthesise
+from omi_rt.metrics import Metrics
 from omi_rt.net.handshake import open_websocket
 from omi_rt.server.watching import (
     MAX_KEPT_SEGMENTS,
+    MAX_QUEUED_CHARACTERS,
     MAX_QUEUED_MESSAGES,
     MAX_WATCHERS,
     NO_MORE,
+    Watcher,
 )
 from tests.harness import Device, assert_whole, listening_server, play, words_of
 from tests.test_identities import STRANGER, USER, conversation, stored
@@ -241,6 +244,43 @@ async def test_a_slow_watcher_loses_messages_is_told_so_and_holds_up_nothing(
         assert quick.device.events("watch_missed") == []
 
 
+async def test_a_watchers_queue_is_bounded_in_messages_and_in_characters() -> None:
+    metrics = Metrics()
+    watcher = Watcher(metrics)
+    part = "x" * (MAX_QUEUED_CHARACTERS // 4)
+    for number in range(10):
+        watcher.put({"number": number, "text": part})
+    assert json.loads(await watcher.take() or "") == {"type": "watch_missed", "count": 7}
+    kept = [json.loads(await watcher.take() or "")["number"] for _ in range(3)]
+    assert kept == [7, 8, 9]
+    # What has been taken makes room again.
+    for number in range(10, 13):
+        watcher.put({"number": number, "text": part})
+    kept = [json.loads(await watcher.take() or "")["number"] for _ in range(3)]
+    assert kept == [10, 11, 12]
+    # One that is too long alone comes all the same.
+    watcher.put({"number": 13, "text": part * 5})
+    watcher.end(1000, "over")
+    watcher.put({"number": 14})
+    assert json.loads(await watcher.take() or "")["number"] == 13
+    assert await watcher.take() is None
+    assert b"omi_rt_watch_messages_missed_total 7.0" in metrics.exposition()
+
+
+async def test_who_has_left_is_told_nothing_any_more(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), world.device() as device:
+        watching_ = world.server._shared.watching
+        watched = watching_.find(id_of(device), None)
+        assert watched is not None
+        async with watching(world, session=id_of(device)) as page, watching(world) as other:
+            assert (len(watched.watchers), len(watching_._lists)) == (1, 1)
+            for each in (page, other):
+                await trio.aclose_forcefully(each.device.stream)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (len(watched.watchers), len(watching_._lists)) == (0, 0)
+        await device.finish()
+
+
 async def test_a_watcher_that_takes_nothing_at_all_is_given_up(autojump_clock: MockClock) -> None:
     async with listening_server() as (world, _), world.device() as device:
         async with watching(world, session=id_of(device), reads=False, capacity_bytes=500) as page:
@@ -425,3 +465,7 @@ async def test_watchers_leave_when_the_server_goes(autojump_clock: MockClock) ->
         await page.device.ended(10.0)
         assert page.device.closed is not None
         assert page.device.closed.code == 1001
+        with pytest.raises(HandshakeFailed) as caught:
+            async with watching(world, uid="u1"):
+                pass
+        assert caught.value.status == 503
