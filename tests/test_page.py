@@ -170,6 +170,22 @@ def test_a_voice_is_not_stored_unless_that_is_ticked_for_it(
         assert [each["who"] for each in segments(page)] == ["Speaker 1", "Speaker 2"] * 4
 
 
+def test_why_a_voice_was_not_stored_that_was_to_be_is_said(
+    browser: Browser, server: Program, tmp_path: Path
+) -> None:
+    with opened(browser, server.address, uid="brief") as page:
+        play(page, recording(tmp_path / "a.wav", SHORT))
+        wait_for_state(page, "live")
+        put_forward(page, 2.5)
+        page.click("#transcript li .who")
+        page.fill("#name", "Anna")
+        page.check("#remember")
+        page.click("#naming button[value=name]")
+        page.wait_for_selector("text=Anna has this name for this session, but the voice was not")
+        assert re.search(r"was not stored: .+\.$", page.inner_text("#note"))
+        assert files_under(Path(f"/proc/{server.process.pid}/cwd") / "voices" / "brief") == []
+
+
 def test_what_the_speech_profile_tells_later_recolours_what_is_there(
     browser: Browser, tmp_path: Path
 ) -> None:
@@ -209,6 +225,8 @@ def test_the_keyboard_alone_starts_stops_names_copies_and_saves(
 ) -> None:
     path = recording(tmp_path / "a.wav", TALK)
     with opened(browser, server.address, uid="keys") as page:
+        # From now on the browser asks here instead of the person; it takes a moment to know that.
+        page.on("filechooser", lambda _: None)
         focus(page, "#choose")
         with page.expect_file_chooser() as chooser:
             page.keyboard.press("Enter")
@@ -323,6 +341,9 @@ def test_what_goes_wrong_is_said_in_words(
         page.set_input_files("#file", str(tmp_path / "a.txt"))
         assert wait_for_state(page, "refused") == "This browser cannot play a.txt."
         assert page.is_enabled("#start")
+        page.set_input_files("#file", str(tmp_path / "none.wav"))
+        page.wait_for_selector("#state:has-text('none.wav')")
+        assert wait_for_state(page, "refused") == "This browser cannot play none.wav."
         page.click("#start")
         page.wait_for_selector("text=There is no microphone. You can play a file instead.")
         # Nothing of that is in the way of the next one.

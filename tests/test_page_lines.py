@@ -217,6 +217,13 @@ def test_a_token_is_asked_for_and_kept_nowhere_and_a_full_server_is_waited_for(
         page.keyboard.press("Enter")
         page.wait_for_selector("#token-error:has-text('The server does not know that token.')")
         assert page.inner_text("#state").endswith("The page keeps what is played.")
+        # Who gives none after all has ended it, and can begin again.
+        page.click("#token-cancel")
+        assert wait_for_state(page, "refused") == "No token was given."
+        wait_for_the_end(page)
+        page.set_input_files("#file", path)
+        page.wait_for_selector("#login:visible")
+        assert page.is_hidden("#token-error")
         page.fill("#token", "right-token")
         page.keyboard.press("Enter")
         wait_for_state(page, "live")

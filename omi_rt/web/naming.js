@@ -46,8 +46,8 @@ async function ask(label, name, hint) {
 }
 
 export function tellAssigned({ is_user: isUser, person_id: person, stored, reason }, isWanted) {
-  const whose = isUser ? "Your voice" : `The voice of ${person}`;
-  if (stored) note(`${whose} is stored, and will be recognised in later sessions.`);
-  else if (isWanted) note(`${whose} has its name for this session, but was not stored: ${reason}.`);
-  else note(isUser ? "You are marked for this session." : `${person} has this name for this session.`);
+  const here = isUser ? "You are marked for this session" : `${person} has this name for this session`;
+  if (stored) note(`${isUser ? "Your voice" : `The voice of ${person}`} is stored, and will be recognised in later sessions.`);
+  else if (isWanted) note(`${here}, but the voice was not stored: ${reason}.`);
+  else note(`${here}.`);
 }

@@ -44,7 +44,6 @@ export async function decodeFile(file) {
   } catch {
     throw new Error(`This browser cannot play ${file.name}.`);
   }
-  if (!audio.length) throw new Error(`There is no sound in ${file.name}.`);
   const channels = Array.from({ length: audio.numberOfChannels }, (_, i) => audio.getChannelData(i));
   const samples = new Int16Array(audio.length);
   for (let i = 0; i < samples.length; i += 1) {
