@@ -6,6 +6,7 @@ import { Transcript } from "./transcript.js";
 import { View } from "./view.js";
 
 const PAUSE_MS = 2000;
+const HISTORY_MS = 1000;
 const TRY_AGAIN = 1013;
 const transcript = new Transcript();
 const view = new View(transcript, {
@@ -58,9 +59,9 @@ function take(message) {
 function greet({ session_id: id, began_at: began, uid: of }) {
   say("watch-state", `Following a session of “${of}” that began at ${timeOf(began)} (${id.slice(0, 8)}).`, "live");
   element("watch-empty").hidden = !transcript.isEmpty;
-  // What was said before comes next, all at once: nobody wants that read out.
+  // What was said before comes next, all at once: nobody wants that read out. It may be nothing.
   view.isSilent = true;
-  setTimeout(() => { view.isSilent = false; }, 0);
+  setTimeout(() => { view.isSilent = false; }, HISTORY_MS);
 }
 
 function put(segments) {
