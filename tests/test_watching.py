@@ -13,8 +13,16 @@ import trio
 
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.fake import Options, random_script, synthesise
+from omi_rt.metrics import Metrics
 from omi_rt.net.handshake import open_websocket
-from omi_rt.server.watching import MAX_KEPT_SEGMENTS, MAX_QUEUED_MESSAGES, MAX_WATCHERS
+from omi_rt.server.watching import (
+    MAX_KEPT_SEGMENTS,
+    MAX_QUEUED_CHARACTERS,
+    MAX_QUEUED_MESSAGES,
+    MAX_WATCHERS,
+    NO_MORE,
+    Watcher,
+)
 from tests.harness import Device, assert_whole, listening_server, play, words_of
 from tests.test_identities import STRANGER, USER, conversation, stored
 from tests.test_web import OneToken
@@ -24,6 +32,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from omi_rt.core.updates import Update
     from tests.harness import World
 
 RATE = 8000
@@ -119,6 +128,78 @@ async def test_who_comes_later_gets_what_was_said_as_it_stands(autojump_clock: M
         assert len(shown) <= MAX_KEPT_SEGMENTS
 
 
+async def test_who_comes_later_is_shown_what_somebody_else_has_seen_come(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation((STRANGER, USER), 60.0)
+    pcm = synthesise(script, RATE)
+    async with (
+        listening_server(profiles=stored(), options=Options(seed=2)) as (world, _),
+        world.device() as device,
+        watching(world, session=id_of(device)) as early,
+    ):
+        await device.stream_audio(pcm, RATE * 2)
+        async with watching(world, session=id_of(device)) as late:
+            assert [m["type"] for m in late.messages if isinstance(m, dict)] == ["watching"]
+            assert list(late.shown.values()) == sorted(
+                early.shown.values(), key=lambda s: float(s["start"])
+            )
+            assert late.shown
+        await device.finish()
+
+
+async def test_nothing_is_written_for_watchers_as_long_as_nobody_watches(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = conversation((STRANGER, USER), 60.0)
+    pcm = synthesise(script, RATE)
+    half = len(pcm) // 2
+    async with (
+        listening_server(profiles=stored(), options=Options(seed=2)) as (world, _),
+        world.device(interim="true") as device,
+    ):
+        watched = world.server._shared.watching.find(id_of(device), None)
+        assert watched is not None
+        written: list[Any] = []
+        write = watched.face.write
+
+        def count_and_write(update: Update) -> list[Any]:
+            written.append(update)
+            return write(update)
+
+        monkeypatch.setattr(watched.face, "write", count_and_write)
+        await device.stream_audio(pcm[:half], RATE * 2)
+        assert written == []
+        async with watching(world, session=id_of(device)) as page:
+            said = sorted(words_of(list(page.shown.values())))
+            assert said == sorted(words_of(device.segments))
+            # What was corrected while nobody watched is shown as it is now.
+            assert any(event["segment_ids"] for event in device.events("speaker_identified"))
+            whose = {word.start: word.voice for word in script.words}
+            assert [s["is_user"] for s in page.shown.values()] == [
+                whose[s["start"]] == USER for s in page.shown.values()
+            ]
+            await device.stream_audio(pcm[half:], RATE * 2)
+            assert written
+            await device.finish()
+            await page.device.ended()
+        assert sorted(words_of(list(page.shown.values()))) == sorted(script.transcript())
+        assert any(s["is_user"] for s in page.shown.values())
+
+
+async def test_of_a_long_session_a_late_watcher_gets_the_last_segments(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omi_rt.server.watching.MAX_KEPT_SEGMENTS", 3)
+    script = conversation((STRANGER, USER), 40.0)
+    async with listening_server() as (world, _), world.device() as device:
+        await device.stream_audio(synthesise(script, RATE), RATE * 2)
+        async with watching(world, session=id_of(device)) as page:
+            last = sorted(float(s["start"]) for s in device.segments)[-3:]
+            assert [s["start"] for s in page.shown.values()] == last
+        await device.finish()
+
+
 async def test_what_a_watcher_says_is_not_the_sessions(autojump_clock: MockClock) -> None:
     script = random_script(Random(6), 20.0)
     async with listening_server() as (world, _), world.device() as device:
@@ -161,6 +242,43 @@ async def test_a_slow_watcher_loses_messages_is_told_so_and_holds_up_nothing(
         assert sum(missed) == total
         assert f"omi_rt_watch_messages_missed_total {total}.0" in world.exposition()
         assert quick.device.events("watch_missed") == []
+
+
+async def test_a_watchers_queue_is_bounded_in_messages_and_in_characters() -> None:
+    metrics = Metrics()
+    watcher = Watcher(metrics)
+    part = "x" * (MAX_QUEUED_CHARACTERS // 4)
+    for number in range(10):
+        watcher.put({"number": number, "text": part})
+    assert json.loads(await watcher.take() or "") == {"type": "watch_missed", "count": 7}
+    kept = [json.loads(await watcher.take() or "")["number"] for _ in range(3)]
+    assert kept == [7, 8, 9]
+    # What has been taken makes room again.
+    for number in range(10, 13):
+        watcher.put({"number": number, "text": part})
+    kept = [json.loads(await watcher.take() or "")["number"] for _ in range(3)]
+    assert kept == [10, 11, 12]
+    # One that is too long alone comes all the same.
+    watcher.put({"number": 13, "text": part * 5})
+    watcher.end(1000, "over")
+    watcher.put({"number": 14})
+    assert json.loads(await watcher.take() or "")["number"] == 13
+    assert await watcher.take() is None
+    assert b"omi_rt_watch_messages_missed_total 7.0" in metrics.exposition()
+
+
+async def test_who_has_left_is_told_nothing_any_more(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), world.device() as device:
+        watching_ = world.server._shared.watching
+        watched = watching_.find(id_of(device), None)
+        assert watched is not None
+        async with watching(world, session=id_of(device)) as page, watching(world) as other:
+            assert (len(watched.watchers), len(watching_._lists)) == (1, 1)
+            for each in (page, other):
+                await trio.aclose_forcefully(each.device.stream)
+            await trio.testing.wait_all_tasks_blocked()
+            assert (len(watched.watchers), len(watching_._lists)) == (0, 0)
+        await device.finish()
 
 
 async def test_a_watcher_that_takes_nothing_at_all_is_given_up(autojump_clock: MockClock) -> None:
@@ -289,6 +407,50 @@ async def test_there_is_room_for_so_many_watchers_and_they_are_no_unfinished_con
         assert world.server._shared.watching.count == 0
 
 
+async def test_a_crowd_that_comes_at_once_gets_no_more_places_than_there_are(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omi_rt.server.watching.MAX_WATCHERS", 3)
+    async with listening_server(login=OneToken()) as (world, _):
+        devices = []
+        for _ in range(8):
+            stream = world.open_stream(is_loopback=True)
+            websocket = await open_websocket(stream, "ws://localhost/web/watch")
+            devices.append(Device(websocket, stream))
+        # All of them are in before the first has said who it is.
+        async with trio.open_nursery() as nursery:
+            for device in devices:
+                nursery.start_soon(device.websocket.run_writer, 1e6)
+                nursery.start_soon(device.read)
+                device.send('{"type":"auth","token":"good"}')
+            await trio.testing.wait_all_tasks_blocked()
+            assert world.server._shared.watching.count == 3
+            assert "omi_rt_watchers 3.0" in world.exposition()
+            refused = [each.closed for each in devices if each.closed is not None]
+            assert [(each.code, each.reason) for each in refused] == [(1013, NO_MORE)] * 5
+            assert sum(each.messages != [] for each in devices) == 3
+            nursery.cancel_scope.cancel()
+
+
+async def test_who_has_not_proved_who_they_are_takes_no_place(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("omi_rt.server.watching.MAX_WATCHERS", 1)
+    auth = json.dumps({"type": "auth", "token": "good"})
+    bad = json.dumps({"type": "auth", "token": "bad"})
+    async with listening_server(login=OneToken()) as (world, _):
+        async with watching(world), watching(world, first=bad), watching(world, first=auth) as page:
+            assert world.server._shared.watching.count == 1
+            assert page.messages == [{"type": "sessions", "sessions": []}]
+            await trio.aclose_forcefully(page.device.stream)
+            await trio.testing.wait_all_tasks_blocked()
+        async with watching(world, first=auth, session="0" * 32) as page:
+            await page.device.ended()
+        # Who had a place and found no session has given it back.
+        async with watching(world, first=auth) as page:
+            assert page.messages == [{"type": "sessions", "sessions": []}]
+
+
 async def test_a_watcher_that_has_vanished_is_noticed(autojump_clock: MockClock) -> None:
     async with listening_server() as (world, _):
         async with watching(world, uid="u1", reads=False):
@@ -303,3 +465,7 @@ async def test_watchers_leave_when_the_server_goes(autojump_clock: MockClock) ->
         await page.device.ended(10.0)
         assert page.device.closed is not None
         assert page.device.closed.code == 1001
+        with pytest.raises(HandshakeFailed) as caught:
+            async with watching(world, uid="u1"):
+                pass
+        assert caught.value.status == 503

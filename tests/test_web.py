@@ -54,7 +54,7 @@ async def request(
 ) -> tuple[int, dict[str, str], Any]:
     """Make a request as it stands; returns status, headers, and the body as JSON where it is that."""
     stream = world.open_stream(capacity_bytes=8_388_608, is_loopback=is_loopback)
-    await stream.send_all(head.replace("\n", "\r\n").encode() + b"\r\n\r\n" + body)
+    await stream.send_all(head.replace("\n", "\r\n").encode("latin-1") + b"\r\n\r\n" + body)
     status, headers, text = split_response(await read_all(stream))
     is_json = headers.get("content-type") == "application/json"
     return status, headers, json.loads(text) if is_json and text else text
@@ -163,6 +163,47 @@ def test_the_page_names_no_foreign_address_and_has_no_script_or_style_of_its_own
         assert "innerHTML" not in text
 
 
+def luminance(colour: str) -> float:
+    """The relative luminance of WCAG 2, of ``#rgb`` or ``#rrggbb``."""
+    digits = colour.lstrip("#")
+    parts = [each * 2 for each in digits] if len(digits) == 3 else re.findall("..", digits)
+    red, green, blue = (
+        value / 12.92 if value <= 0.04045 else ((value + 0.055) / 1.055) ** 2.4
+        for value in (int(part, 16) / 255 for part in parts)
+    )
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def contrast(one: str, other: str) -> float:
+    low, high = sorted((luminance(one), luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def mixed(colour: str, ground: str, share: float) -> str:
+    """A colour over a ground, as ``color-mix`` in sRGB has it."""
+    pairs = [re.findall("..", each.lstrip("#")) for each in (colour, ground)]
+    parts = [int(c, 16) * share + int(g, 16) * (1 - share) for c, g in zip(*pairs, strict=True)]
+    return "#" + "".join(f"{round(part):02x}" for part in parts)
+
+
+@pytest.mark.parametrize("theme", [0, 1], ids=["light", "dark"])
+def test_whatever_is_written_can_be_read(theme: int) -> None:
+    style = (files(omi_rt) / "web" / "page.css").read_text()
+    block = re.findall(r":root \{(.*?)\}", style, re.DOTALL)[theme]
+    colours = dict(re.findall(r"--([\w-]+): (#\w+)", block))
+    voices = [name for name in colours if name.startswith("voice-")]
+    assert len(voices) == 8
+    own = mixed(colours["accent"], colours["page"], 0.09)  # behind one's own words
+    for name in ["ink", "soft", "good", "warn", "bad", "accent", *voices]:
+        for ground in (colours["page"], colours["card"]):
+            assert contrast(colours[name], ground) >= 4.5, (name, ground)
+    for name in ("ink", "soft", "accent"):
+        assert contrast(colours[name], own) >= 4.5, name
+    assert contrast(colours["on-accent"], colours["accent"]) >= 4.5
+    assert contrast(colours["edge"], colours["card"]) >= 3
+    assert contrast(colours["edge"], colours["page"]) >= 3
+
+
 def test_every_field_of_the_page_has_a_label() -> None:
     labelled: set[str] = set()
     fields: list[dict[str, str | None]] = []
@@ -264,6 +305,8 @@ async def test_a_voice_that_is_not_good_enough_is_not_stored_and_the_reason_is_t
         # A name that was made to point at this machine.
         (post(more="\nOrigin: http://evil.example").replace("localhost:80", "evil.example"), 403),
         (post("uid=.."), 400),
+        (post("uid=..&check=true"), 400),
+        (post().replace(f"Content-Length: {len(GOOD)}", "Content-Length: \u00b2"), 411),
         (post("uid="), 400),
         (post(length=None).replace("POST", "GET"), 405),
         (post(length=None).replace("POST", "OPTIONS"), 405),
@@ -277,6 +320,47 @@ async def test_what_is_no_enrolment_is_refused_and_stores_nothing(
         assert refused[0] == status
         assert not any(name.startswith("access-control") for name in refused[1])
         assert store._objects == {}
+
+
+async def test_a_media_type_is_read_as_http_has_it(autojump_clock: MockClock) -> None:
+    async with enrolling() as (world, _):
+        head = post("uid=alice&check=true", kind="Audio/WAV ; codecs=1")
+        assert (await request(world, head, GOOD))[0] == 200
+
+
+async def test_who_is_refused_while_still_sending_can_read_why(autojump_clock: MockClock) -> None:
+    async with enrolling() as (world, _):
+        stream = world.open_stream(capacity_bytes=4096, is_loopback=True)
+        head = post("uid=alice", kind="text/plain").replace("\n", "\r\n").encode()
+        # More than the line holds: it is sent to the end only if somebody takes it.
+        with trio.fail_after(10):
+            await stream.send_all(head + b"\r\n\r\n" + GOOD)
+            assert split_response(await read_all(stream))[0] == 415
+
+
+class SlowLogin(OneToken):
+    """A login that takes its time."""
+
+    async def uid_of(self, token: str) -> str:
+        await trio.sleep(5.0)
+        return await super().uid_of(token)
+
+
+async def test_those_who_enrol_at_once_are_counted_after_their_login(
+    autojump_clock: MockClock,
+) -> None:
+    good = post(more="\nAuthorization: Bearer good").replace("\n", "\r\n").encode()
+    async with enrolling(login=SlowLogin()) as (world, _):
+        streams = []
+        for _ in range(MAX_AT_ONCE + 2):
+            stream = world.open_stream(is_loopback=True)
+            await stream.send_all(good + b"\r\n\r\n" + GOOD[:100])
+            streams.append(stream)
+        await trio.sleep(6.0)
+        for stream in streams:
+            await stream.send_all(GOOD[100:])
+        answers = sorted([split_response(await read_all(stream))[0] for stream in streams])
+        assert answers == [200] * MAX_AT_ONCE + [503] * 2
 
 
 async def test_without_a_login_only_this_machine_may_enrol(autojump_clock: MockClock) -> None:

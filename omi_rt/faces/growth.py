@@ -7,6 +7,7 @@ can part them again: each part then is a segment of its own.
 from __future__ import annotations
 
 from collections import deque
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -94,6 +95,18 @@ class GrowingSegments:
 
     def add(self, segments: Iterable[Segment]) -> list[Segment]:
         """Take new segments of the session; returns those to be sent, new ones and grown ones."""
+        return [grown.as_segment() for grown in self._take(segments)]
+
+    def keep(self, segments: Iterable[Segment]) -> None:
+        """Take new segments of the session that are sent to nobody now."""
+        self._take(segments)
+
+    def last(self, most: int) -> list[Segment]:
+        """Return the last segments as they stand, ``most`` of them at most, in the order in which they began."""
+        first = max(0, len(self._grown) - most)
+        return [grown.as_segment() for grown in islice(self._grown, first, None)]
+
+    def _take(self, segments: Iterable[Segment]) -> Iterable[_Grown]:
         changed: dict[str, _Grown] = {}
         for segment in segments:
             piece = _Piece(
@@ -115,7 +128,7 @@ class GrowingSegments:
             changed[grown.pieces[0].id] = grown
         while self._pieces > MAX_CORRECTED_SEGMENTS and len(self._grown) > len(self._last):
             self._pieces -= len(self._grown.popleft().pieces)
-        return [grown.as_segment() for grown in changed.values()]
+        return changed.values()
 
     def correct(self, correction: Merged | Identified) -> tuple[tuple[str, ...], list[Segment]]:
         """Apply a correction of the session's.

@@ -122,6 +122,19 @@ class OmiFace(Face):
             return [events.unknown_message(update.kind)]
         return []
 
+    def keep(self, update: Update) -> None:
+        """Take an update that is written to nobody: what is written later builds on it."""
+        if self._growing is None:
+            return
+        if isinstance(update, Final):
+            self._growing.keep(update.segments)
+        elif isinstance(update, Merged | Identified):
+            self._growing.correct(update)
+
+    def write_last(self, most: int) -> list[Any]:
+        """Write the last segments as they stand, ``most`` of them at most; of a face whose segments grow."""
+        return [] if self._growing is None else self._arrays(self._growing.last(most))
+
     def _grow(self, final: Final) -> list[Segment]:
         assert self._growing is not None
         return self._growing.add(final.segments)

@@ -7,16 +7,16 @@ it from a queue of its own: one that does not keep up loses messages, is told so
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
 from attrs import define, field
 
-from omi_rt.core.errors import PeerClosed, PeerTooSlow
+from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.core.observers import Observer, SessionFacts
-from omi_rt.core.updates import Interim
 from omi_rt.faces.omi import OmiFace, Proof, Version
 
 if TYPE_CHECKING:
@@ -26,8 +26,9 @@ if TYPE_CHECKING:
 
 MAX_WATCHERS = 100
 """On one server."""
+NO_MORE = "there are as many watchers as may be"
 MAX_KEPT_SEGMENTS = 100
-"""Of each session: what a watcher gets who comes later. They take about 40 kB."""
+"""Of each session: what a watcher gets who comes later."""
 MAX_QUEUED_MESSAGES = 256
 """For one watcher: two minutes of interim results."""
 MAX_QUEUED_CHARACTERS = 262_144
@@ -36,6 +37,12 @@ STALL_SECONDS = 60.0
 _MISSED_HEARTBEATS = 2
 _AS_APPS_GET_IT = Version(Proof.FIRST_MESSAGE, grows=True)
 """Segments that are sent again under their id are easy to follow, whatever the session's own client gets."""
+
+
+class TooManyWatchers(DeviceError):
+    """There are as many watchers as may be."""
+
+    close_code = 1013
 
 
 class Watcher:
@@ -100,30 +107,28 @@ class WatchedSession(Observer):
     face: OmiFace
     leave: Callable[[WatchedSession], None]
     watchers: set[Watcher] = field(factory=set)
-    segments: dict[str, dict[str, Any]] = field(factory=dict, repr=False)
-    """The last ones as they stand, by id."""
 
     def note(self, update: Update) -> None:
-        """Pass it on, and keep what a later watcher needs."""
-        if isinstance(update, Interim) and not self.watchers:
+        """Pass it on, or only keep what a later watcher needs: to write it for nobody would cost as much."""
+        if not self.watchers:
+            self.face.keep(update)
             return
         for message in self.face.write(update):
-            if isinstance(message, list):
-                self._keep(message)
             for watcher in self.watchers:
                 watcher.put(message)
+
+    def join(self, watcher: Watcher) -> None:
+        """Show a watcher what has been said, and from now on what is said."""
+        watcher.put({"type": "watching", **self.as_row()})
+        for message in self.face.write_last(MAX_KEPT_SEGMENTS):
+            watcher.put(message)
+        self.watchers.add(watcher)
 
     def close(self) -> None:
         """The session has ended: so do its watchers."""
         self.leave(self)
         for watcher in self.watchers:
             watcher.end(1000, "session_ended")
-
-    def _keep(self, segments: list[dict[str, Any]]) -> None:
-        for segment in segments:
-            self.segments[segment["id"]] = segment
-        while len(self.segments) > MAX_KEPT_SEGMENTS:
-            del self.segments[next(iter(self.segments))]
 
     def as_row(self) -> dict[str, Any]:
         """What a list of sessions says of it."""
@@ -156,6 +161,23 @@ class Watching:
         """Whether nobody else may watch now."""
         return self.count >= MAX_WATCHERS
 
+    @contextmanager
+    def place(self) -> Iterator[None]:
+        """Count a watcher in the body. Only who has proved who they are is to have a place.
+
+        Raises:
+            TooManyWatchers: there is none.
+        """
+        if self.is_full:
+            raise TooManyWatchers(NO_MORE)
+        self.count += 1
+        self._metrics.watchers.inc()
+        try:
+            yield
+        finally:
+            self.count -= 1
+            self._metrics.watchers.dec()
+
     def observe(self, facts: SessionFacts) -> Observer:
         """Make the observer of a session that begins."""
         face = OmiFace(_AS_APPS_GET_IT, facts.audio_format)
@@ -174,12 +196,9 @@ class Watching:
     ) -> None:
         """Let a watcher follow a session until one of them goes. Cancelling closes the connection."""
         watcher = Watcher(self._metrics)
-        watcher.put({"type": "watching", **session.as_row()})
-        if session.segments:
-            watcher.put(list(session.segments.values()))
-        session.watchers.add(watcher)
+        session.join(watcher)
         try:
-            await self._serve(watcher, websocket, beat_seconds)
+            await _serve(watcher, websocket, beat_seconds)
         finally:
             session.watchers.discard(watcher)
 
@@ -198,7 +217,7 @@ class Watching:
                     watcher.end(1001, "server_going_away")
 
                 nursery.start_soon(end)
-                await self._serve(watcher, websocket, beat_seconds)
+                await _serve(watcher, websocket, beat_seconds)
                 nursery.cancel_scope.cancel()
         finally:
             del self._lists[watcher]
@@ -214,24 +233,20 @@ class Watching:
             for watcher in watchers:
                 watcher.put({"type": "sessions", "sessions": rows})
 
-    async def _serve(self, watcher: Watcher, websocket: WebSocket, beat_seconds: float) -> None:
-        self.count += 1
-        self._metrics.watchers.inc()
-        try:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(websocket.run_writer, STALL_SECONDS)
-                reading = trio.CancelScope()
-                nursery.start_soon(_feed, watcher, websocket, reading)
-                nursery.start_soon(_beat, websocket, beat_seconds, reading)
-                with reading:
-                    await _read_to_the_end(websocket)
-                await websocket.aclose(*(watcher.farewell or (1001, "watcher_vanished")))
-                nursery.cancel_scope.cancel()
-        except* PeerTooSlow:
-            await websocket.abort(PeerTooSlow.close_code, "took no data")
-        finally:
-            self.count -= 1
-            self._metrics.watchers.dec()
+
+async def _serve(watcher: Watcher, websocket: WebSocket, beat_seconds: float) -> None:
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(websocket.run_writer, STALL_SECONDS)
+            reading = trio.CancelScope()
+            nursery.start_soon(_feed, watcher, websocket, reading)
+            nursery.start_soon(_beat, websocket, beat_seconds, reading)
+            with reading:
+                await _read_to_the_end(websocket)
+            await websocket.aclose(*(watcher.farewell or (1001, "watcher_vanished")))
+            nursery.cancel_scope.cancel()
+    except* PeerTooSlow:
+        await websocket.abort(PeerTooSlow.close_code, "took no data")
 
 
 async def _feed(watcher: Watcher, websocket: WebSocket, reading: trio.CancelScope) -> None:

@@ -29,6 +29,7 @@ from omi_rt.net.protocol import HTTPRequest
 from omi_rt.server.enrol import MAX_BYTES, Enrolment, as_json, body_bytes, refusal
 from omi_rt.server.gate import receive_proof
 from omi_rt.server.http import HTTPAnswer, answer, respond, unavailable
+from omi_rt.server.watching import NO_MORE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -192,7 +193,7 @@ class Web:
         handshake, request = visit.handshake, visit.request
         refused = self._gate.refuse_origin(request, visit.peer, is_loopback=visit.is_loopback)
         if refused is None and (self._watching.is_full or self._draining.is_set()):
-            refused = unavailable("no more watchers now", _TRY_AGAIN_SECONDS)
+            refused = unavailable(NO_MORE, _TRY_AGAIN_SECONDS)
         if refused is not None:
             await respond(handshake, refused)
             return
@@ -213,18 +214,29 @@ class Web:
         """Let somebody watch who may.
 
         Raises:
-            DeviceError: they may not, or there is no such session.
+            DeviceError: they may not, there is no such session, or there is no place for them.
             PeerClosed: they have gone.
         """
-        call, settings = visit.call, self._shared.settings
+        call = visit.call
         token = ""
         if self._gate.asks and not (token := bearer_token(call)):
             # A page cannot set headers: it says first who it is.
             call, _ = await receive_proof(websocket, call)
             token = call.token or ""
         uid = await self._prove(call, token, visit.address)
+        # Not before: whoever has proved nothing would take places away from those who may watch.
+        with self._watching.place():
+            await self._show(websocket, call, uid, visit.peer)
+
+    async def _show(self, websocket: WebSocket, call: Call, uid: str, peer: str) -> None:
+        """Show somebody a session, or the list of theirs.
+
+        Raises:
+            BadRequest: there is no such session.
+        """
+        settings = self._shared.settings
         session_id = call.parameters.get("session")
-        log = get_logger(uid_hash=pseudonym(uid), peer=visit.peer)
+        log = get_logger(uid_hash=pseudonym(uid), peer=peer)
         if session_id is None:
             log.info("watch_began")
             await self._watching.follow_list(

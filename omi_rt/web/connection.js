@@ -2,7 +2,8 @@
 //
 // A lost line is taken up again with the session's secret, and the audio goes on where the server
 // has it. Where the server was restarted there is no such session any more: a new one begins with
-// the first sample that is not final, so nothing is lost and nothing comes twice.
+// the first sample that is not final, so nothing is lost and nothing comes twice. What there was no
+// room to keep is a gap: it is told, counted, and skipped.
 
 import { KeptAudio, RATE } from "./kept.js";
 
@@ -14,6 +15,7 @@ const MOST_PER_MESSAGE = RATE; // samples; a message may have 64 KiB
 const MOST_BUFFERED = 262144; // bytes that the browser may hold for us
 const CLOSED_FOR_GOOD = [1000, 1008, 4002];
 const TOKEN_EXPIRED = 4001;
+const PUMP_MS = 50;
 
 export class Connection extends EventTarget {
   // `options`: path, uid, token (empty without a login), language, usesProfile.
@@ -22,8 +24,12 @@ export class Connection extends EventTarget {
     this.options = options;
     this.kept = new KeptAudio(KEPT_SECONDS);
     this.state = "connecting";
-    this.sessions = 0;
-    this.account = { received: 0, finalised: 0, lost: 0 };
+    this.sessions = 1;
+    this.told = { received: 0, finalised: 0, lost: 0 }; // by sessions that are over
+    this.gaps = []; // stretches of the tape that were given up here
+    this.toldGaps = 0; // samples of them that the listener has been told of
+    this.isLosing = false;
+    this.wantsStored = false; // whether the last name that was given came with the wish to store the voice
     this.isFinishing = false;
     this.lastHeard = 0;
     this.lostSince = null;
@@ -37,19 +43,22 @@ export class Connection extends EventTarget {
     this._open();
   }
 
+  get isOver() {
+    return this.state === "ended" || this.state === "refused";
+  }
+
+  // Seconds: what sessions have told, and what was given up before any server had it.
+  get account() {
+    return { ...this.told, lost: this.told.lost + this._gapSamples() / RATE };
+  }
+
   // Take 16 kHz samples as they are recorded.
   append(samples) {
+    if (this.isFinishing || this.isOver) return;
     const second = Math.floor(this.kept.end / RATE);
     if (this.times[second] === undefined) this.times[second] = performance.now();
     const dropped = this.kept.append(samples);
-    if (dropped && this.kept.start > this.sent) {
-      // Never sent, and there is no room for it any more.
-      const gap = this.kept.start - this.sent;
-      this.account.lost += gap / RATE;
-      this._tell("lost", { seconds: gap / RATE });
-      this.runs.push({ session: this._toSession(this.sent), tape: this.kept.start });
-      this.sent = this.kept.start;
-    }
+    if (dropped && this.kept.start > this.sent) this._sendFrom(this.sent);
     this._pump();
   }
 
@@ -63,6 +72,7 @@ export class Connection extends EventTarget {
   // Say who a speaker is; returns false where nobody is there to be told.
   assign(speaker, personId, isToBeStored) {
     if (!this.canAssign) return false;
+    this.wantsStored = isToBeStored;
     this.socket.send(JSON.stringify({
       type: "speaker_assigned", speaker_id: speaker, person_id: personId, segment_ids: [], store: isToBeStored,
     }));
@@ -83,21 +93,56 @@ export class Connection extends EventTarget {
   // One session after another.
 
   _beginSession(zero) {
-    this.sessions += 1;
     this.runs = [{ session: 0, tape: zero }];
-    this.zero = zero;
-    this.sent = zero;
     this.secret = null;
     this.seq = 0;
+    this.isKnown = false; // to the server
+    this.isSettled = false;
+    this._sendFrom(zero);
   }
 
-  // Begin again on a server that knows nothing of the session.
+  // Begin again on a server that knows nothing of the session, or never did.
   _beginAgain() {
-    const done = (this.final - this.zero) / RATE;
-    this.account.received += done;
-    this.account.finalised += done;
+    const wasKnown = this.isKnown;
+    this._settle();
+    if (wasKnown) this.sessions += 1;
     this._beginSession(this.final);
-    this._tell("restarted");
+    if (wasKnown) this._tell("restarted");
+  }
+
+  // Count what is final of a session that cannot give its own account any more.
+  _settle() {
+    if (this.isSettled) return;
+    this.isSettled = true;
+    const done = Math.max(0, this._toSession(this.final)) / RATE;
+    this.told.received += done;
+    this.told.finalised += done;
+  }
+
+  // Let the next sample to be sent be the one at a position, or the first that is still there.
+  _sendFrom(position) {
+    this.sent = position;
+    if (this.kept.start > position) this._giveUpTo(this.kept.start);
+  }
+
+  // Give up what has not been sent, or is not to be, up to a position on the tape.
+  _giveUpTo(end) {
+    const from = this.sent, session = this._toSession(from), run = this.runs.at(-1);
+    if (run.session === session) run.tape = end;
+    else this.runs.push({ session, tape: end });
+    this.gaps = this.gaps.filter((gap) => gap.from < from);
+    const last = this.gaps.at(-1);
+    if (last?.end === from) last.end = end;
+    else this.gaps.push({ from, end });
+    this.sent = end;
+    if (!this.isLosing) {
+      this.isLosing = true;
+      this._tell("losing");
+    }
+  }
+
+  _gapSamples() {
+    return this.gaps.reduce((sum, { from, end }) => sum + (end - from), 0);
   }
 
   _toTape(session) {
@@ -156,7 +201,8 @@ export class Connection extends EventTarget {
       this.sent += samples.length;
     }
     if (this.sent < this.kept.end) {
-      setTimeout(() => this._pump(), 50);
+      clearTimeout(this.later); // or each frame would begin another row of looks
+      this.later = setTimeout(() => this._pump(), PUMP_MS);
     } else if (this.isFinishing) {
       this.hasClosedStream = true;
       socket.send('{"type":"CloseStream"}');
@@ -192,7 +238,24 @@ export class Connection extends EventTarget {
 
   _end(state, code, reason) {
     clearInterval(this.watchdog);
+    if (state === "refused") {
+      // What is not final now never will be.
+      this._settle();
+      this.sent = this.final;
+      if (this.kept.end > this.final) this.gaps = [...this.gaps.filter((gap) => gap.end <= this.final), { from: this.final, end: this.kept.end }];
+    }
     this._become(state, { code, reason });
+  }
+
+  // End it here, whatever the server has still to say.
+  giveUp(reason) {
+    if (this.isOver) return;
+    const { socket } = this;
+    this.socket = null;
+    this.mayTalk = false;
+    clearTimeout(this.retry);
+    socket?.close();
+    this._end("refused", 0, reason);
   }
 
   // Try at once, because the network is back.
@@ -258,7 +321,10 @@ export class Connection extends EventTarget {
 
   _takeStatus({ status, received }) {
     if (status === "resumed") {
-      this.sent = Math.max(this.kept.start, this._toTape(Math.round(received * RATE)));
+      // What was skipped after that is skipped again, or sent after all.
+      const position = Math.round(received * RATE);
+      this.runs = this.runs.filter((run, i) => !i || run.session <= position);
+      this._sendFrom(this._toTape(position));
       this._startTalking();
     } else if (status === "resume_unknown") {
       this._beginAgain();
@@ -267,19 +333,28 @@ export class Connection extends EventTarget {
     if (["initiating", "ready", "resumed"].includes(status)) {
       this.lostSince = null;
       this.attempts = 0;
+      this.isKnown = true;
       this._become(this.isFinishing ? "finishing" : "live");
+      this._tellLost();
     }
   }
 
+  _tellLost() {
+    const lost = this._gapSamples();
+    if (lost > this.toldGaps) this._tell("lost", { seconds: (lost - this.toldGaps) / RATE });
+    this.toldGaps = lost;
+    this.isLosing = false;
+  }
+
   _takeAccount(message) {
-    for (const name of ["received", "finalised", "lost"]) this.account[name] += message[name];
+    for (const name of ["received", "finalised", "lost"]) this.told[name] += message[name];
+    this.isSettled = true;
     // Whatever it has received it is done with; what it has not is for the next session.
     this._finalise(this._toTape(Math.round(message.received * RATE)));
     if (this.hasClosedStream && message.reason === "client_closed_stream") {
       this.hasEnded = true;
     } else {
-      // Ended for a reason of the server's own: its account is told, and the next one begins here.
-      this.zero = this.final;
+      // Ended for a reason of the server's own: the next one begins here.
       this.secret = null;
     }
   }

@@ -13,34 +13,38 @@ export async function about() {
   return aboutThis;
 }
 
-export function forgetAbout() {
-  aboutThis = null;
-}
-
 // In memory alone: a token that is written down somewhere can be read there.
 let token = "";
 const waiting = [];
 
 export const currentToken = () => token;
 
-// Ask for a token, again where the last one was refused.
+// Ask for a token, again where the last one was refused. Fails if none is given.
 export function askToken(reason) {
   token = "";
-  const form = element("login");
-  form.hidden = false;
-  if (reason) element("token-hint").textContent = reason;
+  element("login").hidden = false;
+  element("token-error").hidden = !reason;
+  element("token-error").textContent = reason ?? "";
   element("token").focus();
-  return new Promise((resolve) => waiting.push(resolve));
+  return new Promise((resolve, reject) => waiting.push({ resolve, reject }));
+}
+
+function answerAll(answer) {
+  element("token").value = "";
+  element("login").hidden = true;
+  waiting.splice(0).forEach(answer);
 }
 
 element("login").addEventListener("submit", (event) => {
   event.preventDefault();
-  const field = element("token");
-  if (!field.value.trim()) return;
-  token = field.value.trim();
-  field.value = "";
-  element("login").hidden = true;
-  waiting.splice(0).forEach((resolve) => resolve(token));
+  const given = element("token").value.trim();
+  if (!given) return;
+  token = given;
+  answerAll(({ resolve }) => resolve(given));
+});
+
+element("token-cancel").addEventListener("click", () => {
+  answerAll(({ reject }) => reject(new Error("No token was given.")));
 });
 
 export async function tokenIfAsked() {
@@ -59,4 +63,18 @@ export function say(where, text, state = "idle") {
 export function note(text) {
   element("note").textContent = text;
   element("note").hidden = !text;
+}
+
+// What went wrong here, for a person.
+export function sayError(error) {
+  if (error.name === "NotAllowedError") return "The browser does not let this page use the microphone. Allow it in the address bar.";
+  if (error.name === "NotFoundError") return "There is no microphone.";
+  if (error.name === "NotReadableError") return "The microphone cannot be used now. Another program may have it.";
+  if (error instanceof TypeError || error instanceof SyntaxError) return "The server cannot be reached.";
+  return error.message;
+}
+
+// A reason of the server's, which begins small and ends without a stop, as a sentence.
+export function sentence(reason) {
+  return `${reason.charAt(0).toUpperCase()}${reason.slice(1).replace(/\.$/u, "")}.`;
 }

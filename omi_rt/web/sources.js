@@ -8,7 +8,7 @@ const TICK_MS = 20;
 // Opens the microphone; `take` gets Int16Arrays of 20 ms. Returns what stops it.
 export async function openMicrophone(take, onLost) {
   if (!navigator.mediaDevices) {
-    throw new Error("The microphone needs HTTPS, or this machine itself (http://localhost).");
+    throw new Error("A browser gives the microphone only to pages over HTTPS, or from this machine itself (http://localhost).");
   }
   // What is made for calls takes the edges off words and makes voices alike.
   const stream = await navigator.mediaDevices.getUserMedia({
@@ -75,8 +75,16 @@ export function playSamples(samples, take, onProgress, onEnd) {
   return () => clearInterval(timer);
 }
 
+// Show the level of samples on a meter; a screen reader is told of it where `isTold`.
+export function showLevel(meter, samples, isTold) {
+  const { level, isLoud } = levelOf(samples);
+  meter.firstElementChild.style.transform = `scaleX(${level.toFixed(2)})`;
+  meter.classList.toggle("loud", isLoud);
+  if (isTold) meter.setAttribute("aria-valuenow", Math.round(level * 100));
+}
+
 // The level of samples, from 0 to 1 on a scale of decibels, and whether any is at full scale.
-export function levelOf(samples) {
+function levelOf(samples) {
   let sum = 0, peak = 0;
   for (const value of samples) {
     sum += value * value;

@@ -6,6 +6,8 @@
 
 import { RATE } from "./kept.js";
 
+const VOICES = 7; // colours
+
 export class Transcript extends EventTarget {
   constructor() {
     super();
@@ -16,8 +18,11 @@ export class Transcript extends EventTarget {
     this.segments = new Map();
     this.shown = []; // keys of speakers, in the order in which they came
     this.names = new Map(); // given when no session could be told
-    this.breaks = [];
     this._tell("cleared");
+  }
+
+  get isEmpty() {
+    return this.segments.size === 0;
   }
 
   // Segments whose `from`, `to` (samples on the tape) and `session` are known.
@@ -41,14 +46,16 @@ export class Transcript extends EventTarget {
   }
 
   // Name a speaker here alone, where the session is over.
-  name(segment, name) {
+  name(segment, name, isUser) {
     const key = keyOf(segment);
-    this.names.set(key, name);
-    for (const each of this.segments.values()) if (keyOf(each) === key) this._set(each);
+    if (isUser) this.names.delete(key);
+    else this.names.set(key, name);
+    for (const each of this.segments.values()) {
+      if (keyOf(each) === key) this._set({ ...each, is_user: isUser, person_id: isUser ? null : each.person_id });
+    }
   }
 
   addBreak(text) {
-    this.breaks.push(text);
     this._tell("break", text);
   }
 
@@ -59,16 +66,16 @@ export class Transcript extends EventTarget {
 
   // Who speaks, for a reader.
   labelOf(segment) {
+    if (segment.is_user) return "You";
     const name = this.names.get(keyOf(segment));
     if (name !== undefined) return name;
-    if (segment.is_user) return "You";
     if (segment.person_id) return segment.person_id;
     return `Speaker ${this._number(segment) + 1}`;
   }
 
   // "user", or a number for the colour.
   voiceOf(segment) {
-    return segment.is_user ? "user" : String(this._number(segment) % 7);
+    return segment.is_user ? "user" : String(this._number(segment) % VOICES);
   }
 
   asJSON() {

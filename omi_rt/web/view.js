@@ -3,13 +3,17 @@
 import { clock } from "./exports.js";
 import { RATE } from "./kept.js";
 
+const MOST_SPOKEN = 20; // paragraphs for a screen reader, which has read the older ones
+const NEAR_THE_END = 200; // pixels
+
 export class View {
-  // `onName` is called with a segment whose speaker was clicked; without it speakers are no buttons.
-  constructor(transcript, list, interim, onName) {
+  // `where` has the elements: list, interim, spoken. `onName` is called with a segment whose speaker
+  // was clicked; without it speakers are no buttons.
+  constructor(transcript, where, onName) {
     this.transcript = transcript;
-    this.list = list;
-    this.interim = interim;
+    Object.assign(this, where);
     this.onName = onName;
+    this.isSilent = false; // while a screen reader is not to read what is shown
     this.items = new Map();
     transcript.addEventListener("segment", ({ detail }) => this._show(detail));
     transcript.addEventListener("break", ({ detail }) => this._break(detail));
@@ -22,23 +26,36 @@ export class View {
   }
 
   _show(segment) {
+    const { transcript } = this;
+    const label = transcript.labelOf(segment);
     let item = this.items.get(segment.id);
     if (!item) {
       item = this._make(segment);
       this.items.set(segment.id, item);
       this._insert(item, segment.from);
       this.interim.textContent = "";
+      this._speak(`${label}: ${segment.text}`);
       follow(item.root);
+    } else if (segment.text.startsWith(item.segment.text)) {
+      this._speak(segment.text.slice(item.segment.text.length));
     }
-    const { transcript } = this;
     item.segment = segment;
     item.root.dataset.voice = transcript.voiceOf(segment);
-    setText(item.who, transcript.labelOf(segment));
+    setText(item.who, label);
     setText(item.time, clock(segment.from / RATE));
     item.time.dateTime = `PT${(segment.from / RATE).toFixed(2)}S`;
     setText(item.delay, segment.delay === null || segment.delay === undefined ? "" : `${segment.delay.toFixed(1)} s delay`);
     setText(item.text, segment.text);
-    if (this.onName) item.who.setAttribute("aria-label", `${transcript.labelOf(segment)}: say who this is`);
+    if (this.onName) item.who.setAttribute("aria-label", `${label}: say who this is`);
+  }
+
+  // For a screen reader: the words alone, each once. The list itself changes far too often.
+  _speak(text) {
+    if (this.isSilent || !text.trim()) return;
+    const line = make("p", "");
+    line.textContent = text.trim();
+    this.spoken.append(line);
+    while (this.spoken.childElementCount > MOST_SPOKEN) this.spoken.firstElementChild.remove();
   }
 
   _make(segment) {
@@ -73,11 +90,14 @@ export class View {
     const root = make("li", "break");
     root.textContent = text;
     this.list.append(root);
+    this._speak(text);
+    follow(root);
   }
 
   _clear() {
     this.items.clear();
     this.list.replaceChildren();
+    this.spoken.replaceChildren();
     this.interim.textContent = "";
   }
 }
@@ -88,13 +108,13 @@ function make(tag, className) {
   return element;
 }
 
-// A live region is read again where it changes, so it is not touched without need.
+// Nothing is touched without need: who has selected text keeps the selection.
 function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
 // Keep the end in sight for whoever reads there, and leave those alone who have scrolled up.
-function follow(element) {
+export function follow(element) {
   const fromEnd = document.documentElement.scrollHeight - window.scrollY - window.innerHeight;
-  if (fromEnd < 200) element.scrollIntoView({ block: "nearest" });
+  if (fromEnd < NEAR_THE_END) element.scrollIntoView({ block: "nearest" });
 }
