@@ -356,7 +356,7 @@ class VoiceClips:
             return last
         begin = evolve(
             last[0],
-            payload=last[0].payload[excess * self._format.frame_bytes :],
+            payload=last[0].payload[excess * BYTES_PER_SAMPLE :],
             position=last[0].position + excess,
         )
         return [begin, *last[1:]] if begin.payload else last[1:]

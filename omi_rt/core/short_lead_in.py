@@ -77,6 +77,7 @@ def make_short_lead_in(voices: VoiceClips, audio_format: AudioFormat) -> ShortLe
             if place > 0:
                 parts.append(LeadInPart(joint, None))
             said_at = Place(piece.position, piece.channel)
-            parts.append(LeadInPart(piece.payload, anchor, said_at))
+            voice = audio_format.on_all_channels(piece.payload)
+            parts.append(LeadInPart(voice, anchor, said_at))
         parts.append(LeadInPart(silence, None))
     return ShortLeadIn(audio_format, parts, list(speakers))
