@@ -46,7 +46,7 @@ profile *arguments:
 soak *arguments:
     {{python}} -m bench.soak {{arguments}}
 
-# A hundred sockets that flood a server in every way, beside a running session: 5 minutes.
+# A hundred sockets that flood a server in every way, beside a running session: a quarter of an hour.
 flood *arguments:
     {{python}} -m bench.flood {{arguments}}
 
