@@ -149,4 +149,6 @@ async def _call_alone(timer: Timer, due: float | None) -> None:
 
 
 async def _fail(error: Exception) -> None:
+    # A task that was cancelled before it began would raise nothing else.
+    await trio.lowlevel.cancel_shielded_checkpoint()
     raise error
