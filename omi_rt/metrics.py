@@ -28,10 +28,10 @@ from prometheus_client.registry import Collector
 import omi_rt
 from omi_rt.core.dials import DialCause
 from omi_rt.core.endings import EndingClass
+from omi_rt.core.heard import Discard
 from omi_rt.core.ledger import Cost
 from omi_rt.core.login import BadToken, NoToken, TokenExpired
 from omi_rt.core.resume import Outcome
-from omi_rt.core.timeline import Discard
 
 if TYPE_CHECKING:
     from collections.abc import Iterable

@@ -29,6 +29,7 @@ from omi_rt.core.deepgram import (
 )
 from omi_rt.core.errors import ProviderClosed, ProviderUnreachable
 from omi_rt.core.exchange import Exchange, Later
+from omi_rt.core.heard import Discard
 from omi_rt.core.lead_in import Anchor, LeadIn, LeadInPart, VoiceClips
 from omi_rt.core.ledger import Cost
 from omi_rt.core.news import (
@@ -42,7 +43,6 @@ from omi_rt.core.news import (
 )
 from omi_rt.core.patience import Patience
 from omi_rt.core.phase import IllegalStep, Phase
-from omi_rt.core.timeline import Discard
 from omi_rt.core.voices import USER, Identity
 
 if TYPE_CHECKING:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.coverage import Coverage
+from omi_rt.core.heard import Heard
 from omi_rt.core.requests import ConfigureRequest, FinalizeRequests
-from omi_rt.core.timeline import Heard
 
 
 def received(seconds: float, channels: int = 1) -> tuple[Coverage, FinalizeRequests]:

@@ -9,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from omi_rt.core.corrections import is_verified
+from omi_rt.core.heard import LeadInWord
 from omi_rt.core.segments import Segment
 from omi_rt.core.speakers import (
     EpochLabels,
@@ -16,7 +17,6 @@ from omi_rt.core.speakers import (
     Merged,
     Speakers,
 )
-from omi_rt.core.timeline import LeadInWord
 from omi_rt.core.updates import Final
 from omi_rt.core.voices import USER, Identity, Place, Voice
 from omi_rt.core.votes import HeardAgain, Label, Vote, count_votes

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
-from omi_rt.core.timeline import Discard, Heard, LeadInWord, Timeline, superseded
+from omi_rt.core.heard import Discard, Heard, LeadInWord, superseded
+from omi_rt.core.timeline import Timeline
 from omi_rt.core.voices import Place
 from omi_rt.core.words import MAX_WORDS, HeardWord, SaidWords
 

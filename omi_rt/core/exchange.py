@@ -35,6 +35,7 @@ from omi_rt.core.deepgram import (
     finalize_channel,
 )
 from omi_rt.core.errors import ProviderClosed, ProviderUnreachable
+from omi_rt.core.heard import superseded
 from omi_rt.core.load import MAX_MESSAGE_BYTES, MAX_MESSAGE_SECONDS
 from omi_rt.core.news import (
     PROGRESSED,
@@ -48,7 +49,7 @@ from omi_rt.core.news import (
     Worked,
 )
 from omi_rt.core.phase import Phase, Step, after
-from omi_rt.core.timeline import Timeline, superseded
+from omi_rt.core.timeline import Timeline
 from omi_rt.core.token_bucket import UPSTREAM_DEPTH_SECONDS, UPSTREAM_RATE, TokenBucket
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from attrs import frozen
 
 from omi_rt.core.deepgram import Message, Results, SpeechStarted, UtteranceEnd
-from omi_rt.core.timeline import Heard
+from omi_rt.core.heard import Heard
 
 
 @frozen

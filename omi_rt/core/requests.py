@@ -9,7 +9,7 @@ from attrs import define, field
 from omi_rt.core.coverage import Coverage
 
 if TYPE_CHECKING:
-    from omi_rt.core.timeline import Heard
+    from omi_rt.core.heard import Heard
 
 ANSWER_SECONDS = 0.1
 """A Finalize that comes so soon after an answer, with nothing to finalise, is answered by that."""

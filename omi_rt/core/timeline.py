@@ -27,13 +27,13 @@ from __future__ import annotations
 
 from bisect import bisect_right
 from collections import Counter
-from enum import Enum
 from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve, frozen
+from attrs import define, evolve
 
 from omi_rt.core.deepgram import UNKNOWN_SPEAKER
+from omi_rt.core.heard import Discard, Heard, LeadInWord, counted
 from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
@@ -59,23 +59,6 @@ sooner. Borders that are no more than untidy lie closer."""
 _provider = attrgetter("provider")
 
 
-class Discard(Enum):
-    """Why a word does not reach the transcript."""
-
-    REPLAYED = "replayed"
-    """It lies before the epoch's origin: an earlier epoch had it."""
-    REPEATED = "repeated"
-    """It was delivered before, in this epoch or the one before."""
-    UNSENT = "unsent"
-    """It lies behind all the audio that was sent."""
-    FOREIGN = "foreign"
-    """It lies in silence or a voice that was put in before the session's audio."""
-    NO_CHANNEL = "no_channel"
-    """The session does not have its channel."""
-    SUPERSEDED = "superseded"
-    """Its epoch had been replaced when it came."""
-
-
 @define
 class Run:
     """A stretch without discontinuity on both clocks."""
@@ -95,40 +78,6 @@ class Run:
     def end(self) -> int:
         """The provider's sample just behind the run."""
         return self.provider + self.samples
-
-
-@frozen
-class LeadInWord:
-    """A word that was heard in an anchor: a vote on whose label that is."""
-
-    anchor: int
-    channel: int
-    label: int
-    samples: int
-    said_at: Place | None = None
-    """Where in the session it was said; None where the anchor is not from the session."""
-
-
-@frozen
-class Heard:
-    """What one final brought; the audio that it covers is still in the backlog."""
-
-    words: list[HeardWord]
-    channels: range
-    """The channels that it speaks for."""
-    covered: int | None
-    """Session position up to which it covers those channels; None where it covers no session audio."""
-    discarded: Counter[Discard] | None = None
-    """How many words were dropped, by reason; None where none were."""
-    claims_unsent: bool = False
-    """Whether it claims to cover more than was sent, or shows that an earlier final claimed too much."""
-
-    def finalise(self, coverage: Coverage) -> bool:
-        """Move the watermarks; return whether one moved."""
-        if self.covered is None:
-            return False
-        moved = [coverage.finalise(c, self.covered) for c in self.channels]
-        return any(moved)
 
 
 class Timeline:
@@ -224,7 +173,7 @@ class Timeline:
         """
         channel, channels = self._channels(results)
         if channel >= self._format.channels:
-            unheard = _counted(Discard.NO_CHANNEL, len(results.words))
+            unheard = counted(Discard.NO_CHANNEL, len(results.words))
             return Heard([], range(0), None, discarded=unheard)
         end = results.end
         self._has_times |= end is not None
@@ -541,13 +490,3 @@ class Timeline:
             if self._runs[1].end > until:
                 break
             del self._runs[0]
-
-
-def superseded(results: Results) -> Heard:
-    """Return that a final brings nothing, because its epoch has been replaced."""
-    discarded = _counted(Discard.SUPERSEDED, len(results.words))
-    return Heard([], range(0), None, discarded=discarded)
-
-
-def _counted(reason: Discard, count: int) -> Counter[Discard] | None:
-    return Counter({reason: count}) if count else None

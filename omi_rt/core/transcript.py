@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.budget import BacklogBudget
+    from omi_rt.core.heard import Heard, LeadInWord
     from omi_rt.core.speakers import EpochLabels, Identified
-    from omi_rt.core.timeline import Heard, LeadInWord
     from omi_rt.core.updates import Update
     from omi_rt.core.voices import Identity, Voice
     from omi_rt.core.votes import Label, Vote

@@ -11,7 +11,7 @@ from attrs import frozen
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-    from omi_rt.core.timeline import LeadInWord
+    from omi_rt.core.heard import LeadInWord
 
 WINNING_SHARE = 0.6
 """A label must have this share of an anchor's word time to be the anchor's."""

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from omi_rt.core.coverage import Gap
     from omi_rt.core.deepgram import Results
     from omi_rt.core.errors import ProviderError
-    from omi_rt.core.timeline import Discard
+    from omi_rt.core.heard import Discard
     from omi_rt.deepgram.epoch import Epoch
     from omi_rt.metrics import Metrics
 

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 
 from omi_rt.core import events
+from omi_rt.core.heard import Heard
 from omi_rt.core.ledger import Cost
 from omi_rt.core.speakers import EpochLabels
-from omi_rt.core.timeline import Heard
 from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
