@@ -195,7 +195,7 @@ class Line:
             self.is_lost = True
             self.farewell = (close_code, reason)
             self.incoming.cancel()
-            self._stop_timers()
+            self.stop_timers()
             self.has_caught_up.set()
 
     @property
@@ -220,7 +220,7 @@ class Line:
 
     async def abort(self, close_code: int, reason: str) -> None:
         """End it at once, when its tasks have ended. Cancelling drops the connection."""
-        self._stop_timers()
+        self.stop_timers()
         try:
             await self.websocket.abort(close_code, reason)
         finally:
@@ -394,7 +394,8 @@ class Line:
         except DeviceError as error:
             self._owner.lose(self, endings.device_lost(str(error), error.close_code))
 
-    def _stop_timers(self) -> None:
+    def stop_timers(self) -> None:
+        """Beat and acknowledge no more; to be called before the nursery of `start` is over."""
         for timer in self._timers:
             timer.cancel()
         self._timers = []

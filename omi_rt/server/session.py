@@ -175,8 +175,12 @@ class Session:
                 self._line.start(self, nursery, greeting)
                 if self.face.idle_seconds is not None:
                     nursery.start_soon(self._end_when_idle, self.face.idle_seconds)
-                await self._transcribe()
-                await self._take_leave()
+                try:
+                    await self._transcribe()
+                    await self._take_leave()
+                finally:
+                    # What a timer raises needs a nursery that is open.
+                    self._line.stop_timers()
                 nursery.cancel_scope.cancel()
         except* Exception as group:  # noqa: BLE001 - the seam: one session's fault touches no other
             self._ending = endings.INTERNAL_ERROR
