@@ -82,7 +82,7 @@ async def messages_of_a_comeback() -> list[Any]:
         await trio.testing.wait_all_tasks_blocked()
         await trio.aclose_forcefully(first.stream)
         # As if it had told more than it keeps.
-        first.session.outbox._kept.popleft()
+        first.session.outbox._let_go_of_oldest()
         secret = next(m["resume"] for m in first.messages if "resume" in m)
         async with world.device(resume=secret, after=0, acknowledge="true") as second:
             second.send(bytes(RATE))

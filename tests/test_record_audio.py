@@ -36,7 +36,9 @@ PCM = synthesise(random_script(Random(4), 20.0), RATE)
 
 
 def facts(rate: int = RATE, channels: int = 1) -> SessionFacts:
-    return SessionFacts("b" * 32, "alice", "en", AudioFormat(rate, channels), datetime.now(UTC))
+    return SessionFacts(
+        "b" * 32, "alice", "en", AudioFormat(rate, channels), datetime.now(UTC), lambda _: []
+    )
 
 
 def write_flac(root: Path, pcm: bytes, *, rate: int = RATE, channels: int = 1) -> RecordFiles:

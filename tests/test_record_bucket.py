@@ -76,7 +76,7 @@ async def names(bucket: Bucket) -> list[str]:
 
 
 def facts(session: str = "a" * 32, uid: str = "alice") -> SessionFacts:
-    return SessionFacts(session, uid, "en", AudioFormat(RATE, 1), BEGAN_AT)
+    return SessionFacts(session, uid, "en", AudioFormat(RATE, 1), BEGAN_AT, lambda _: [])
 
 
 @asynccontextmanager

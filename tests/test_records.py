@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 RATE = 16_000
-FACTS = SessionFacts("a" * 32, "alice", "en", AudioFormat(RATE, 1), datetime.now(UTC))
+FACTS = SessionFacts("a" * 32, "alice", "en", AudioFormat(RATE, 1), datetime.now(UTC), lambda _: [])
 
 
 def segment(number: int, text: str, start: float, end: float, **more: Any) -> dict[str, Any]:
@@ -442,7 +442,8 @@ async def test_what_is_written_makes_room_for_more(tmp_path: Path) -> None:
 def test_old_records_go_and_a_person_is_forgotten(tmp_path: Path) -> None:
     for uid in ("alice", "bob"):
         files = RecordFiles(
-            tmp_path, SessionFacts("b" * 32, uid, "en", FACTS.audio_format, FACTS.began_at)
+            tmp_path,
+            SessionFacts("b" * 32, uid, "en", FACTS.audio_format, FACTS.began_at, lambda _: []),
         )
         files.write_lines(b"{}\n")
         files.write_audio(b"\0\0")

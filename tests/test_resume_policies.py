@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import itertools
+from typing import TYPE_CHECKING
+from unittest import mock
 
 import pytest
 from hypothesis import given
@@ -18,6 +20,9 @@ from omi_rt.core.listen import OPUS_SAMPLE_RATES, ListenRequest
 from omi_rt.core.outbox import MAX_OUTBOX_BYTES, MissingNumbers, Outbox
 from omi_rt.core.presence import MOVES, IllegalMove, Move, Presence, after_move
 from omi_rt.core.resume import Decision, Outcome, Wish, decide, parse_wish, split_wish
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 BEGUN = ListenRequest("u1", sample_rate=16_000, codec="pcm16")
 
@@ -84,6 +89,13 @@ def test_what_belongs_to_the_path_is_left_to_it() -> None:
     assert parse_wish({}) == Wish()
     assert parse_wish({"resume": "", "from": "1.5"}) == Wish("", start=1.5)
     assert "s3cret" not in repr(parse_wish({"resume": "s3cret"}))
+
+
+@pytest.fixture(autouse=True, scope="module")
+def _small_blocks() -> Iterator[None]:
+    """Let a few messages make a block, so that what happens at its borders happens often."""
+    with mock.patch("omi_rt.core.outbox._BLOCK_BYTES", 100):
+        yield
 
 
 @given(st.lists(st.lists(st.text(max_size=20), min_size=1, max_size=4), max_size=30), st.data())
@@ -154,6 +166,7 @@ def test_all_stores_together_are_bounded_and_what_is_kept_and_what_is_missing_is
     for outbox in outboxes:
         outbox.close()
         outbox.close()
+        assert outbox.take_after(0, 1) == []
     assert (budget.held_bytes, budget.outbox_bytes) == (3_000, 0)
 
 
@@ -165,8 +178,34 @@ def test_who_was_told_little_keeps_it_where_another_was_told_much() -> None:
         if number % 200 == 0:
             quiet.keep(1, dumps(quiet.number({"text": "hello"})), 0.0)
     assert quiet.missing_after(0) is None
-    assert chatty.missing_after(0) is not None
+    missing = chatty.missing_after(0)
+    assert missing is not None
+    # What has begun to go goes on from any number.
+    for after in range(missing.last, 1000):
+        told = [each.first for each in chatty.take_after(after, 1 << 20)]
+        assert told == list(range(after + 1, 1001))
+        assert chatty.recent(0.0) == 0
     assert 4_000 < chatty.held_bytes <= 5_000
+
+
+def test_what_is_kept_is_kept_in_few_pieces() -> None:
+    outbox = Outbox(BacklogBudget(40_000))
+    for _ in range(1000):
+        outbox.keep(1, dumps(outbox.number({"text": "x" * 10})), 0.0)
+    count = len(outbox.take_after(0, 1 << 20))
+    assert count > 40
+    assert len(outbox._blocks) * 3 < count
+
+
+def test_of_what_has_begun_to_go_the_last_minute_is_still_recent() -> None:
+    outbox = Outbox(BacklogBudget(10_000))
+    for number in range(200):
+        outbox.keep(1, dumps(outbox.number({})), float(number))
+    for now in range(199, 260):
+        missing = outbox.missing_after(outbox.recent(float(now)))
+        told = [each.first for each in outbox.take_after(outbox.recent(float(now)), 1 << 20)]
+        first = max(now - 60, (missing.last if missing else 0))
+        assert told == list(range(first + 1, 201)), now
 
 
 def test_where_all_of_the_last_minute_fell_out_the_gap_is_told_for_a_minute() -> None:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
-    from omi_rt.core.updates import Update
+    from omi_rt.server.watching import WatchedSession
     from tests.harness import World
 
 RATE = 8000
@@ -148,39 +148,44 @@ async def test_who_comes_later_is_shown_what_somebody_else_has_seen_come(
         await device.finish()
 
 
-async def test_nothing_is_written_for_watchers_as_long_as_nobody_watches(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+def is_followed(session: WatchedSession) -> bool:
+    """Whether anything is written of a session, or kept of what was."""
+    return session.face is not None
+
+
+async def test_nothing_is_written_or_kept_for_watchers_as_long_as_nobody_watches(
+    autojump_clock: MockClock,
 ) -> None:
     script = conversation((STRANGER, USER), 60.0)
     pcm = synthesise(script, RATE)
     half = len(pcm) // 2
+    whose = {word.start: word.voice for word in script.words}
     async with (
         listening_server(profiles=stored(), options=Options(seed=2)) as (world, _),
         world.device(interim="true") as device,
     ):
         watched = world.server._shared.watching.find(id_of(device), None)
         assert watched is not None
-        written: list[Any] = []
-        write = watched.face.write
-
-        def count_and_write(update: Update) -> list[Any]:
-            written.append(update)
-            return write(update)
-
-        monkeypatch.setattr(watched.face, "write", count_and_write)
-        await device.stream_audio(pcm[:half], RATE * 2)
-        assert written == []
+        for part in (pcm[:half], pcm[half : half + RATE * 20]):
+            await device.stream_audio(part, RATE * 2)
+            assert not is_followed(watched)
+            async with watching(world, session=id_of(device)) as page:
+                assert is_followed(watched)
+                said = sorted(words_of(list(page.shown.values())))
+                assert said == sorted(words_of(device.segments))
+                # What was corrected while nobody watched is shown as it is now.
+                assert any(event["segment_ids"] for event in device.events("speaker_identified"))
+                assert [s["is_user"] for s in page.shown.values()] == [
+                    whose[s["start"]] == USER for s in page.shown.values()
+                ]
+                await trio.aclose_forcefully(page.device.stream)
+                await trio.testing.wait_all_tasks_blocked()
+            assert not is_followed(watched)
         async with watching(world, session=id_of(device)) as page:
-            said = sorted(words_of(list(page.shown.values())))
-            assert said == sorted(words_of(device.segments))
-            # What was corrected while nobody watched is shown as it is now.
-            assert any(event["segment_ids"] for event in device.events("speaker_identified"))
-            whose = {word.start: word.voice for word in script.words}
-            assert [s["is_user"] for s in page.shown.values()] == [
-                whose[s["start"]] == USER for s in page.shown.values()
-            ]
-            await device.stream_audio(pcm[half:], RATE * 2)
-            assert written
+            async with watching(world, session=id_of(device)) as other:
+                await trio.aclose_forcefully(other.device.stream)
+                await trio.testing.wait_all_tasks_blocked()
+            await device.stream_audio(pcm[half + RATE * 20 :], RATE * 2)
             await device.finish()
             await page.device.ended()
         assert sorted(words_of(list(page.shown.values()))) == sorted(script.transcript())

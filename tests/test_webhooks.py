@@ -45,7 +45,9 @@ if TYPE_CHECKING:
 
 SECRET_TEXT = "whsec_" + base64.b64encode(b"0123456789abcdef01234567").decode()
 SECRET = parse_secret(SECRET_TEXT)
-FACTS = SessionFacts("a" * 32, "alice & bob", "en", AudioFormat(8000, 1), datetime.now(UTC))
+FACTS = SessionFacts(
+    "a" * 32, "alice & bob", "en", AudioFormat(8000, 1), datetime.now(UTC), lambda _: []
+)
 
 
 def final(*texts: str) -> Final:

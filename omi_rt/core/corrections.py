@@ -7,14 +7,18 @@ label that is this person's there.
 
 from __future__ import annotations
 
+from array import array
 from collections import deque
+from itertools import chain
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+from omi_rt.core.json import dumps, loads
+from omi_rt.core.segments import Segment
+from omi_rt.core.voices import Identity
 
-    from omi_rt.core.segments import Segment
-    from omi_rt.core.voices import Identity
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator, Sequence
+
     from omi_rt.core.votes import HeardAgain, Label
 
 MAX_CORRECTED_SEGMENTS = 200
@@ -23,37 +27,75 @@ VERIFIED_SHARE = 0.9
 """Of those words of a segment that were heard again, this share of the time must be under the label."""
 COVERED_SHARE = 0.5
 """Of the time of all words of a segment, this share must have been heard again under the label."""
+_BLOCK_SEGMENTS = 25
+"""The names and texts of so many segments stand in one text."""
+_NUMBERS = 5
+"""The array has this many numbers for each segment."""
+_SPEAKER = 0
+"""The place of the speaker's among them."""
 
 
 class SentSegments:
-    """The last `MAX_CORRECTED_SEGMENTS` of a session."""
+    """The last `MAX_CORRECTED_SEGMENTS` of a session, as they stand after all corrections.
 
-    __slots__ = ("_segments", "count")
+    What is searched stands in an array, and the rest in a text for every `_BLOCK_SEGMENTS`: as objects they
+    would take four times the memory, in pieces that outlive what was made beside them.
+    """
+
+    __slots__ = ("_blocks", "_names", "_numbers", "_whose", "count")
 
     def __init__(self) -> None:
-        self._segments: deque[Segment] = deque(maxlen=MAX_CORRECTED_SEGMENTS)
+        self._numbers = array("q")
+        """Of each segment its speaker, start, end, channel and the samples that its words take."""
+        self._whose: list[Identity | None] = []
+        self._names: list[tuple[str, str]] = []
+        """The ids and texts of the youngest."""
+        self._blocks: deque[str] = deque()
+        """Those of the others, as JSON."""
         self.count = 0
         """The number of segments that have gone out so far."""
 
     def remember(self, segment: Segment) -> None:
-        """Keep a segment that goes out, without its words."""
-        segment.words.clear()
+        """Keep what a segment says that goes out."""
         self.count += 1
-        self._segments.append(segment)
+        self._numbers.extend(
+            (segment.speaker, segment.start, segment.end, segment.channel, segment.spoken)
+        )
+        self._whose.append(self._identity(segment))
+        self._names.append((segment.id, " ".join(segment.words)))
+        if len(self._names) == _BLOCK_SEGMENTS:
+            self._blocks.append(dumps(self._names))
+            self._names = []
+        if len(self._whose) == MAX_CORRECTED_SEGMENTS + _BLOCK_SEGMENTS:
+            self._blocks.popleft()
+            del self._whose[:_BLOCK_SEGMENTS], self._numbers[: _BLOCK_SEGMENTS * _NUMBERS]
+
+    def _identity(self, segment: Segment) -> Identity | None:
+        """Whose a segment is: the same object as for the one before, where it is the same."""
+        if not segment.is_user and segment.person_id is None:
+            return None
+        identity, before = Identity(segment.person_id), self._whose[-1] if self._whose else None
+        return before if before == identity else identity
+
+    def last(self, most: int) -> list[Segment]:
+        """Return the last segments, ``most`` of them at most, the oldest first."""
+        first = max(self._first, len(self._whose) - most)
+        names = [*chain.from_iterable(map(loads, self._blocks)), *self._names]
+        return [self._at(index, *names[index]) for index in range(first, len(names))]
 
     def merge(self, source: int, into: int) -> tuple[str, ...]:
         """Give the segments of one number to another; return their ids."""
-        moved = [segment for segment in self._segments if segment.speaker == source]
-        for segment in moved:
-            segment.speaker = into
-        return tuple(segment.id for segment in moved)
+        moved = self._of(source)
+        for index in moved:
+            self._numbers[index * _NUMBERS + _SPEAKER] = into
+        return self._ids(moved)
 
     def take_back(self, number: int) -> tuple[str, ...]:
         """Let all segments of a speaker be nobody's; return their ids."""
-        taken = [segment for segment in self._segments if segment.speaker == number]
-        for segment in taken:
-            segment.is_user, segment.person_id = False, None
-        return tuple(segment.id for segment in taken)
+        taken = self._of(number)
+        for index in taken:
+            self._whose[index] = None
+        return self._ids(taken)
 
     def identify(
         self,
@@ -67,21 +109,70 @@ class SentSegments:
         Args:
             number: the speaker's number.
             identity: whose segments they are.
-            is_verified: tells whether a segment's words were heard again.
+            is_verified: tells by its times whether a segment's words were heard again.
             since: segments from this one on, counted from the session's first, need no proof.
         """
-        whose = identity.is_user, identity.person_id
-        first = self.count - len(self._segments)
+        gone = self.count - len(self._whose)
         found = [
-            segment
-            for place, segment in enumerate(self._segments, start=first)
-            if segment.speaker == number
-            and (segment.is_user, segment.person_id) != whose
-            and (place >= since or is_verified(segment))
+            index
+            for index in self._of(number)
+            if self._whose[index] != identity
+            and (gone + index >= since or is_verified(self._at(index)))
         ]
-        for segment in found:
-            segment.is_user, segment.person_id = whose
-        return tuple(segment.id for segment in found)
+        return self._identify(found, identity)
+
+    def identify_named(self, number: int, identity: Identity, ids: set[str]) -> tuple[str, ...]:
+        """Let those segments of a speaker be somebody's that are named; return the ids that this is new for.
+
+        No id at all means all of them.
+        """
+        others = [index for index in self._of(number) if self._whose[index] != identity]
+        named = zip(others, self._ids(others), strict=True)
+        return self._identify([index for index, name in named if not ids or name in ids], identity)
+
+    def _identify(self, found: list[int], identity: Identity) -> tuple[str, ...]:
+        for index in found:
+            self._whose[index] = identity
+        return self._ids(found)
+
+    @property
+    def _first(self) -> int:
+        """The index of the first segment that counts: blocks are let go whole."""
+        return max(0, len(self._whose) - MAX_CORRECTED_SEGMENTS)
+
+    def _of(self, number: int) -> list[int]:
+        """The indices of a speaker's segments."""
+        speakers = self._numbers[_SPEAKER::_NUMBERS]
+        return [index for index in range(self._first, len(speakers)) if speakers[index] == number]
+
+    def _at(self, index: int, name: str = "", text: str = "") -> Segment:
+        start = index * _NUMBERS
+        speaker, first, end, channel, spoken = self._numbers[start : start + _NUMBERS]
+        whose = self._whose[index]
+        return Segment(
+            id=name,
+            speaker=speaker,
+            start=first,
+            end=end,
+            channel=channel,
+            words=[text],
+            spoken=spoken,
+            is_user=whose is not None and whose.is_user,
+            person_id=None if whose is None else whose.person_id,
+        )
+
+    def _ids(self, indices: Sequence[int]) -> tuple[str, ...]:
+        """The ids at ascending indices; each block is read once, where any is in it."""
+        return tuple(self._each_id(indices))
+
+    def _each_id(self, indices: Sequence[int]) -> Iterator[str]:
+        number, names = -1, self._names
+        for index in indices:
+            block, place = divmod(index, _BLOCK_SEGMENTS)
+            if block != number:
+                number = block
+                names = loads(self._blocks[block]) if block < len(self._blocks) else self._names
+            yield names[place][0]
 
 
 def is_verified(segment: Segment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:

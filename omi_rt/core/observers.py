@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, TypeAlias
 from attrs import field, frozen
 
 from omi_rt.core.audio import AudioFormat
+from omi_rt.core.segments import Segment
 
 if TYPE_CHECKING:
     from omi_rt.core.updates import Update
@@ -31,6 +32,8 @@ class SessionFacts:
     """Of the decoded audio."""
     began_at: datetime
     """Aware."""
+    last_segments: Callable[[int], list[Segment]] = field(repr=False)
+    """Returns the last segments as they stand, so many at most."""
 
 
 class Observer:

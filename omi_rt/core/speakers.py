@@ -159,6 +159,10 @@ class Speakers:
         """Note a segment that goes out, for later corrections."""
         self._sent.remember(segment)
 
+    def last_segments(self, most: int) -> list[Segment]:
+        """Return the last segments that went out as they stand, ``most`` of them at most, the oldest first."""
+        return self._sent.last(most)
+
     def resolve(
         self, labels: EpochLabels, votes: Sequence[Vote], anchors: Sequence[Voice | None]
     ) -> list[Merged | Identified]:
@@ -257,13 +261,7 @@ class Speakers:
                 told.append(self._merge(max(known_as, number), into))
                 number = into
         self._identities[number] = identity
-        meant = set(segment_ids)
-        ids = self._sent.identify(
-            number,
-            identity,
-            lambda segment: not meant or segment.id in meant,
-            self._sent.count,
-        )
+        ids = self._sent.identify_named(number, identity, set(segment_ids))
         return [*told, Identified(number, identity, ids)]
 
     def introduce(

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from omi_rt.core.backlog import Backlog
     from omi_rt.core.budget import BacklogBudget
     from omi_rt.core.heard import Heard, LeadInWord
+    from omi_rt.core.segments import Segment
     from omi_rt.core.speakers import EpochLabels, Identified
     from omi_rt.core.updates import Update
     from omi_rt.core.voices import Identity, Voice
@@ -114,6 +115,10 @@ class Transcript:
         )
         for segment in segments:
             self._speakers.remember(segment)
+
+    def last_segments(self, most: int) -> list[Segment]:
+        """Return the last segments as they stand after all corrections, ``most`` of them at most."""
+        return self._speakers.last_segments(most)
 
     def _numbered(
         self, labels: EpochLabels, words: Sequence[HeardWord]

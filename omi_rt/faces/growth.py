@@ -97,10 +97,6 @@ class GrowingSegments:
         """Take new segments of the session; returns those to be sent, new ones and grown ones."""
         return [grown.as_segment() for grown in self._take(segments)]
 
-    def keep(self, segments: Iterable[Segment]) -> None:
-        """Take new segments of the session that are sent to nobody now."""
-        self._take(segments)
-
     def last(self, most: int) -> list[Segment]:
         """Return the last segments as they stand, ``most`` of them at most, in the order in which they began."""
         first = max(0, len(self._grown) - most)

@@ -122,14 +122,10 @@ class OmiFace(Face):
             return [events.unknown_message(update.kind)]
         return []
 
-    def keep(self, update: Update) -> None:
-        """Take an update that is written to nobody: what is written later builds on it."""
-        if self._growing is None:
-            return
-        if isinstance(update, Final):
-            self._growing.keep(update.segments)
-        elif isinstance(update, Merged | Identified):
-            self._growing.correct(update)
+    def take(self, segments: Iterable[Segment]) -> None:
+        """Take segments that went out before anybody followed, of a face whose segments grow."""
+        if self._growing is not None:
+            self._growing.add(segments)
 
     def write_last(self, most: int) -> list[Any]:
         """Write the last segments as they stand, ``most`` of them at most; of a face whose segments grow."""

@@ -106,7 +106,7 @@ class Session:
         self._log = get_logger(session=self.id, uid_hash=uid_hash, peer=peer)
         self.decoder = open_decoder(request.codec, request.sample_rate, request.channels)
         self._transcript, self._transcriber = self._make_transcriber(request, shared)
-        self._observers = _observe(session_id, request, shared)
+        self._observers = self._observe(request, shared)
         self._listeners = [observer for observer in self._observers if observer.hears_audio]
         self.is_overheard = bool(self._listeners) or self.face.hears_audio
         """Whether anybody but the provider wants the decoded audio."""
@@ -151,6 +151,17 @@ class Session:
             profile_first=settings.profile_mode == "first",
         )
         return transcript, transcriber
+
+    def _observe(self, request: ListenRequest, shared: Shared) -> list[Observer]:
+        facts = SessionFacts(
+            id=self.id,
+            uid=request.uid,
+            language=request.language,
+            audio_format=request.audio_format,
+            began_at=datetime.now(UTC),
+            last_segments=self._transcript.last_segments,
+        )
+        return [watch(facts) for watch in (*shared.watches, shared.watching.observe)]
 
     async def run(self) -> None:
         """Serve the device until it has all its words, or is gone and all is finalised.
@@ -476,13 +487,6 @@ class Session:
         self._metrics.sessions_ended.labels(ending.kind.value).inc()
         self._metrics.audio.close(self._account)
         log_end(self._log, ending, coverage, self._transcriber.cost, self.decoder)
-
-
-def _observe(session_id: str, request: ListenRequest, shared: Shared) -> list[Observer]:
-    facts = SessionFacts(
-        session_id, request.uid, request.language, request.audio_format, datetime.now(UTC)
-    )
-    return [watch(facts) for watch in (*shared.watches, shared.watching.observe)]
 
 
 _ids = Random()  # seeded by the system

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import trio
 from attrs import define, field
 
+from omi_rt.core.corrections import MAX_CORRECTED_SEGMENTS
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.core.observers import Observer, SessionFacts
@@ -104,14 +105,14 @@ class WatchedSession(Observer):
     """One running session, and who watches it."""
 
     facts: SessionFacts
-    face: OmiFace
     leave: Callable[[WatchedSession], None]
     watchers: set[Watcher] = field(factory=set)
+    face: OmiFace | None = None
+    """What they have been told; None where nobody has watched since the last one left."""
 
     def note(self, update: Update) -> None:
-        """Pass it on, or only keep what a later watcher needs: to write it for nobody would cost as much."""
-        if not self.watchers:
-            self.face.keep(update)
+        """Pass it on. The session itself keeps what somebody is shown who comes later."""
+        if self.face is None:
             return
         for message in self.face.write(update):
             for watcher in self.watchers:
@@ -120,9 +121,18 @@ class WatchedSession(Observer):
     def join(self, watcher: Watcher) -> None:
         """Show a watcher what has been said, and from now on what is said."""
         watcher.put({"type": "watching", **self.as_row()})
+        if self.face is None:
+            self.face = OmiFace(_AS_APPS_GET_IT, self.facts.audio_format)
+            self.face.take(self.facts.last_segments(MAX_CORRECTED_SEGMENTS))
         for message in self.face.write_last(MAX_KEPT_SEGMENTS):
             watcher.put(message)
         self.watchers.add(watcher)
+
+    def part(self, watcher: Watcher) -> None:
+        """Tell a watcher nothing more. It may be called twice."""
+        self.watchers.discard(watcher)
+        if not self.watchers:
+            self.face = None
 
     def close(self) -> None:
         """The session has ended: so do its watchers."""
@@ -180,8 +190,7 @@ class Watching:
 
     def observe(self, facts: SessionFacts) -> Observer:
         """Make the observer of a session that begins."""
-        face = OmiFace(_AS_APPS_GET_IT, facts.audio_format)
-        session = WatchedSession(facts, face, self._leave)
+        session = WatchedSession(facts, self._leave)
         self._sessions[facts.id] = session
         self._tell_list(facts.uid)
         return session
@@ -200,7 +209,7 @@ class Watching:
         try:
             await _serve(watcher, websocket, beat_seconds)
         finally:
-            session.watchers.discard(watcher)
+            session.part(watcher)
 
     async def follow_list(
         self, uid: str, websocket: WebSocket, beat_seconds: float, until: trio.Event
