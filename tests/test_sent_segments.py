@@ -122,3 +122,12 @@ def test_what_it_returns_is_no_part_of_it() -> None:
         each.speaker, each.words = 7, []
     assert sent.last(30) == before
     assert sent.merge(7, 1) == ()
+
+
+def test_no_name_at_all_names_all_segments_of_a_speaker() -> None:
+    plain, sent = Plain(), SentSegments()
+    say(plain, sent, 0, 30)
+    say(plain, sent, 1, 5)
+    sent.take_back(0)
+    assert sent.identify_named(0, USER, set()) == tuple(each.id for each in plain.said[:30])
+    assert sent.identify_named(0, USER, set()) == ()
