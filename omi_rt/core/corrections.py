@@ -8,7 +8,6 @@ label that is this person's there.
 from __future__ import annotations
 
 from array import array
-from collections import deque
 from itertools import chain
 from typing import TYPE_CHECKING
 
@@ -50,7 +49,7 @@ class SentSegments:
         self._whose: list[Identity | None] = []
         self._names: list[tuple[str, str]] = []
         """The ids and texts of the youngest."""
-        self._blocks: deque[str] = deque()
+        self._blocks: list[str] = []
         """Those of the others, as JSON."""
         self.count = 0
         """The number of segments that have gone out so far."""
@@ -67,7 +66,7 @@ class SentSegments:
             self._blocks.append(dumps(self._names))
             self._names = []
         if len(self._whose) == MAX_CORRECTED_SEGMENTS + _BLOCK_SEGMENTS:
-            self._blocks.popleft()
+            del self._blocks[0]
             del self._whose[:_BLOCK_SEGMENTS], self._numbers[: _BLOCK_SEGMENTS * _NUMBERS]
 
     def _identity(self, segment: Segment) -> Identity | None:

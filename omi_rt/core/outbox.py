@@ -7,7 +7,6 @@ of what it says, and where they outlive those of other sessions, the allocator c
 from __future__ import annotations
 
 import math
-from collections import deque
 from typing import TYPE_CHECKING, Any
 
 from attrs import frozen
@@ -101,9 +100,9 @@ class Outbox:
         self._is_kept = is_kept
         self._budget = BacklogBudget(_UNBOUNDED) if budget is None else budget
         self._fell_out_at = -math.inf
-        self._oldest: deque[Kept] = deque()
+        self._oldest: list[Kept] = []
         """What is left of the block from which messages are let go."""
-        self._blocks: deque[_Block] = deque()
+        self._blocks: list[_Block] = []
         self._youngest: list[Kept] = []
         """What makes no block yet."""
         self._youngest_bytes = 0
@@ -143,11 +142,11 @@ class Outbox:
     def _let_go_of_oldest(self) -> None:
         if not self._oldest:
             if self._blocks:
-                self._oldest.extend(self._blocks.popleft().read())
+                self._oldest.extend(self._blocks.pop(0).read())
             else:
                 self._oldest.extend(self._youngest)
                 self._youngest, self._youngest_bytes = [], 0
-        oldest = self._oldest.popleft()
+        oldest = self._oldest.pop(0)
         self._fell_out_at = oldest.told_at
         self._hold(-len(oldest.text) - _ENTRY_BYTES)
 

@@ -14,8 +14,10 @@ MAX_WORDS = 1024
 """At most this many words are remembered; a final with more would be the longest ever seen."""
 SAME_SHARE = 0.5
 """Two words lie on the same audio if they share this much of the shorter one."""
-_NUMBERS = 4
-"""The array of places has this many numbers for each word."""
+_NUMBERS = 5
+"""The array has this many numbers for each word."""
+_END = 2
+"""The place of the word's end among them."""
 
 
 @define
@@ -51,19 +53,17 @@ class SaidWords:
     """Session position behind the latest word."""
     horizon: int = 0
     """Session position before which nothing is remembered."""
-    _texts: list[str] = field(factory=list, repr=False)
-    _places: array[int] = field(factory=lambda: array("q"), repr=False)
-    """Of each word its start and end, and those of the final that brought it: numbers that stand in an
-    array take a fifth of the memory that objects take."""
+    _numbers: array[int] = field(factory=lambda: array("q"), repr=False)
+    """Of each word a hash of its letters, its start and end, and those of the final that brought it. Numbers
+    in an array take a tenth of the memory that words take."""
 
     def add(self, words: list[HeardWord], bounds: tuple[int, int]) -> None:
         """Remember words that are delivered, and the bounds of the final that brought them."""
         if words:
             end = self.end
-            places = self._places
+            extend = self._numbers.extend
             for word in words:
-                self._texts.append(word.text)
-                places.extend((word.start, word.end, *bounds))
+                extend((hash(_letters(word.text)), word.start, word.end, *bounds))
                 if word.end > end:
                     end = word.end
             self.end = end
@@ -71,12 +71,13 @@ class SaidWords:
     def forget(self, position: int) -> None:
         """Forget the words that end before ``position``."""
         self.horizon = max(self.horizon, position)
-        texts, places = self._texts, self._places
+        numbers = self._numbers
+        size = len(numbers)
         # The oldest come first, so only they need be looked at: 120 are remembered of a fast speaker.
-        count = max(0, len(texts) - MAX_WORDS)
-        while count < len(texts) and places[count * _NUMBERS + 1] < position:
-            count += 1
-        del texts[:count], places[: count * _NUMBERS]
+        gone = max(0, size - MAX_WORDS * _NUMBERS)
+        while gone < size and numbers[gone + _END] < position:
+            gone += _NUMBERS
+        del numbers[:gone]
 
     def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
         """Tell whether this very word was delivered, in the same letters and at the same time.
@@ -85,9 +86,9 @@ class SaidWords:
         providers are sure of it. Where neither counts for both words, both times must agree. Times
         agree if they differ by at most ``tolerance`` samples.
         """
-        letters = _letters(word.text)
-        for text, (start, end, lower, upper) in zip(self._texts, self._each(), strict=True):
-            if _shared(word, start, end) <= 0 or _letters(text) != letters:
+        letters = hash(_letters(word.text))
+        for said, start, end, lower, upper in self._each():
+            if said != letters or _shared(word, start, end) <= 0:
                 continue
             starts_differ = abs(word.start - start) > tolerance
             ends_differ = abs(word.end - end) > tolerance
@@ -103,16 +104,16 @@ class SaidWords:
         """Tell whether a delivered word is this one, maybe heard otherwise, since they share most audio."""
         return any(
             _shared(word, start, end) > SAME_SHARE * (max(word.end, end) - min(word.start, start))
-            for start, end, *_ in self._each()
+            for _, start, end, *_ in self._each()
         )
 
     def covers(self, word: HeardWord) -> bool:
         """Tell whether a delivered word, whatever it is, lies on the same audio."""
-        return any(_share_audio(word, start, end) for start, end, *_ in self._each())
+        return any(_share_audio(word, start, end) for _, start, end, *_ in self._each())
 
     def _each(self) -> Iterator[tuple[int, ...]]:
-        numbers = iter(self._places)
-        return zip(numbers, numbers, numbers, numbers, strict=True)
+        numbers = iter(self._numbers)
+        return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
 
 
 def _share_audio(word: HeardWord, start: int, end: int) -> bool:
@@ -126,4 +127,6 @@ def _shared(word: HeardWord, start: int, end: int) -> int:
 
 def _letters(text: str) -> str:
     """The word without case and punctuation, which may differ from one final to the next."""
-    return "".join(filter(str.isalnum, text)).casefold() or text
+    if not text.isalnum():
+        text = "".join(filter(str.isalnum, text)) or text
+    return text.casefold()
