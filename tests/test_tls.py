@@ -11,6 +11,7 @@ import pytest
 import trio
 import trustme
 
+from omi_rt.net.poller import Kind, open_poller
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.tls import TLSStream
 
@@ -66,6 +67,28 @@ async def test_what_is_sent_comes_back_byte_for_byte(versions: ssl.TLSVersion) -
             while len(received) < len(data):
                 received += await tls.receive_some()
         assert received == data
+
+
+async def test_the_poller_passes_on_all_records_of_one_read_though_nothing_follows() -> None:
+    """Records that came in one piece: three of 16 KiB at most."""
+    data = bytes(range(250)) * 160
+
+    async def send_and_wait(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        await stream.send_all(data)
+        await trio.sleep_forever()
+
+    async with connected(send_and_wait) as tls, open_poller(lambda: 0.0):
+        await tls.do_handshake()
+        received, sizes = bytearray(), []
+
+        def take(part: bytes, _: float) -> bool:
+            received.extend(part)
+            sizes.append(len(part))
+            return len(received) == len(data)
+
+        assert await tls.serve(take, Kind.PROVIDER)
+        assert received == data
+        assert len(sizes) == 3
 
 
 async def test_what_the_kernel_does_not_take_at_once_follows_in_order() -> None:
