@@ -16,7 +16,7 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, SentAway, SentElsewhere, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
-from omi_rt.core.forwarded import client_address, is_loopback_address, is_passed_on
+from omi_rt.core.forwarded import client_address, is_loopback_address, is_of_nobody_known
 from omi_rt.core.json import dumps
 from omi_rt.core.limits import LimitReached, Occupancy, TooManySessions
 from omi_rt.core.listen import split_target
@@ -174,7 +174,7 @@ class Admission:
         trusted = self._settings.trusted_proxies
         address = client_address(host, forwarded, trusted)
         # Behind a proxy on this machine everybody would seem to be on it.
-        is_local = is_loopback and not is_passed_on(host, forwarded, trusted)
+        is_local = is_loopback and not is_of_nobody_known(host, forwarded, trusted)
         return address, is_local and (not address or is_loopback_address(address))
 
     def _count_transcribed(self) -> int:
