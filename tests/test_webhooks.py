@@ -289,17 +289,35 @@ async def test_so_many_messages_are_on_their_way_at_once(
     assert (len(receiver.came), receiver.most) == (50, service.MAX_POSTS)
 
 
-async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while_and_tells_what_is_left(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    receiver = Receiver(monkeypatch, takes=1e6)
+    configure_logging("info", "text")
+    receiver = Receiver(monkeypatch)
+    async with hooks_in_virtual_time() as webhooks:
+        for takes in (0.0, 1e6, 1e6):
+            receiver.takes = takes
+            session = webhooks.watch(FACTS)
+            session.note(final("one"))
+            session.close()
+            await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
+    assert len(receiver.came) == 3
+    told = [line for line in capfd.readouterr().err.splitlines() if "webhooks_cut" in line]
+    assert [line.partition("webhooks_cut ")[2].strip() for line in told] == ["transcript=2"]
+
+
+async def test_a_server_that_has_posted_everything_tells_nothing_of_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    Receiver(monkeypatch, takes=5.0)
     async with hooks_in_virtual_time() as webhooks:
         session = webhooks.watch(FACTS)
         session.note(final("one"))
         session.close()
-        began = trio.current_time()
-    assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
-    assert len(receiver.came) == 1
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_receiver_of_audio_that_hangs_holds_up_nobody_s_words(
