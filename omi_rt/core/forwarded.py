@@ -38,6 +38,11 @@ def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) ->
     return _follow(peer, forwarded_for, tuple(trusted))[0]
 
 
+def is_trusted(peer: str, trusted: Iterable[Network]) -> bool:
+    """Whether what ``peer`` says of others is believed."""
+    return _is_in(peer, tuple(trusted))
+
+
 def is_of_nobody_known(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> bool:
     """Whether nobody knows whose a request is: its proxy is not believed, or names no address."""
     networks = tuple(trusted)

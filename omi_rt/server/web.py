@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
@@ -74,6 +75,8 @@ class Visit:
     peer: str
     is_loopback: bool
     """Whether it came in over the loopback interface, perhaps through a proxy there."""
+    beginning: ExitStack
+    """Closed when the connection watches a session."""
 
 
 @frozen
@@ -236,6 +239,7 @@ class Web:
         uid = await self._prove(call, token, visit.address)
         # Not before: whoever has proved nothing would take places away from those who may watch.
         with self._watching.place(uid):
+            visit.beginning.close()
             await self._show(websocket, call, uid, visit.peer)
 
     async def _show(self, websocket: WebSocket, call: Call, uid: str, peer: str) -> None:
