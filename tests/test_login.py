@@ -235,6 +235,11 @@ async def look(file: TokenFile) -> None:
     await file._look()
 
 
+def write_tokens(path: Path, text: str) -> None:
+    path.write_text(text)
+    path.chmod(0o600)
+
+
 @asynccontextmanager
 async def reading(path: Path) -> AsyncIterator[TokenFile]:
     file = TokenFile(path)
@@ -269,8 +274,7 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
 ) -> None:
     configure_logging("info")
     path = tmp_path / "tokens"
-    path.write_text("one alice\n")
-    path.chmod(0o600)
+    write_tokens(path, "one alice\n")
     async with reading(path) as file:
         path.write_text("one alice\ntwo bo")
         for _ in range(3):
@@ -286,8 +290,7 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
         await look(file)
         with pytest.raises(BadToken):
             await file.uid_of("one")
-        path.write_text("one alice\n")
-        path.chmod(0o600)
+        write_tokens(path, "one alice\n")
         await look(file)
         assert await file.uid_of("one") == "alice"
     told = capfd.readouterr().err
@@ -299,15 +302,13 @@ async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(
 ) -> None:
     configure_logging("info")
     path = tmp_path / "tokens"
-    path.write_text("one alice\n")
-    path.chmod(0o600)
+    write_tokens(path, "one alice\n")
     async with reading(path) as file:
         for take_away in (lambda: path.write_text(""), path.unlink):
             take_away()
             await look(file)
             assert await file.uid_of("one") == "alice"
-            path.write_text("one alice\ntwo bob\n")
-            path.chmod(0o600)
+            write_tokens(path, "one alice\ntwo bob\n")
             await look(file)
             assert await file.uid_of("two") == "bob"
         path.write_text("# nobody\n")
@@ -324,8 +325,7 @@ async def test_a_change_is_noticed_that_leaves_size_and_time_and_so_is_a_mode(
 ) -> None:
     configure_logging("info")
     path = tmp_path / "tokens"
-    path.write_text("one alice\n")
-    path.chmod(0o600)
+    write_tokens(path, "one alice\n")
     times = path.stat()
     async with reading(path) as file:
         await wait_until(lambda: time.time_ns() - times.st_ctime_ns > 20_000_000, 10)
@@ -395,6 +395,19 @@ async def test_a_new_key_is_fetched_when_a_token_names_it(monkeypatch: pytest.Mo
         server.answer = lambda _: certs("k1", "k2")
         assert await login.uid_of(tokens.token("k2")) == "alice"
         assert len(server.requests) == 2
+
+
+async def test_invented_keys_make_nobody_ask_more_often_for_keys_where_asking_fails(
+    mock_clock: MockClock,
+) -> None:
+    async with http_server(lambda _: certs("k1")) as server, published(server) as login:
+        server.answer = lambda _: Reply(500)
+        mock_clock.jump(31.0)
+        for _ in range(10):
+            with pytest.raises(BadToken):
+                await login.uid_of(tokens.token("k9"))
+        assert len(server.requests) == 2
+        assert await login.uid_of(tokens.token("k1")) == "alice"
 
 
 @pytest.mark.parametrize(

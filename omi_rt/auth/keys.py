@@ -67,7 +67,8 @@ class PublishedKeys:
         self._random = random
         self._keys = KeySet()
         self._expires_at = 0.0
-        self._fetched_at: float | None = None
+        self._asked_at: float | None = None
+        """When the keys were asked for last; None as long as there never were any."""
         self._wish = trio.Event()
         self._done = trio.Event()
         self._has_failed = False
@@ -119,10 +120,12 @@ class PublishedKeys:
 
         Returns when that is done, within `ANSWER_SECONDS`. Cancelling this is safe.
         """
-        if key_id in self.keys or self._fetched_at is None:
+        if key_id in self.keys or self._asked_at is None:
             return
-        if trio.current_time() - self._fetched_at < ASKED_AGAIN_SECONDS:
+        if trio.current_time() - self._asked_at < ASKED_AGAIN_SECONDS:
             return
+        # Whatever comes of it: a server that is away is not asked more often for that.
+        self._asked_at = trio.current_time()
         done = self._done
         self._wish.set()
         with trio.move_on_after(ANSWER_SECONDS):
@@ -140,8 +143,8 @@ class PublishedKeys:
         least, most = AGE_SECONDS
         kept = max_age_seconds(cache_control, age, DEFAULT_AGE_SECONDS)
         self._keys = keys
-        self._fetched_at = trio.current_time()
-        self._expires_at = self._fetched_at + min(most, max(least, kept))
+        self._asked_at = trio.current_time()
+        self._expires_at = self._asked_at + min(most, max(least, kept))
         if self._has_failed:
             self._has_failed = False
             get_logger().info("login_keys_fetched", keys=len(keys.by_id))
