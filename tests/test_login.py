@@ -240,6 +240,14 @@ def write_tokens(path: Path, text: str) -> None:
     path.chmod(0o600)
 
 
+def one_token(folder: Path) -> Path:
+    """Write a token file with one line; what becomes of it is logged from now on."""
+    configure_logging("info")
+    path = folder / "tokens"
+    write_tokens(path, "one alice\n")
+    return path
+
+
 @asynccontextmanager
 async def reading(path: Path) -> AsyncIterator[TokenFile]:
     file = TokenFile(path)
@@ -272,9 +280,7 @@ async def test_a_token_is_made_used_and_forgotten(tmp_path: Path) -> None:
 async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("info")
-    path = tmp_path / "tokens"
-    write_tokens(path, "one alice\n")
+    path = one_token(tmp_path)
     async with reading(path) as file:
         path.write_text("one alice\ntwo bo")
         for _ in range(3):
@@ -300,9 +306,7 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
 async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("info")
-    path = tmp_path / "tokens"
-    write_tokens(path, "one alice\n")
+    path = one_token(tmp_path)
     async with reading(path) as file:
         for take_away in (lambda: path.write_text(""), path.unlink):
             take_away()
@@ -323,9 +327,7 @@ async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(
 async def test_a_change_is_noticed_that_leaves_size_and_time_and_so_is_a_mode(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    configure_logging("info")
-    path = tmp_path / "tokens"
-    write_tokens(path, "one alice\n")
+    path = one_token(tmp_path)
     times = path.stat()
     async with reading(path) as file:
         await wait_until(lambda: time.time_ns() - times.st_ctime_ns > 20_000_000, 10)
