@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import standardwebhooks
 import trio
+import trustme
 from attrs import evolve
 
 from omi_rt.core.audio import AudioFormat
@@ -203,6 +205,24 @@ async def test_a_message_that_is_not_taken_is_given_up_and_counted(
         assert len(server.requests) == tries
         assert all("words" in request.target for request in server.requests)
         assert (count(metrics, "delivered"), count(metrics, "failed")) == (0, 1)
+
+
+async def test_a_receiver_whose_certificate_is_not_trusted_gets_nothing_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    monkeypatch.setattr(service, "pause_before_retry", lambda *_: 0.01)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with http_server(context=context) as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one"))
+            session.close()
+        assert server.requests == []
+        assert count(metrics, "failed") == 1
+    told = capfd.readouterr().err
+    assert "reason='no trusted certificate: unable to get local issuer certificate'" in told
+    assert "127.0.0.1" not in told
 
 
 async def test_an_endless_answer_is_not_read() -> None:
