@@ -455,9 +455,12 @@ def test_no_secret_signs_a_token() -> None:
     assert {name[:2] for name in OPENID_ALGORITHMS} == {"RS", "PS", "ES", "Ed"}
 
 
-async def test_old_keys_serve_until_they_expire(
-    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+async def test_old_keys_serve_until_they_expire_which_is_told_once_more(
+    monkeypatch: pytest.MonkeyPatch,
+    autojump_clock: MockClock,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
+    configure_logging("info", "text")
     answers: list[bytes | None] = [tokens.certificates("k1"), None]
 
     async def fetch(*_: object) -> tuple[bytes, str, str]:
@@ -476,9 +479,16 @@ async def test_old_keys_serve_until_they_expire(
         assert set(keys.keys.by_id) == {"k1"}
         await trio.sleep_until(started + 901)
         assert set(keys.keys.by_id) == set()
+        await trio.sleep(200)
         answers[:] = [tokens.certificates("k2")]
         await trio.sleep(120)
         assert set(keys.keys.by_id) == {"k2"}
+        told = [line.partition("] ")[2].strip() for line in capfd.readouterr().err.splitlines()]
+        assert told == [
+            "login_keys_unavailable reason='HTTP 500' are_kept=True",
+            "login_keys_unavailable reason='HTTP 500' are_kept=False",
+            "login_keys_fetched keys=1",
+        ]
         nursery.cancel_scope.cancel()
 
 

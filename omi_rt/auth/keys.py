@@ -71,7 +71,8 @@ class PublishedKeys:
         """When the keys were asked for last; None as long as there never were any."""
         self._wish = trio.Event()
         self._done = trio.Event()
-        self._has_failed = False
+        self._are_kept: bool | None = None
+        """Whether there were keys when it was last told that none can be fetched; None where they can."""
         self._has_tried = False
 
     @property
@@ -145,12 +146,13 @@ class PublishedKeys:
         self._keys = keys
         self._asked_at = trio.current_time()
         self._expires_at = self._asked_at + min(most, max(least, kept))
-        if self._has_failed:
-            self._has_failed = False
+        if self._are_kept is not None:
+            self._are_kept = None
             get_logger().info("login_keys_fetched", keys=len(keys.by_id))
         return True
 
     def _tell_failure(self, reason: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            get_logger().error("login_keys_unavailable", reason=reason, are_kept=self.are_there)
+        # Once while those that are here still serve, and once more when they have expired.
+        if self._are_kept is None or self._are_kept > self.are_there:
+            self._are_kept = self.are_there
+            get_logger().error("login_keys_unavailable", reason=reason, are_kept=self._are_kept)
