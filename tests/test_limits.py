@@ -69,6 +69,8 @@ async def test_a_uid_has_so_many_sessions_at_once(autojump_clock: MockClock) -> 
                 async with world.client("/v1/listen", query):
                     pass
             assert caught.value.status == 429
+            assert 'refused_total{reason="uid"} 2.0' in world.exposition()
+            assert 'refused_total{reason="request"} 0.0' in world.exposition()
             await first.finish()
         async with world.device(**FORMAT) as again:
             await again.finish()

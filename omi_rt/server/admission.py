@@ -250,7 +250,7 @@ class Admission:
                 self._check_limits(opening, arrival)
             except LimitReached as error:
                 refused = Refused(error.status, "LIMIT_REACHED", str(error))
-                await self._refuse_request(handshake, call, refused)
+                await self._refuse_request(handshake, call, refused, is_counted=True)
                 return None
             except SentAway as error:
                 sent_away = unavailable(str(error), self._retry_seconds())
@@ -384,9 +384,10 @@ class Admission:
         return opening
 
     async def _refuse_request(
-        self, handshake: ServerHandshake, call: Call, refused: Refused
+        self, handshake: ServerHandshake, call: Call, refused: Refused, *, is_counted: bool = False
     ) -> None:
-        self._metrics.upgrades_refused.labels("request").inc()
+        if not is_counted:
+            self._metrics.upgrades_refused.labels("request").inc()
         self._log.info(
             "request_refused", path=call.path, status=refused.status, reason=str(refused)
         )
