@@ -301,6 +301,9 @@ async def test_a_changed_file_is_read_again_and_a_half_written_one_is_not(
         assert await file.uid_of("one") == "alice"
     told = capfd.readouterr().err
     assert told.count("tokens_unreadable") == told.count("tokens_gone") == 1
+    assert told.count("tokens_read") == 2, (
+        "whoever reads that they are gone reads that they are back"
+    )
 
 
 async def test_a_file_that_is_emptied_or_removed_for_a_moment_is_not_believed(

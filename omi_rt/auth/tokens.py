@@ -134,6 +134,7 @@ class TokenFile:
         self._seen, self._table, self._told = reading.version, reading.table, ""
         self._emptied = None
         if reading.version is None:
+            self._told = "gone"
             get_logger().error("tokens_gone", meaning="nobody can log in")
             return
         if is_change:
