@@ -20,7 +20,7 @@ from omi_rt.log import configure_logging
 from omi_rt.server.guard import Guard
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, split_response, words_of
-from tests.processes_e2e import KEY, UPGRADE, exchange, fake_in_process, serving
+from tests.processes_e2e import KEY, NOWHERE, UPGRADE, exchange, fake_in_process, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -227,6 +227,35 @@ async def test_one_address_has_a_quarter_of_the_connections_that_are_no_sessions
         with trio.fail_after(10):
             while (await exchange(await server.connect(), again))[0] == 503:  # noqa: ASYNC110
                 await trio.sleep(0.05)
+
+
+@pytest.mark.realtime
+async def test_who_watches_from_an_address_is_no_connection_that_is_no_session(
+    tmp_path: Path,
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("secret alice\n")
+    head = UPGRADE.replace("/listen?uid=u1", "/web/watch").replace(
+        "Host", "X-Forwarded-For: 198.51.100.1\r\nAuthorization: Bearer secret\r\nHost"
+    )
+    async with serving(
+        DEEPGRAM_URL=NOWHERE,
+        OMI_RT_MAX_UNFINISHED="8",
+        OMI_RT_TRUSTED_PROXIES="127.0.0.1",
+        OMI_RT_AUTH="tokens",
+        OMI_RT_TOKEN_FILE=str(tokens),
+    ) as server:
+        watching = []
+        for _ in range(3):
+            watching.append(await server.connect())
+            await watching[-1].send_all(head.encode())
+            answer = b""
+            with trio.fail_after(10):
+                while b'"sessions"' not in answer:
+                    answer += await watching[-1].receive_some()
+        assert "omi_rt_watchers 3.0" in (await server.get("/metrics"))[2]
+        for stream in watching:
+            await trio.aclose_forcefully(stream)
 
 
 async def test_a_connection_counts_for_its_address_before_it_has_said_anything() -> None:
