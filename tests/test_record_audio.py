@@ -170,7 +170,7 @@ def test_a_disk_that_is_full_at_the_beginning_leaves_no_file_that_cannot_be_play
     # This comes while the disk is being tried.
     record.hear(PCM[8_000:16_000])
     with file_size_limit(0):
-        assert record.write([], failing) is not None
+        assert record.write([], failing) == "File too large"
     record.forget_written([], failing)
     assert record.write([], record.audio.copy()) is None
     record.files.close()

@@ -120,7 +120,8 @@ class SessionRecord(Observer):
             self.files.give_up_audio()
             self.keeps_audio, self.has_lost_audio = False, True
             self.metrics.records_lost.labels("audio").inc()
-            problem = error.strerror or type(error).__name__
+            # Of the two that of the lines is the system's own word; FLAC's library has none.
+            problem = problem or error.strerror or type(error).__name__
         return problem
 
 
