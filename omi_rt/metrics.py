@@ -282,6 +282,11 @@ class Metrics:
 
     def _build_keeping_metrics(self) -> None:
         self.watchers = self._gauge("watchers", "Pages that follow sessions, or the list of them.")
+        self.watchers_refused = self._counter(
+            "watchers_refused",
+            "Watchers refused: there are as many as may be, on the server or of one uid, or it goes.",
+            reason=("full", "uid", "draining"),
+        )
         self.watch_missed = self._counter(
             "watch_messages_missed", "Messages that a slow watcher did not get."
         )

@@ -259,7 +259,7 @@ class Settings:
         "OMI_RT_MAX_UNFINISHED",
         integer_in(1, 1_000_000),
         1000,
-        "connections at once that have not become sessions",
+        "connections at once that have not become sessions; a quarter of them from one address",
     )
     daily_seconds: int = _env(
         "OMI_RT_DAILY_SECONDS",

@@ -19,6 +19,8 @@ from tests.harness import Device, words_of
 from tests.processes_e2e import (
     KEY,
     NOWHERE,
+    UPGRADE,
+    exchange,
     fake_in_process,
     resources_of,
     run,
@@ -194,6 +196,17 @@ async def test_a_server_does_not_start_with_a_bad_certificate(
     done = await run("serve", "--port", "0", DEEPGRAM_URL=NOWHERE, **files(tmp_path))
     assert (done.status, done.errors.count("\n")) == (1, 1)
     assert reason in done.errors
+
+
+async def test_who_speaks_plain_http_to_the_port_is_told_what_is_spoken_there(
+    tmp_path: Path,
+) -> None:
+    write_certificate(tmp_path, CA.issue_cert("localhost"))
+    async with serving(DEEPGRAM_URL=NOWHERE, **files(tmp_path)) as server:
+        for request in ("GET / HTTP/1.1\r\nHost: x\r\n\r\n", UPGRADE):
+            status, headers, body = await exchange(await server.connect(), request)
+            assert (status, body) == (400, "only TLS is spoken here: say https://, or wss://")
+            assert int(headers["content-length"]) == len(body)
 
 
 async def test_certificate_and_key_need_each_other() -> None:

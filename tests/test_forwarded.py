@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omi_rt.core.forwarded import client_address, parse_networks
+from omi_rt.core.forwarded import client_address, is_of_nobody_known, parse_networks
 from omi_rt.net.protocol import ServerOpening
 
 TRUSTED = parse_networks("10.0.0.0/8, 127.0.0.1, fd00::/8")
@@ -35,6 +35,24 @@ def test_the_client_is_the_last_address_that_no_proxy_has(
     peer: str, header: str, address: str
 ) -> None:
     assert client_address(peer, header, TRUSTED) == address
+
+
+@pytest.mark.parametrize(
+    ("peer", "header", "is_unknown"),
+    [
+        ("127.0.0.1", "", False),
+        ("127.0.0.1", "127.0.0.1", False),
+        ("127.0.0.1", "unknown, 198.51.100.1", False),
+        ("127.0.0.1", "unknown", True),
+        ("127.0.0.1", "unknown, 127.0.0.1", True),
+        ("127.0.0.1", "198.51.100.1,", True),
+        ("203.0.113.7", "127.0.0.1", True),
+    ],
+)
+def test_nobody_knows_whose_a_request_is_where_its_proxy_does_not_say(
+    peer: str, header: str, is_unknown: bool
+) -> None:
+    assert is_of_nobody_known(peer, header, TRUSTED) is is_unknown
 
 
 @given(st.text(), st.ip_addresses().map(str))

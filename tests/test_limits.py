@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from contextlib import asynccontextmanager
 from datetime import date, timedelta
 from random import Random
@@ -12,13 +13,14 @@ import trio
 
 from omi_rt.core import endings
 from omi_rt.core.errors import HandshakeFailed
+from omi_rt.core.forwarded import parse_networks
 from omi_rt.core.limits import DailyAccount, IdleWatch, LagMeter, Occupancy
 from omi_rt.fake import random_script, synthesise
 from omi_rt.log import configure_logging
 from omi_rt.server.guard import Guard
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, split_response, words_of
-from tests.processes_e2e import KEY, UPGRADE, exchange, fake_in_process, serving
+from tests.processes_e2e import KEY, NOWHERE, UPGRADE, exchange, fake_in_process, serving
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -67,6 +69,8 @@ async def test_a_uid_has_so_many_sessions_at_once(autojump_clock: MockClock) -> 
                 async with world.client("/v1/listen", query):
                     pass
             assert caught.value.status == 429
+            assert 'refused_total{reason="uid"} 2.0' in world.exposition()
+            assert 'refused_total{reason="request"} 0.0' in world.exposition()
             await first.finish()
         async with world.device(**FORMAT) as again:
             await again.finish()
@@ -179,6 +183,98 @@ async def test_an_address_has_so_many_sessions_and_a_proxy_says_whose_it_is() ->
         with trio.fail_after(10):
             while (await exchange(await server.connect(), UPGRADE_ONCE))[0] == 503:  # noqa: ASYNC110
                 await trio.sleep(0.05)
+
+
+@pytest.mark.realtime
+async def test_one_address_has_a_quarter_of_the_connections_that_are_no_sessions() -> None:
+    """Whoever proves nothing, as slowly as it may, leaves room for those who come from elsewhere."""
+
+    def from_address(address: str, path: str = "/v4/web/listen") -> str:
+        head = UPGRADE.replace("GET /listen", f"GET {path}")
+        assert path in head
+        return head.replace("Host", f"X-Forwarded-For: {address}\r\nHost")
+
+    async with (
+        fake_in_process() as (_, url),
+        serving(
+            DEEPGRAM_URL=url,
+            DEEPGRAM_API_KEY=KEY,
+            OMI_RT_MAX_UNFINISHED="8",
+            OMI_RT_TRUSTED_PROXIES="127.0.0.1",
+        ) as server,
+    ):
+        waiting = []
+        for _ in range(2):
+            # Over it nobody says who they are.
+            waiting.append(await server.connect())
+            await waiting[-1].send_all(from_address("198.51.100.1").encode())
+            assert (await waiting[-1].receive_some()).startswith(b"HTTP/1.1 101")
+        for path in ("/v4/web/listen", "/healthz"):
+            status, _, body = await exchange(
+                await server.connect(), from_address("198.51.100.1", path)
+            )
+            assert status == 503
+            assert body == "too many connections of this address that are no sessions\n"
+        assert 'refused_total{reason="address"} 2.0' in (await server.get("/metrics"))[2]
+        for _ in range(3):
+            # Those that have become sessions do not count.
+            waiting.append(await server.connect())
+            await waiting[-1].send_all(from_address("203.0.113.5", "/listen").encode())
+            assert (await waiting[-1].receive_some()).startswith(b"HTTP/1.1 101")
+        for stream in waiting:
+            await trio.aclose_forcefully(stream)
+        again = from_address("198.51.100.1", "/healthz")
+        with trio.fail_after(10):
+            while (await exchange(await server.connect(), again))[0] == 503:  # noqa: ASYNC110
+                await trio.sleep(0.05)
+
+
+@pytest.mark.realtime
+async def test_who_watches_from_an_address_is_no_connection_that_is_no_session(
+    tmp_path: Path,
+) -> None:
+    tokens = tmp_path / "tokens"
+    tokens.write_text("secret alice\n")
+    head = UPGRADE.replace("/listen?uid=u1", "/web/watch").replace(
+        "Host", "X-Forwarded-For: 198.51.100.1\r\nAuthorization: Bearer secret\r\nHost"
+    )
+    async with serving(
+        DEEPGRAM_URL=NOWHERE,
+        OMI_RT_MAX_UNFINISHED="8",
+        OMI_RT_TRUSTED_PROXIES="127.0.0.1",
+        OMI_RT_AUTH="tokens",
+        OMI_RT_TOKEN_FILE=str(tokens),
+    ) as server:
+        watching = []
+        for _ in range(3):
+            watching.append(await server.connect())
+            await watching[-1].send_all(head.encode())
+            answer = b""
+            with trio.fail_after(10):
+                while b'"sessions"' not in answer:
+                    answer += await watching[-1].receive_some()
+        assert "omi_rt_watchers 3.0" in (await server.get("/metrics"))[2]
+        for stream in watching:
+            await trio.aclose_forcefully(stream)
+
+
+async def test_a_connection_counts_for_its_address_before_it_has_said_anything() -> None:
+    async with listening_server(
+        max_unfinished=8, trusted_proxies=parse_networks("198.51.100.9")
+    ) as (world, _):
+        begin = world.server._admission.begin
+        with contextlib.ExitStack() as beginning:
+            for peer in ("[2001:db8::1]:5", "[2001:db8::2]:5"):
+                assert begin(peer, beginning) is None
+            refusal = begin("[2001:db8::3]:5", beginning)
+            assert refusal is not None
+            assert refusal[0] == "address"
+            assert begin("203.0.113.5:5", beginning) is None
+            # Of these nobody knows whose they are, or everybody's come from the same address.
+            for peer in ("", "127.0.0.1:5", "[::1]:5", "198.51.100.9:5"):
+                assert [begin(peer, beginning) for _ in range(5)] == [None] * 5
+        assert begin("[2001:db8::3]:5", beginning) is None
+        beginning.close()
 
 
 @pytest.mark.realtime

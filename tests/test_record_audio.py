@@ -21,8 +21,10 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.observers import SessionFacts
 from omi_rt.core.records import AudioKind
 from omi_rt.fake import random_script, synthesise
+from omi_rt.metrics import Metrics
 from omi_rt.records import files as files_module
 from omi_rt.records.files import RecordFiles, mend
+from omi_rt.records.service import Records
 from tests.processes_e2e import KEY, fake_in_process, serving
 
 if TYPE_CHECKING:
@@ -156,6 +158,27 @@ def test_flac_on_a_full_disk_ends_with_a_whole_block(tmp_path: Path) -> None:
     assert noise.startswith(there)
     assert len(there) > 40_000
     assert path.stat().st_size < 50_000
+
+
+@pytest.mark.parametrize("kind", AudioKind)
+def test_a_disk_that_is_full_at_the_beginning_leaves_no_file_that_cannot_be_played(
+    kind: AudioKind, tmp_path: Path
+) -> None:
+    metrics = Metrics()
+    records = Records(tmp_path, metrics, audio=kind, retention_days=0)
+    record = records.watch(facts())
+    record.hear(PCM[:8_000])
+    failing = record.audio.copy()
+    # This comes while the disk is being tried.
+    record.hear(PCM[8_000:16_000])
+    with file_size_limit(0):
+        assert record.write([], failing) == "File too large"
+    record.forget_written([], failing)
+    assert record.write([], record.audio.copy()) is None
+    record.files.close()
+    assert list(record.files.base.parent.glob("*.wav")) == []
+    assert list(record.files.base.parent.glob("*.flac")) == []
+    assert 'omi_rt_records_lost_total{kind="audio"} 1.0' in metrics.exposition().decode()
 
 
 def test_flac_that_is_too_long_goes_on_in_the_next_file(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from random import Random
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlencode
@@ -19,8 +19,10 @@ from omi_rt.server.watching import (
     MAX_KEPT_SEGMENTS,
     MAX_QUEUED_CHARACTERS,
     MAX_QUEUED_MESSAGES,
+    MAX_UID_WATCHERS,
     MAX_WATCHERS,
     NO_MORE,
+    NO_MORE_OF_UID,
     Watcher,
 )
 from tests.harness import Device, assert_whole, listening_server, play, words_of
@@ -391,18 +393,19 @@ async def test_there_is_room_for_so_many_watchers_and_they_are_no_unfinished_con
     async with listening_server(max_unfinished=10) as (world, _):
         async with trio.open_nursery() as nursery:
 
-            async def watch() -> None:
-                async with watching(world, uid="u1"):
+            async def watch(number: int) -> None:
+                async with watching(world, uid=f"u{number}"):
                     await trio.sleep_forever()
 
-            for _ in range(MAX_WATCHERS):
-                nursery.start_soon(watch)
+            for number in range(MAX_WATCHERS):
+                nursery.start_soon(watch, number)
                 await trio.testing.wait_all_tasks_blocked()
             assert f"omi_rt_watchers {MAX_WATCHERS}.0" in world.exposition()
             with pytest.raises(HandshakeFailed) as caught:
                 async with watching(world, uid="u1"):
                     pass
             assert caught.value.status == 503
+            assert 'omi_rt_watchers_refused_total{reason="full"} 1.0' in world.exposition()
             async with world.device() as device:
                 await device.finish()
             nursery.cancel_scope.cancel()
@@ -410,6 +413,25 @@ async def test_there_is_room_for_so_many_watchers_and_they_are_no_unfinished_con
             await trio.aclose_forcefully(stream)
         await trio.testing.wait_all_tasks_blocked()
         assert world.server._shared.watching.count == 0
+
+
+async def test_one_uid_takes_no_more_than_its_own_places(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _), AsyncExitStack() as stack:
+        for _ in range(MAX_UID_WATCHERS):
+            last = await stack.enter_async_context(watching(world, uid="u1"))
+        async with watching(world, uid="u1") as page:
+            await page.device.ended()
+            assert page.messages == []
+            assert page.device.closed is not None
+            assert (page.device.closed.code, page.device.closed.reason) == (1013, NO_MORE_OF_UID)
+        assert 'omi_rt_watchers_refused_total{reason="uid"} 1.0' in world.exposition()
+        assert f"omi_rt_watchers {MAX_UID_WATCHERS}.0" in world.exposition()
+        async with watching(world, uid="u2") as page:
+            assert page.messages == [{"type": "sessions", "sessions": []}]
+        await trio.aclose_forcefully(last.device.stream)
+        await trio.testing.wait_all_tasks_blocked()
+        async with watching(world, uid="u1") as page:
+            assert page.messages == [{"type": "sessions", "sessions": []}]
 
 
 async def test_a_crowd_that_comes_at_once_gets_no_more_places_than_there_are(

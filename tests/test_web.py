@@ -424,6 +424,7 @@ async def test_where_profiles_are_off_or_the_store_is_away_that_is_said(
         ("", "127.0.0.1", False),
         ("127.0.0.1", "203.0.113.7", False),
         ("127.0.0.1", "127.0.0.1", True),
+        ("127.0.0.1", "unknown", False),
     ],
 )
 @pytest.mark.realtime

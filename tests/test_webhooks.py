@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+import ssl
 import time
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
@@ -15,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 import standardwebhooks
 import trio
+import trustme
 from attrs import evolve
 
 from omi_rt.core.audio import AudioFormat
@@ -207,6 +209,24 @@ async def test_a_message_that_is_not_taken_is_given_up_and_counted(
         assert (count(metrics, "delivered"), count(metrics, "failed")) == (0, 1)
 
 
+async def test_a_receiver_whose_certificate_is_not_trusted_gets_nothing_and_the_log_says_so(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    monkeypatch.setattr(service, "pause_before_retry", lambda *_: 0.01)
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    trustme.CA().issue_cert("127.0.0.1").configure_cert(context)
+    async with http_server(context=context) as server:
+        async with hooked(server) as (session, metrics):
+            session.note(final("one"))
+            session.close()
+        assert server.requests == []
+        assert count(metrics, "failed") == 1
+    told = capfd.readouterr().err
+    assert "reason='no trusted certificate: unable to get local issuer certificate'" in told
+    assert "127.0.0.1" not in told
+
+
 async def test_an_endless_answer_is_not_read() -> None:
     async with http_server(lambda _: Reply(200, b"x" * 65_536, endless=True)) as server:
         async with hooked(server) as (session, metrics):
@@ -291,17 +311,35 @@ async def test_so_many_messages_are_on_their_way_at_once(
     assert (len(receiver.came), receiver.most) == (50, service.MAX_POSTS)
 
 
-async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+async def test_the_end_of_a_server_waits_for_a_receiver_only_for_a_while_and_tells_what_is_left(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    receiver = Receiver(monkeypatch, takes=1e6)
+    configure_logging("info", "text")
+    receiver = Receiver(monkeypatch)
+    async with hooks_in_virtual_time() as webhooks:
+        for takes in (0.0, 1e6, 1e6):
+            receiver.takes = takes
+            session = webhooks.watch(FACTS)
+            session.note(final("one"))
+            session.close()
+            await trio.testing.wait_all_tasks_blocked()
+        began = trio.current_time()
+    assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
+    assert len(receiver.came) == 3
+    told = [line for line in capfd.readouterr().err.splitlines() if "webhooks_cut" in line]
+    assert [line.partition("webhooks_cut ")[2].strip() for line in told] == ["transcript=2"]
+
+
+async def test_a_server_that_has_posted_everything_tells_nothing_of_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    configure_logging("info", "text")
+    Receiver(monkeypatch, takes=5.0)
     async with hooks_in_virtual_time() as webhooks:
         session = webhooks.watch(FACTS)
         session.note(final("one"))
         session.close()
-        began = trio.current_time()
-    assert trio.current_time() - began == pytest.approx(service.LAST_SECONDS)
-    assert len(receiver.came) == 1
+    assert capfd.readouterr().err == ""
 
 
 async def test_a_receiver_of_audio_that_hangs_holds_up_nobody_s_words(

@@ -67,10 +67,12 @@ class PublishedKeys:
         self._random = random
         self._keys = KeySet()
         self._expires_at = 0.0
-        self._fetched_at: float | None = None
+        self._asked_at: float | None = None
+        """When the keys were asked for last; None as long as there never were any."""
         self._wish = trio.Event()
         self._done = trio.Event()
-        self._has_failed = False
+        self._are_kept: bool | None = None
+        """Whether there were keys when it was last told that none can be fetched; None where they can."""
         self._has_tried = False
 
     @property
@@ -119,10 +121,12 @@ class PublishedKeys:
 
         Returns when that is done, within `ANSWER_SECONDS`. Cancelling this is safe.
         """
-        if key_id in self.keys or self._fetched_at is None:
+        if key_id in self.keys or self._asked_at is None:
             return
-        if trio.current_time() - self._fetched_at < ASKED_AGAIN_SECONDS:
+        if trio.current_time() - self._asked_at < ASKED_AGAIN_SECONDS:
             return
+        # Whatever comes of it: a server that is away is not asked more often for that.
+        self._asked_at = trio.current_time()
         done = self._done
         self._wish.set()
         with trio.move_on_after(ANSWER_SECONDS):
@@ -140,14 +144,15 @@ class PublishedKeys:
         least, most = AGE_SECONDS
         kept = max_age_seconds(cache_control, age, DEFAULT_AGE_SECONDS)
         self._keys = keys
-        self._fetched_at = trio.current_time()
-        self._expires_at = self._fetched_at + min(most, max(least, kept))
-        if self._has_failed:
-            self._has_failed = False
+        self._asked_at = trio.current_time()
+        self._expires_at = self._asked_at + min(most, max(least, kept))
+        if self._are_kept is not None:
+            self._are_kept = None
             get_logger().info("login_keys_fetched", keys=len(keys.by_id))
         return True
 
     def _tell_failure(self, reason: str) -> None:
-        if not self._has_failed:
-            self._has_failed = True
-            get_logger().error("login_keys_unavailable", reason=reason, are_kept=self.are_there)
+        # Once while those that are here still serve, and once more when they have expired.
+        if self._are_kept is None or self._are_kept > self.are_there:
+            self._are_kept = self.are_there
+            get_logger().error("login_keys_unavailable", reason=reason, are_kept=self._are_kept)

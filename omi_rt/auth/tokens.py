@@ -63,7 +63,7 @@ class TokenFile:
     def __init__(self, path: Path) -> None:
         self._path = path
         self._limiter = trio.CapacityLimiter(1)
-        self._table = TokenTable([])
+        self._table = TokenTable({})
         self._seen: _Version | None = None
         self._emptied: _Reading | None = None
         """What the last look has found, where that was no token any more."""
@@ -134,6 +134,7 @@ class TokenFile:
         self._seen, self._table, self._told = reading.version, reading.table, ""
         self._emptied = None
         if reading.version is None:
+            self._told = "gone"
             get_logger().error("tokens_gone", meaning="nobody can log in")
             return
         if is_change:
@@ -206,7 +207,7 @@ def _version(path: Path) -> _Version | None:
 def _read_file(path: Path) -> _Reading:
     version = _version(path)
     if version is None:
-        return _Reading(None, TokenTable([]))
+        return _Reading(None, TokenTable({}))
     with path.open("rb") as file:
         mode = os.fstat(file.fileno()).st_mode
         content = file.read(MAX_FILE_BYTES + 1)

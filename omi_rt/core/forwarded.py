@@ -35,22 +35,34 @@ def client_address(peer: str, forwarded_for: str, trusted: Iterable[Network]) ->
         forwarded_for: the header's value; empty where there is none.
         trusted: whom to believe.
     """
+    return _follow(peer, forwarded_for, tuple(trusted))[0]
+
+
+def is_trusted(peer: str, trusted: Iterable[Network]) -> bool:
+    """Whether what ``peer`` says of others is believed."""
+    return _is_in(peer, tuple(trusted))
+
+
+def is_of_nobody_known(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> bool:
+    """Whether nobody knows whose a request is: its proxy is not believed, or names no address."""
     networks = tuple(trusted)
+    if not forwarded_for:
+        return False
+    return not _is_in(peer, networks) or not _follow(peer, forwarded_for, networks)[1]
+
+
+def _follow(peer: str, forwarded_for: str, networks: tuple[Network, ...]) -> tuple[str, bool]:
+    """Return the first address that is no trusted proxy's, or else the last, and whether each was one."""
     address = peer
     hops = forwarded_for.split(",")[::-1][:MAX_HOPS] if forwarded_for else []
     for hop in hops:
         if not _is_in(address, networks):
-            return address
+            break
         found = _parse(hop.strip())
         if found is None:
-            return address
+            return address, False
         address = str(found)
-    return address
-
-
-def is_passed_on(peer: str, forwarded_for: str, trusted: Iterable[Network]) -> bool:
-    """Whether a request comes through a proxy that is not believed, so that nobody knows whose it is."""
-    return bool(forwarded_for) and not _is_in(peer, tuple(trusted))
+    return address, True
 
 
 def is_loopback_address(host: str) -> bool:

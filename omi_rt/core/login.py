@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import hashlib
-import hmac
 import re
 from collections import OrderedDict
 from ipaddress import IPv6Address, ip_address
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from attrs import define, frozen
 
 from omi_rt.core.errors import DeviceError
 from omi_rt.core.ids import is_valid_id
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 MAX_TOKEN_CHARACTERS = 8192
 """A longer token is refused unread. Firebase's have about 1,000, large providers' up to 4,000."""
@@ -58,25 +60,21 @@ def hash_token(token: str) -> str:
 class TokenTable:
     """The tokens of a file, as hashes, and the uid of each."""
 
-    __slots__ = ("_rows",)
+    __slots__ = ("_uids",)
 
-    def __init__(self, rows: list[tuple[bytes, str]]) -> None:
-        self._rows = rows
+    def __init__(self, uids: Mapping[str, str]) -> None:
+        self._uids = uids
 
     def __len__(self) -> int:
-        return len(self._rows)
+        return len(self._uids)
 
     def find(self, token: str) -> str | None:
         """Return the uid that a token stands for.
 
-        All rows are compared, each in constant time: how long that takes tells nothing of a token.
+        It is looked up by its hash, which nobody can aim: how long that takes tells nothing of the
+        tokens that are there, and depends on their number as little as on which of them it is.
         """
-        asked = hash_token(token).encode()
-        found = None
-        for digest, uid in self._rows:
-            if hmac.compare_digest(digest, asked):
-                found = uid
-        return found
+        return self._uids.get(hash_token(token))
 
 
 def parse_tokens(text: str) -> TokenTable:
@@ -87,7 +85,7 @@ def parse_tokens(text: str) -> TokenTable:
     """
     if text and not text.endswith("\n"):
         raise TokenFileError("the last line has no line end: it may be half written")
-    rows = []
+    uids = {}
     for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip() or line.startswith("#"):
             continue
@@ -95,9 +93,8 @@ def parse_tokens(text: str) -> TokenTable:
         uid = uid.strip()
         if not is_valid_id(uid):
             raise TokenFileError(f"line {number} is no token and uid")
-        digest = token if _HASHED.fullmatch(token) else hash_token(token)
-        rows.append((digest.encode(), uid))
-    return TokenTable(rows)
+        uids[token if _HASHED.fullmatch(token) else hash_token(token)] = uid
+    return TokenTable(uids)
 
 
 def without_uid(text: str, uid: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ssl
+
 import httpx
 import trio
 
@@ -19,6 +21,17 @@ def open_http_client() -> HTTPClient:
         timeout=httpx.Timeout(ANSWER_SECONDS),
         limits=httpx.Limits(max_connections=20, max_keepalive_connections=5),
     )
+
+
+def cause_of(error: BaseException) -> str:
+    """Say in a few words, and without an address, why a request came to nothing."""
+    cause: BaseException | None = error
+    while cause is not None:
+        # The library says only that it could not connect, and so hides what its user has to mend.
+        if isinstance(cause, ssl.SSLCertVerificationError):
+            return f"no trusted certificate: {cause.verify_message.partition(',')[0]}"
+        cause = cause.__cause__ or cause.__context__
+    return type(error).__name__
 
 
 async def fetch_bounded(client: HTTPClient, url: str, max_bytes: int) -> tuple[bytes, str, str]:
@@ -45,4 +58,4 @@ async def fetch_bounded(client: HTTPClient, url: str, max_bytes: int) -> tuple[b
                 raise OSError(f"the answer has more than {max_bytes} bytes")
             return body, headers.get("cache-control", ""), headers.get("age", "")
     except HTTP_ERRORS as error:
-        raise OSError(type(error).__name__) from None
+        raise OSError(cause_of(error)) from None

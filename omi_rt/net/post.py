@@ -9,7 +9,7 @@ from urllib.parse import urlsplit, urlunsplit
 import trio
 
 from omi_rt.core.webhooks import is_public
-from omi_rt.net.http_client import HTTP_ERRORS
+from omi_rt.net.http_client import HTTP_ERRORS, cause_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -68,7 +68,7 @@ async def post(
             ) as response:
                 return response.status_code
         except HTTP_ERRORS as error:
-            raise NotPosted(type(error).__name__) from None
+            raise NotPosted(cause_of(error)) from None
     raise NotPosted("no answer in time")
 
 

@@ -21,6 +21,13 @@ if TYPE_CHECKING:
 
 _RECORD_BYTES = 16_384
 """A record holds at most this much plaintext (RFC 8446, 5.1)."""
+_HTTP_REQUEST = "HTTP_REQUEST"
+"""OpenSSL's name for the error where somebody speaks plain HTTP to it."""
+_NO_PLAIN_HTTP = (
+    b"HTTP/1.1 400 Bad Request\r\nContent-Type: text/plain; charset=utf-8\r\nConnection: close\r\n"
+    b"Content-Length: 48\r\n\r\nonly TLS is spoken here: say https://, or wss://"
+)
+"""Else a browser would only show that it got nothing."""
 
 
 class TLSStream(trio.abc.HalfCloseableStream):
@@ -79,8 +86,11 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 await self._read_more()
             except ssl.SSLError as error:
                 # The other side is told why, if it is still there.
+                why = self._outgoing.read()
+                if error.reason == _HTTP_REQUEST:
+                    why = _NO_PLAIN_HTTP
                 with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):
-                    self._stream.send_nowait(self._outgoing.read())
+                    self._stream.send_nowait(why)
                 raise trio.BrokenResourceError("no TLS connection") from error
             else:
                 await self._flush()

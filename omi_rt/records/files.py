@@ -75,7 +75,7 @@ class RecordFiles:
         self._size += len(data)
 
     def write_audio(self, pcm: bytes) -> None:
-        """Append audio."""
+        """Append audio; a file of which not even the beginning can be written is not left."""
         if self._audio is not None and self._audio_bytes + len(pcm) > MAX_AUDIO_BYTES:
             self.give_up_audio()
         if self._audio is None and self._is_removed:
@@ -84,10 +84,19 @@ class RecordFiles:
             self._parts += 1
             self._audio_bytes = 0
             suffix = self._kind.value if self._parts == 1 else f".{self._parts}{self._kind.value}"
-            path = self.base.with_suffix(suffix)
-            self._audio = self._in_folder(lambda: open_audio(path, self._kind, self._format))
-        self._audio.write(pcm)
+            self._begin_audio(self.base.with_suffix(suffix), pcm)
+        else:
+            self._audio.write(pcm)
         self._audio_bytes += len(pcm)
+
+    def _begin_audio(self, path: Path, pcm: bytes) -> None:
+        try:
+            self._audio = self._in_folder(lambda: open_audio(path, self._kind, self._format))
+            self._audio.write(pcm)
+        except OSError:
+            self.give_up_audio()
+            path.unlink(missing_ok=True)
+            raise
 
     def give_up_audio(self) -> None:
         """Write no more audio; what is there can be played."""

@@ -54,6 +54,8 @@ class SessionRecord(Observer):
     audio_bytes: int = 0
     is_closed: bool = False
     has_told: bool = False
+    has_lost_audio: bool = False
+    """Whether audio could not be written: what was heard until that was known goes nowhere either."""
 
     def note(self, update: Update) -> None:
         """Keep a line of it, if it is one to be kept."""
@@ -112,13 +114,14 @@ class SessionRecord(Observer):
             self.metrics.records_lost.labels("line").inc(len(lines))
             problem = error.strerror or type(error).__name__
         try:
-            if audio:
+            if audio and not self.has_lost_audio:
                 self.files.write_audio(b"".join(audio))
         except OSError as error:
             self.files.give_up_audio()
-            self.keeps_audio = False
+            self.keeps_audio, self.has_lost_audio = False, True
             self.metrics.records_lost.labels("audio").inc()
-            problem = error.strerror or type(error).__name__
+            # Of the two that of the lines is the system's own word; FLAC's library has none.
+            problem = problem or error.strerror or type(error).__name__
         return problem
 
 

@@ -16,7 +16,12 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core import events
 from omi_rt.core.admission import Obstacle, Refusal, SentAway, SentElsewhere, find_refusal
 from omi_rt.core.errors import BadRequest, DeviceError, HandshakeFailed, PeerClosed
-from omi_rt.core.forwarded import client_address, is_loopback_address, is_passed_on
+from omi_rt.core.forwarded import (
+    client_address,
+    is_loopback_address,
+    is_of_nobody_known,
+    is_trusted,
+)
 from omi_rt.core.json import dumps
 from omi_rt.core.limits import LimitReached, Occupancy, TooManySessions
 from omi_rt.core.listen import split_target
@@ -45,6 +50,8 @@ if TYPE_CHECKING:
 
 RETRY_SECONDS = (1, 10)
 """``Retry-After`` is between these, in whole seconds, so that those sent away do not come back together."""
+UNFINISHED_SHARE = 4
+"""One address may have this part of the connections that are no sessions: a quarter."""
 _DISCARDED_BYTES = 2_097_152
 """Of a request whose head is too long this much is read, so that its client reads the answer."""
 
@@ -89,6 +96,7 @@ class Admission:
         self._draining = draining
         self._gate = Gate(shared.login, shared.metrics, shared.settings.origins)
         self._occupancy = Occupancy(shared.settings.max_address_connections)
+        self._beginning = Occupancy(max(1, shared.settings.max_unfinished // UNFINISHED_SHARE))
         self._web = Web(shared, self._gate, draining)
         self._log = get_logger()
 
@@ -112,12 +120,36 @@ class Admission:
             max_lag_ms=self._settings.max_lag_ms,
         )
 
+    def begin(self, peer: str, beginning: contextlib.ExitStack) -> tuple[str, str] | None:
+        """Count a new connection for its address until ``beginning`` is closed.
+
+        Returns the limit and the reason where the address has too many that are no sessions yet. Those
+        that a proxy makes are counted when it has said for whom; those of this machine are not.
+        """
+        host = _host(peer)
+        if (
+            not host
+            or is_loopback_address(host)
+            or is_trusted(host, self._settings.trusted_proxies)
+        ):
+            return None
+        return self._count_beginning(host, beginning)
+
+    def _count_beginning(
+        self, address: str, beginning: contextlib.ExitStack
+    ) -> tuple[str, str] | None:
+        if not self._beginning.enter(address):
+            return "address", "too many connections of this address that are no sessions"
+        beginning.callback(self._beginning.leave, address)
+        return None
+
     async def admit(
         self,
         handshake: ServerHandshake,
         peer: str,
         *,
         leaving: contextlib.ExitStack,
+        beginning: contextlib.ExitStack,
         is_loopback: bool,
     ) -> Session | Line | None:
         """Answer a request; returns the session that it opens, or the line that takes one up.
@@ -126,6 +158,7 @@ class Admission:
             handshake: of the connection.
             peer: its address and port; empty where they are not known.
             leaving: closed when the connection ends.
+            beginning: closed when it is a session, or watches one; at the latest when it ends.
             is_loopback: whether it came in over the loopback interface.
         """
         try:
@@ -145,10 +178,13 @@ class Admission:
         session_id = uuid.uuid4().hex
         wishes, pairs = split_wish(pairs)
         address, is_near = self._locate(request, peer, is_loopback=is_loopback)
+        if address != _host(peer) and (crowd := self._count_beginning(address, beginning)):
+            await self.turn_away(handshake, *crowd)
+            return None
         call = Call(path, pairs, request.headers, is_near, session_id, datetime.now(UTC))
         row = FACES.get(path)
         if row is None or not request.is_upgrade:
-            visit = Visit(handshake, request, call, address, peer, is_loopback)
+            visit = Visit(handshake, request, call, address, peer, is_loopback, beginning)
             await self._web.serve(visit, self.refusal)
             return None
         arrival = _Arrival(address, leaving, wishes, has_place=self._has_place(wishes))
@@ -174,7 +210,7 @@ class Admission:
         trusted = self._settings.trusted_proxies
         address = client_address(host, forwarded, trusted)
         # Behind a proxy on this machine everybody would seem to be on it.
-        is_local = is_loopback and not is_passed_on(host, forwarded, trusted)
+        is_local = is_loopback and not is_of_nobody_known(host, forwarded, trusted)
         return address, is_local and (not address or is_loopback_address(address))
 
     def _count_transcribed(self) -> int:
@@ -214,7 +250,7 @@ class Admission:
                 self._check_limits(opening, arrival)
             except LimitReached as error:
                 refused = Refused(error.status, "LIMIT_REACHED", str(error))
-                await self._refuse_request(handshake, call, refused)
+                await self._refuse_request(handshake, call, refused, is_counted=True)
                 return None
             except SentAway as error:
                 sent_away = unavailable(str(error), self._retry_seconds())
@@ -348,9 +384,10 @@ class Admission:
         return opening
 
     async def _refuse_request(
-        self, handshake: ServerHandshake, call: Call, refused: Refused
+        self, handshake: ServerHandshake, call: Call, refused: Refused, *, is_counted: bool = False
     ) -> None:
-        self._metrics.upgrades_refused.labels("request").inc()
+        if not is_counted:
+            self._metrics.upgrades_refused.labels("request").inc()
         self._log.info(
             "request_refused", path=call.path, status=refused.status, reason=str(refused)
         )

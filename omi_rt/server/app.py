@@ -106,22 +106,33 @@ class Server:
         self._connections += 1
         try:
             most = self._settings.max_unfinished
-            if isinstance(stream, TLSStream):
-                # Nobody can be told anything before the handshake, so twice as many may make one.
-                if self._unfinished > 2 * most:
-                    self._metrics.upgrades_refused.labels("unfinished").inc()
+            with contextlib.ExitStack() as leaving, contextlib.ExitStack() as beginning:
+                crowd = self._admission.begin(_peer(stream), beginning)
+                if isinstance(stream, TLSStream):
+                    # Nobody can be told anything before the handshake, so twice as many may make one.
+                    if crowd is None and self._unfinished > 2 * most:
+                        crowd = "unfinished", ""
+                    if crowd is not None:
+                        self._metrics.upgrades_refused.labels(crowd[0]).inc()
+                        return
+                    if not await self._secure(stream):
+                        return
+                if crowd is None and self._unfinished > most:
+                    reason = f"too many connections that are no sessions: more than {most}"
+                    crowd = "unfinished", reason
+                if crowd is not None:
+                    await self._admission.turn_away(ServerHandshake(stream), *crowd)
                     return
-                if not await self._secure(stream):
-                    return
-            if self._unfinished > most:
-                reason = f"too many connections that are no sessions: more than {most}"
-                await self._admission.turn_away(ServerHandshake(stream), "unfinished", reason)
-                return
-            with contextlib.ExitStack() as leaving:
                 # What the handshake needed is let go of before the session, which may last for days.
-                admit = partial(self._admission.admit, leaving=leaving, is_loopback=is_loopback)
+                admit = partial(
+                    self._admission.admit,
+                    leaving=leaving,
+                    beginning=beginning,
+                    is_loopback=is_loopback,
+                )
                 opened = await admit(ServerHandshake(stream), _peer(stream))
                 del admit
+                beginning.close()
                 if isinstance(opened, Session):
                     leaving.callback(self.guard.leave, opened)
                     await self._run_session(opened)

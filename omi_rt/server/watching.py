@@ -6,7 +6,7 @@ it from a queue of its own: one that does not keep up loses messages, is told so
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
@@ -27,7 +27,10 @@ if TYPE_CHECKING:
 
 MAX_WATCHERS = 100
 """On one server."""
+MAX_UID_WATCHERS = 10
+"""Of one uid: nobody takes the places of all others."""
 NO_MORE = "there are as many watchers as may be"
+NO_MORE_OF_UID = f"too many watchers of this uid: {MAX_UID_WATCHERS} of {MAX_UID_WATCHERS}"
 MAX_KEPT_SEGMENTS = 100
 """Of each session: what a watcher gets who comes later."""
 MAX_QUEUED_MESSAGES = 256
@@ -41,7 +44,7 @@ _AS_APPS_GET_IT = Version(Proof.FIRST_MESSAGE, grows=True)
 
 
 class TooManyWatchers(DeviceError):
-    """There are as many watchers as may be."""
+    """There are as many watchers as may be, on the server or of one uid."""
 
     close_code = 1013
 
@@ -165,6 +168,8 @@ class Watching:
         """Who follows the list of a uid's sessions."""
         self.count = 0
         """How many watch, sessions and lists together."""
+        self._of_uid: Counter[str] = Counter()
+        """How many of them are each uid's."""
 
     @property
     def is_full(self) -> bool:
@@ -172,20 +177,31 @@ class Watching:
         return self.count >= MAX_WATCHERS
 
     @contextmanager
-    def place(self) -> Iterator[None]:
+    def place(self, uid: str) -> Iterator[None]:
         """Count a watcher in the body. Only who has proved who they are is to have a place.
+
+        Args:
+            uid: whose watcher it is; empty where it is nobody's, and then any number may be.
 
         Raises:
             TooManyWatchers: there is none.
         """
         if self.is_full:
+            self._metrics.watchers_refused.labels("full").inc()
             raise TooManyWatchers(NO_MORE)
+        if uid and self._of_uid[uid] >= MAX_UID_WATCHERS:
+            self._metrics.watchers_refused.labels("uid").inc()
+            raise TooManyWatchers(NO_MORE_OF_UID)
         self.count += 1
+        self._of_uid[uid] += 1
         self._metrics.watchers.inc()
         try:
             yield
         finally:
             self.count -= 1
+            self._of_uid[uid] -= 1
+            if not self._of_uid[uid]:
+                del self._of_uid[uid]
             self._metrics.watchers.dec()
 
     def observe(self, facts: SessionFacts) -> Observer:

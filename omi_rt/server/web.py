@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
@@ -74,6 +75,8 @@ class Visit:
     peer: str
     is_loopback: bool
     """Whether it came in over the loopback interface, perhaps through a proxy there."""
+    beginning: ExitStack
+    """Closed when the connection watches a session."""
 
 
 @frozen
@@ -192,8 +195,7 @@ class Web:
     async def _watch(self, visit: Visit) -> None:
         handshake, request = visit.handshake, visit.request
         refused = self._gate.refuse_origin(request, visit.peer, is_loopback=visit.is_loopback)
-        if refused is None and (self._watching.is_full or self._draining.is_set()):
-            refused = unavailable(NO_MORE, _TRY_AGAIN_SECONDS)
+        refused = refused or self._refuse_watcher()
         if refused is not None:
             await respond(handshake, refused)
             return
@@ -210,6 +212,17 @@ class Web:
         except PeerClosed as closed:
             await self._close(websocket, BadRequest.close_code, f"auth: {closed}")
 
+    def _refuse_watcher(self) -> HTTPAnswer | None:
+        """Decide whether nobody may watch now, whoever it is."""
+        if self._draining.is_set():
+            limit, reason = "draining", "going away"
+        elif self._watching.is_full:
+            limit, reason = "full", NO_MORE
+        else:
+            return None
+        self._shared.metrics.watchers_refused.labels(limit).inc()
+        return unavailable(reason, _TRY_AGAIN_SECONDS)
+
     async def _follow(self, websocket: WebSocket, visit: Visit) -> None:
         """Let somebody watch who may.
 
@@ -225,7 +238,8 @@ class Web:
             token = call.token or ""
         uid = await self._prove(call, token, visit.address)
         # Not before: whoever has proved nothing would take places away from those who may watch.
-        with self._watching.place():
+        with self._watching.place(uid):
+            visit.beginning.close()
             await self._show(websocket, call, uid, visit.peer)
 
     async def _show(self, websocket: WebSocket, call: Call, uid: str, peer: str) -> None:

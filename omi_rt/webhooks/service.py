@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections import deque
+from collections import Counter, deque
 from enum import Enum
 from typing import TYPE_CHECKING, Final
 
@@ -186,6 +186,8 @@ class Webhooks:
         self._random = random
         self._nursery: trio.Nursery | None = None
         self._waiting = Waiting()
+        self._unposted: Counter[Kind] = Counter()
+        """Sessions whose queue of that kind is not posted to its end yet."""
         self._limits = {kind: trio.CapacityLimiter(MAX_POSTS) for kind in Kind}
 
     def watch(self, facts: SessionFacts) -> SessionHooks:
@@ -197,31 +199,44 @@ class Webhooks:
         # Each kind has a task: audio that nobody takes holds up no words.
         if self._hooks.transcript:
             session.queues += 1
-            self._nursery.start_soon(self._post, self._post_transcript, session)
+            self._nursery.start_soon(self._post, Kind.TRANSCRIPT, self._post_transcript, session)
         if self._hooks.audio is not None:
             session.queues += 1
-            self._nursery.start_soon(self._post, self._post_audio, session)
+            self._nursery.start_soon(self._post, Kind.AUDIO, self._post_audio, session)
         return session
 
     async def post_all(
         self, *, task_status: trio.TaskStatus[Callable[[], None]] = trio.TASK_STATUS_IGNORED
     ) -> None:
-        """Post what sessions queue, until what was started with is called; then `LAST_SECONDS` more."""
+        """Post what sessions queue, until what was started with is called; then `LAST_SECONDS` more.
+
+        What has not been posted by then is told in one log line, also where this is cancelled.
+        """
         ending = trio.Event()
-        async with trio.open_nursery() as nursery:
-            self._nursery = nursery
-            task_status.started(ending.set)
-            await ending.wait()
-            self._nursery = None
-            nursery.cancel_scope.deadline = trio.current_time() + LAST_SECONDS
+        try:
+            async with trio.open_nursery() as nursery:
+                self._nursery = nursery
+                task_status.started(ending.set)
+                await ending.wait()
+                self._nursery = None
+                nursery.cancel_scope.deadline = trio.current_time() + LAST_SECONDS
+        finally:
+            if self._unposted.total():
+                sessions = {kind.value: count for kind, count in self._unposted.items()}
+                get_logger().warning("webhooks_cut", **sessions)
 
     async def _post(
-        self, post_queue: Callable[[SessionHooks], Awaitable[None]], session: SessionHooks
+        self,
+        kind: Kind,
+        post_queue: Callable[[SessionHooks], Awaitable[None]],
+        session: SessionHooks,
     ) -> None:
+        self._unposted[kind] += 1
         try:
             with trio.CancelScope() as scope:
                 session.scopes.append(scope)
                 await post_queue(session)
+            self._unposted[kind] -= 1
         finally:
             session.leave()
 
