@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from typing import TYPE_CHECKING
 
 import pytest
@@ -17,28 +19,47 @@ settings.register_profile("omi_rt", deadline=None)
 settings.load_profile("omi_rt")
 
 
-LONGEST = ("test_page.py", "test_e2e_voices.py", "test_e2e_resume.py", "test_busy_recogniser.py")
-"""Files whose tests wait for up to 40 s each, for speech that is spoken in real time."""
+LONGEST = ("test_e2e_voices.py", "test_busy_recogniser.py", "test_e2e_embedded.py")
+"""Files whose tests wait for half a minute and more, for speech that is spoken in real time."""
+MORE_WORKERS = 2
+"""Than there are cores: nearly half of what the tests take is waiting."""
 
 
 @pytest.hookimpl(wrapper=True, optionalhook=True)
 def pytest_xdist_auto_num_workers() -> Generator[None, int, int]:
-    """Let ``-n auto`` start one worker more than there are cores: one of them mostly waits."""
-    return (yield) + 1
+    """Let ``-n auto`` start more workers than there are cores: most of them mostly wait."""
+    return (yield) + MORE_WORKERS
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Let the tests come first that take seconds, the longest before all: none is then the last of a run.
+    """Share out the tests that wait and those that compute, so that some of either run at any time.
 
-    They are the first worker's at the start, and wait beside tests that compute.
+    Each of the ``-n`` workers begins with an equal part of the list, and when it is through it takes tests
+    from the end of another's. So the tests in real time stand first in the parts of all workers
+    but the last, whole files, the longest before all; and the last worker begins with tests that compute.
     """
+    workers = int(os.environ.get("PYTEST_XDIST_WORKER_COUNT", "1"))
+    waiting: dict[str, list[pytest.Item]] = {name: [] for name in LONGEST}
+    computing: list[pytest.Item] = []
+    for item in items:
+        is_realtime = item.get_closest_marker("realtime") is not None
+        (waiting.setdefault(item.path.name, []) if is_realtime else computing).append(item)
+    hands: list[list[pytest.Item]] = [[] for _ in range(max(1, workers - 1))]
+    for number, tests in enumerate(waiting.values()):
+        hands[number % len(hands)] += tests
+    part = len(items) // workers
+    ordered: list[pytest.Item] = []
+    for hand in hands:
+        room = max(0, part - len(hand))
+        ordered += hand + computing[:room]
+        del computing[:room]
+    items[:] = ordered + computing
 
-    def place(item: pytest.Item) -> int:
-        if item.get_closest_marker("realtime") is None:
-            return 2
-        return 0 if item.path.name in LONGEST else 1
 
-    items.sort(key=place)
+def pytest_collection_finish() -> None:
+    """Keep what has been collected from being looked at by every later collection of garbage."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

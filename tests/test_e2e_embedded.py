@@ -8,11 +8,13 @@ import re
 import signal
 import sys
 from itertools import groupby
+from typing import Any
 
 import pytest
 import trio
 from attrs import define, field
 
+from omi_rt.core.errors import PeerClosed
 from omi_rt.local.accuracy import word_accuracy
 from omi_rt.local.sample import sample_text, sample_wav
 from tests.processes import descendants_of, ended, wait_ended
@@ -39,6 +41,8 @@ class Heard:
     unplugged_demo: list[Finished] = field(factory=list)
     """Whose lines are cut on both sides of the server."""
     stream: list[Finished] = field(factory=list)
+    french: list[tuple[PeerClosed | None, list[Any]]] = field(factory=list)
+    """How a session in French ended at the same server, and what it was told."""
     server_said: str = ""
     recogniser: set[int] = field(factory=set)
     """Its processes, while it was used."""
@@ -66,6 +70,11 @@ def heard() -> Heard:
     async def serve_and_stream() -> None:
         with sample_wav() as path:
             async with serving() as server:
+                async with server.device(language="fr") as device:
+                    await device.ended(5)
+                    result.french.append((device.closed, device.messages))
+                async with server.device(language="en-GB") as device:
+                    await device.finish(20)
                 options = ("--codec", "opus", "--speed", "1")
                 result.stream.append(
                     await run("stream", str(path), "--url", server.url, *options, within=60)
@@ -106,6 +115,15 @@ def test_the_recogniser_s_processes_end_with_the_server(heard: Heard) -> None:
     assert all(map(ended, heard.recogniser))
     assert heard.server_status == 0
     assert "Traceback" not in heard.server_said
+
+
+def test_a_language_that_the_recogniser_does_not_know_is_refused_at_once(heard: Heard) -> None:
+    ((closed, messages),) = heard.french
+    assert closed is not None
+    assert (closed.code, closed.reason.partition(":")[0]) == (1008, "language")
+    assert messages == []
+    # The one in British English, and the sample's.
+    assert heard.server_said.count(" session_started ") == 2
 
 
 def test_the_demo_prints_segments_and_a_summary_with_nothing_lost(heard: Heard) -> None:
@@ -184,18 +202,3 @@ async def test_the_recogniser_s_processes_end_when_the_server_is_killed() -> Non
         server.program.signal(signal.SIGKILL)
         assert await server.program.status() == -signal.SIGKILL
         await wait_ended(recogniser, 5)
-
-
-async def test_a_language_that_the_recogniser_does_not_know_is_refused_at_once() -> None:
-    async with serving() as server:
-        async with server.device(language="fr") as device:
-            await device.ended(5)
-            assert device.closed is not None
-            assert (device.closed.code, device.closed.reason.partition(":")[0]) == (
-                1008,
-                "language",
-            )
-            assert device.messages == []
-        async with server.device(language="en-GB") as device:
-            await device.finish(20)
-        assert server.program.errors.count(" session_started ") == 1

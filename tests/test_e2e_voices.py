@@ -6,16 +6,18 @@ import json
 import os
 import signal
 from array import array
+from contextlib import suppress
 from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import define, field
 
 from bench.speech import SpeechUnavailable, Spoken, Turn, dialogue, human_recordings
 from omi_rt.codecs.wav import WavAudio, write_wav
 from omi_rt.local.accuracy import word_accuracy
 from tests.processes import children_of
-from tests.processes_e2e import run, serving
+from tests.processes_e2e import Finished, run, serving
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -72,33 +74,60 @@ def whose(segment: dict[str, Any], recording: Spoken) -> str:
     )[2]
 
 
-async def test_a_profile_marks_the_user_in_another_recording_and_no_stranger(
-    tmp_path: Path,
+@define
+class Played:
+    """What came of three things that nearly only wait for speech in real time, and so are done at once."""
+
+    known: list[Finished] = field(factory=list)
+    """A talk with the user, whose profile the server has."""
+    interrupted: list[Finished] = field(factory=list)
+    """A talk whose recogniser's worker is killed."""
+    server_said: str = ""
+    """What the server of the interrupted one has said."""
+    people: dict[tuple[str, int], Finished] = field(factory=dict)
+    """People through Opus, by their name and the part of their recording."""
+
+
+@pytest.fixture(scope="module")
+def played(tmp_path_factory: pytest.TempPathFactory) -> Played:
+    """Play what there is: a test whose speech is missing is skipped when it asks for that itself."""
+    path, result = tmp_path_factory.mktemp("voices"), Played()
+    recordings: dict[str, Spoken] = {}
+    talks: list[Spoken] = []
+    with suppress(SpeechUnavailable):
+        recordings |= {recording.name: recording for recording in human_recordings()}
+    with suppress(SpeechUnavailable):
+        talks += dialogue("profile", PROFILE), dialogue("talk", *TALK), dialogue("short", *TALK[:2])
+
+    async def play() -> None:
+        async with trio.open_nursery() as nursery:
+            if talks:
+                profile, talk, short = talks
+                nursery.start_soon(stream_to_one_who_has_a_profile, path, profile, talk, result)
+                nursery.start_soon(stream_while_the_worker_is_killed, path, short, result)
+            if recordings:
+                nursery.start_soon(stream_people, path, recordings, result)
+
+    trio.run(play)
+    return result
+
+
+async def stream_to_one_who_has_a_profile(
+    path: Path, profile: Spoken, talk: Spoken, result: Played
 ) -> None:
-    store = str(tmp_path / "store")
-    mine = write(tmp_path / "profile.wav", spoken("profile", PROFILE))
+    store = str(path / "store")
+    mine = write(path / "profile.wav", profile)
     put = await run("profile", "put", "alice", mine, OMI_RT_PROFILE_DIR=store)
     assert put.status == 0, put.errors
-    talk = spoken("talk", *TALK)
-    path = write(tmp_path / "talk.wav", talk)
     async with serving(OMI_RT_PROFILE_DIR=store) as server:
         options = ("--url", server.url, "--uid", "alice", "--codec", "opus", "--json", "--events")
-        stream = await run("stream", path, *options, within=90)
-    assert stream.status == 0, stream.errors
-    segments = corrected(stream.output)
-    said = {voice: [s for s in segments if whose(s, talk) == voice] for voice in (USER, STRANGER)}
-    assert [s["is_user"] for s in said[USER]] == [True] * 4
-    assert [s["is_user"] for s in said[STRANGER]] == [False] * 4
-    assert {s["speaker"] for s in said[USER]} == {"SPEAKER_00"}
-    assert {s["speaker"] for s in said[STRANGER]} == {"SPEAKER_01"}
-    assert word_accuracy(talk.text, " ".join(s["text"] for s in segments)) >= 0.95
-    account = json.loads(stream.output.splitlines()[-1])
-    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+        result.known.append(
+            await run("stream", write(path / "talk.wav", talk), *options, within=90)
+        )
 
 
-async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path) -> None:
-    talk = spoken("talk", *TALK[:2])
-    path = write(tmp_path / "talk.wav", talk)
+async def stream_while_the_worker_is_killed(path: Path, talk: Spoken, result: Played) -> None:
+    recording = write(path / "short.wav", talk)
     async with serving() as server, trio.open_nursery() as nursery:
 
         async def kill_the_busy_worker() -> None:
@@ -112,14 +141,28 @@ async def test_a_worker_that_dies_costs_one_reconnect_and_no_word(tmp_path: Path
         await trio.sleep(1.0)
         nursery.start_soon(kill_the_busy_worker)
         options = ("--url", server.url, "--no-profile", "--json", "--events")
-        stream = await run("stream", path, *options, within=60)
-        log = server.program.errors
-    assert stream.status == 0, stream.errors
-    text = " ".join(segment["text"] for segment in corrected(stream.output))
-    assert word_accuracy(talk.text, text) >= 0.95
-    assert log.count(" connection_opened ") == 2
-    account = json.loads(stream.output.splitlines()[-1])
-    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+        result.interrupted.append(await run("stream", recording, *options, within=60))
+        result.server_said = server.program.errors
+
+
+async def stream_people(path: Path, recordings: dict[str, Spoken], result: Played) -> None:
+    # A server sends a quarter faster than real time, so the long one goes in two sessions at once.
+    parts = {"reader": parted(recordings["reader"]), "actor": [recordings["actor"].audio]}
+    async with (
+        # However little it measures while other tests run.
+        serving(OMI_RT_LOCAL_CONNECTIONS="3") as server,
+        trio.open_nursery() as nursery,
+    ):
+
+        async def stream(name: str, number: int, audio: WavAudio) -> None:
+            recording = path / f"{name} {number}.wav"
+            recording.write_bytes(write_wav(audio))
+            options = ("--url", server.url, "--codec", "opus", "--speed", "4", "--json")
+            result.people[name, number] = await run("stream", str(recording), *options, within=90)
+
+        for name, audios in parts.items():
+            for number, audio in enumerate(audios):
+                nursery.start_soon(stream, name, number, audio)
 
 
 def parted(recording: Spoken) -> list[WavAudio]:
@@ -132,32 +175,41 @@ def parted(recording: Spoken) -> list[WavAudio]:
     return [WavAudio(rate, 1, pcm[:cut]), WavAudio(rate, 1, pcm[cut:])]
 
 
-async def test_people_are_understood_through_opus(tmp_path: Path) -> None:
+def test_a_profile_marks_the_user_in_another_recording_and_no_stranger(played: Played) -> None:
+    talk = spoken("talk", *TALK)
+    (stream,) = played.known
+    assert stream.status == 0, stream.errors
+    segments = corrected(stream.output)
+    said = {voice: [s for s in segments if whose(s, talk) == voice] for voice in (USER, STRANGER)}
+    assert [s["is_user"] for s in said[USER]] == [True] * 4
+    assert [s["is_user"] for s in said[STRANGER]] == [False] * 4
+    assert {s["speaker"] for s in said[USER]} == {"SPEAKER_00"}
+    assert {s["speaker"] for s in said[STRANGER]} == {"SPEAKER_01"}
+    assert word_accuracy(talk.text, " ".join(s["text"] for s in segments)) >= 0.95
+    account = json.loads(stream.output.splitlines()[-1])
+    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+
+
+def test_a_worker_that_dies_costs_one_reconnect_and_no_word(played: Played) -> None:
+    talk = spoken("talk", *TALK[:2])
+    (stream,) = played.interrupted
+    assert stream.status == 0, stream.errors
+    text = " ".join(segment["text"] for segment in corrected(stream.output))
+    assert word_accuracy(talk.text, text) >= 0.95
+    assert played.server_said.count(" connection_opened ") == 2
+    account = json.loads(stream.output.splitlines()[-1])
+    assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
+
+
+def test_people_are_understood_through_opus(played: Played) -> None:
     try:
         recordings = {recording.name: recording for recording in human_recordings()}
     except SpeechUnavailable as error:
         pytest.skip(str(error))
-    reader, actor = recordings["reader"], recordings["actor"]
-    # A server sends a quarter faster than real time, so the long one goes in two sessions at once.
-    parts = {"reader": parted(reader), "actor": [actor.audio]}
-    said: dict[tuple[str, int], str] = {}
-    async with (
-        # However little it measures while other tests run.
-        serving(OMI_RT_LOCAL_CONNECTIONS="3") as server,
-        trio.open_nursery() as nursery,
-    ):
-
-        async def stream(name: str, number: int, audio: WavAudio) -> None:
-            path = tmp_path / f"{name} {number}.wav"
-            path.write_bytes(write_wav(audio))
-            options = ("--url", server.url, "--codec", "opus", "--speed", "4", "--json")
-            streamed = await run("stream", str(path), *options, within=90)
-            assert streamed.status == 0, streamed.errors
-            texts = [segment["text"] for segment in corrected(streamed.output)]
-            said[name, number] = " ".join(texts)
-
-        for name, audios in parts.items():
-            for number, audio in enumerate(audios):
-                nursery.start_soon(stream, name, number, audio)
-    assert word_accuracy(reader.text, f"{said['reader', 0]} {said['reader', 1]}") >= 0.95
-    assert word_accuracy(actor.text, said["actor", 0]) >= 0.95
+    said = {}
+    for part, streamed in played.people.items():
+        assert streamed.status == 0, streamed.errors
+        said[part] = " ".join(segment["text"] for segment in corrected(streamed.output))
+    read = f"{said['reader', 0]} {said['reader', 1]}"
+    assert word_accuracy(recordings["reader"].text, read) >= 0.95
+    assert word_accuracy(recordings["actor"].text, said["actor", 0]) >= 0.95

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -33,12 +34,17 @@ STEREO = AudioFormat(RATE, 2)
 def recorded(seconds: float, audio_format: AudioFormat = MONO) -> Backlog:
     """A backlog in which each sample tells its position, and on the second channel its opposite."""
     backlog = Backlog(audio_format, RATE * 1000)
+    backlog.append(_positions(seconds, audio_format.channels))
+    return backlog
+
+
+@cache
+def _positions(seconds: float, channels: int) -> bytes:
     samples = array("h")
     for position in range(round(seconds * RATE)):
         value = position % 30_000 + 1
-        samples.extend([value, -value][: audio_format.channels])
-    backlog.append(samples.tobytes())
-    return backlog
+        samples.extend([value, -value][:channels])
+    return samples.tobytes()
 
 
 def spoken(start: float, end: float, *, channel: int = 0, confidence: float = 1.0) -> HeardWord:

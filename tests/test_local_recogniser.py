@@ -114,16 +114,27 @@ async def test_the_sample_is_recognised_at_8_khz(url: str) -> None:
     assert client.messages[-1]["duration"] == pytest.approx(audio.seconds, abs=1e-6)
 
 
-async def test_connections_are_served_at_once_and_know_nothing_of_each_other(url: str) -> None:
+@pytest.fixture(scope="module")
+def two_at_once(url: str) -> list[Client]:
+    """Two clients that had the sample recognised beside each other."""
     clients: list[Client] = []
 
     async def recognise() -> None:
         clients.append(await recognised(url, sample().pcm))
 
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(recognise)
-        nursery.start_soon(recognise)
-    one, other = clients
+    async def recognise_twice() -> None:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(recognise)
+            nursery.start_soon(recognise)
+
+    trio.run(recognise_twice)
+    return clients
+
+
+def test_connections_are_served_at_once_and_know_nothing_of_each_other(
+    two_at_once: list[Client],
+) -> None:
+    one, other = two_at_once
     assert word_accuracy(sample_text(), one.transcript) >= 0.9
     assert [result["channel"] for result in one.results] == [
         result["channel"] for result in other.results
@@ -153,10 +164,9 @@ async def test_stereo_without_multichannel_is_one_mixed_stream(url: str) -> None
     assert client.transcript.startswith("good morning how are you today")
 
 
-async def test_a_words_times_are_those_of_its_sound(url: str) -> None:
+def test_a_words_times_are_those_of_its_sound(two_at_once: list[Client]) -> None:
     pcm = sample().pcm
-    client = await recognised(url, pcm)
-    heard = [r["channel"]["alternatives"][0]["words"] for r in client.results]
+    heard = [r["channel"]["alternatives"][0]["words"] for r in two_at_once[0].results]
     heard = [(words[0]["start"], words[-1]["end"]) for words in heard if words]
     # A sentence is what lies between two stretches of 0.3 s that are 40 dB below full scale.
     loud = np.nonzero(np.abs(np.frombuffer(pcm, "<i2").astype(int)) > 328)[0]

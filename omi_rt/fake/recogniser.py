@@ -118,7 +118,7 @@ class Recogniser:
         """Take the next samples of the stream; return the words that have now ended."""
         begin = self.position
         self.position += len(samples)
-        loud = np.flatnonzero((samples > THRESHOLD) | (samples < -THRESHOLD))
+        (loud,) = ((samples > THRESHOLD) | (samples < -THRESHOLD)).nonzero()
         if self._onset is None and not loud.size and len(samples) >= self._tail:
             self._recent = samples[-self._tail :]
             return []
@@ -151,7 +151,7 @@ class Recogniser:
             elif loud[0] - self._last_loud > self._gap:
                 self._complete(self._onset, self._last_loud + 1, words)
                 self._onset = int(loud[0])
-            for index in np.flatnonzero(np.diff(loud) > self._gap).tolist():
+            for index in (loud[1:] - loud[:-1] > self._gap).nonzero()[0].tolist():
                 self._complete(self._onset, int(loud[index]) + 1, words)
                 self._onset = int(loud[index + 1])
             self._last_loud = int(loud[-1])
@@ -204,7 +204,7 @@ class Recogniser:
         if around[ramp + 1 :].any():
             return None
         # The ramp's own samples may be zero; the silence is what is zero to the end.
-        return loud + step * int(np.flatnonzero(around)[-1])
+        return loud + step * int(around.nonzero()[0][-1])
 
     def _part(self, start: int, end: int) -> Samples:
         base = self._recent_from

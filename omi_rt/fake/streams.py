@@ -102,8 +102,10 @@ class BoundedStream(trio.abc.HalfCloseableStream):
         if max_bytes is not None and index(max_bytes) < 1:
             raise ValueError("max_bytes must be at least 1")
         with self._receiving:
-            await trio.lowlevel.checkpoint()
             pipe = self._incoming
+            # Where there is nothing yet, parking is the checkpoint, and a second would cost a turn of the loop.
+            if pipe.buffer or pipe.reset or pipe.ended or self._closed:
+                await trio.lowlevel.checkpoint()
             while True:
                 if self._closed:
                     raise trio.ClosedResourceError("this end was closed")
