@@ -222,6 +222,26 @@ def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle(
     assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
 
 
+def test_a_bare_transcript_that_comes_again_is_known_though_its_word_reached_over_its_final() -> (
+    None
+):
+    coverage, timeline = received(20), Timeline(MONO)
+    timeline.record_sent(0, 15_000)
+    assert texts(timeline, coverage, final(9.6, 10.9, word("a", 10.68, 11.25))) == ["a"]
+    message = {
+        "type": "Results",
+        "is_final": True,
+        "channel_index": [0, 1],
+        "start": 9.6,
+        "duration": 1.3,
+        "channel": {"alternatives": [{"transcript": "A."}]},
+    }
+    bare = parse_message(dumps(message))
+    assert isinstance(bare, Results)
+    heard = hear(timeline, bare, coverage)
+    assert (heard.words, heard.discarded) == ([], {Discard.REPEATED: 1})
+
+
 def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_replay() -> None:
     coverage, timeline = received(30), Timeline(MONO)
     timeline.record_sent(0, 30_000)

@@ -356,7 +356,8 @@ class Timeline:
         if word.start >= said.end:
             return None
         if word.end <= self._reached[word.channel] + tolerance:
-            comes_again = word.end < said.horizon or said.covers(word)
+            covers = said.covers_bare if is_bare else said.covers
+            comes_again = word.end < said.horizon or covers(word)
         else:
             comes_again = said.has_same(word, bounds, tolerance)
         return Discard.REPEATED if comes_again else None
