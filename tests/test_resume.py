@@ -43,6 +43,12 @@ async def until_ready(device: Device) -> str:
     return secret
 
 
+def numbers_of(message: Any) -> list[int]:
+    """The numbers of a message as it came."""
+    parts = message if isinstance(message, list) else [message]
+    return [part["seq"] for part in parts if "seq" in part]
+
+
 async def drop(device: Device) -> None:
     """Lose the connection, after all that was sent has arrived."""
     await device.websocket.drained()
@@ -578,8 +584,10 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
         assert first.session.outbox.held_bytes < MAX_OUTBOX_BYTES
+        past = first.session.outbox.last_seq
         stream = world.open_stream(2_000)
-        url = f"ws://server/listen?uid=u1&interim=true&after=0&resume={secret}"
+        query = f"uid=u1&interim=true&acknowledge=true&after=0&resume={secret}"
+        url = f"ws://server/listen?{query}"
         second = Device(await open_websocket(stream, url), stream)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second.websocket.run_writer, 1e6)
@@ -592,6 +600,9 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
             nursery.cancel_scope.cancel()
     assert second.numbers == list(range(1, second.numbers[-1] + 1))
     assert words_of(second.segments) == script.transcript()
+    first_told = second.messages.index(second.events("audio_received")[0])
+    numbers = [n for m in second.raw[:first_told] for n in numbers_of(m)]
+    assert max(numbers) >= past, "audio was acknowledged before the past was told"
     next_start, interims = math.inf, 0
     for message in reversed(second.messages):
         segments = message if isinstance(message, list) else message.get("segments", [])
@@ -664,3 +675,30 @@ async def test_neither_lost_lines_nor_lost_connections_leave_timers_behind(
             await second.finish()
         await trio.sleep(60)
         assert timers.running == 0
+
+
+async def test_no_timer_outlives_the_moment_in_which_its_session_s_nursery_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """What a timer raises later could not be raised there, and would end the task of all timers."""
+    seen: list[int] = []
+
+    async def look_when_cancelled() -> None:
+        timers = running_timers()
+        assert timers is not None
+        try:
+            await trio.sleep_forever()
+        finally:
+            seen.append(timers.running)
+
+    async with (
+        open_timers(),
+        listening_server() as (world, _fake),
+        world.device(acknowledge="true") as device,
+    ):
+        nursery = device.session._nursery
+        assert nursery is not None
+        nursery.start_soon(look_when_cancelled)
+        await device.stream_audio(PCM[: 3 * SECOND], SECOND)
+        await device.finish()
+    assert seen == [0]

@@ -630,3 +630,86 @@ def test_a_delivered_word_is_known_as_long_as_it_ends_behind_what_is_forgotten()
     said.forget(6)
     assert not said.has_like(HeardWord("x", 9, 10, 0, 0))
     assert said.has_like(HeardWord("x", 10, 11, 0, 0))
+
+
+# Interims
+
+
+def previewed(timeline: Timeline, results: Results, coverage: Coverage) -> list[tuple[str, int]]:
+    return [(heard.text, heard.start) for heard in timeline.preview(results, coverage).words]
+
+
+def test_an_interim_is_on_the_session_clock_and_says_how_far_it_reaches() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    coverage.finalise(0, 4000)
+    timeline.record_sent(4000, 3000)
+    timeline.begin(coverage)
+    heard = timeline.preview(final(0, 2, word("a", 0.5, 0.75, speaker=3)), coverage)
+    assert [(w.text, w.start, w.end, w.label) for w in heard.words] == [("a", 4500, 4750, 3)]
+    assert (heard.channels, heard.covered) == (range(1), 6000)
+    assert coverage.watermark == 4000, "an interim covers nothing"
+
+
+def test_an_interim_brings_what_is_behind_the_watermark_and_begins_no_sooner_than_the_epoch() -> (
+    None
+):
+    coverage, timeline = received(10), Timeline(MONO)
+    coverage.finalise(0, 1000)
+    timeline.record_sent(500, 9000)
+    timeline.begin(coverage)
+    across = final(0, 2, word("before", 0.1, 0.8), word("a", 0.4, 0.9), word("b", 1.0, 1.2))
+    assert previewed(timeline, across, coverage) == [("a", 1000), ("b", 1500)]
+    coverage.finalise(0, 1650)
+    assert previewed(timeline, across, coverage) == []
+    coverage = received(10)
+    coverage.finalise(0, 1500)
+    assert previewed(timeline, across, coverage) == [("b", 1500)], "a lies before the watermark"
+
+
+def test_an_interim_leaves_out_what_was_delivered_and_is_not_remembered() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    assert texts(timeline, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
+    interim = final(1, 3, word("other", 1.0, 1.6), word("b", 2.0, 2.5))
+    assert previewed(timeline, interim, coverage) == [("b", 2000)]
+    assert previewed(timeline, interim, coverage) == [("b", 2000)]
+    assert texts(timeline, coverage, final(1, 3, word("b", 2.0, 2.5))) == ["b"]
+
+
+def test_who_speaks_in_an_interim_does_not_speak_in_the_final_behind_it() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    apply(timeline, final(0, 1, word("a", 0.2, 0.4, speaker=1)), coverage)
+    timeline.preview(final(1, 2, word("x", 1.2, 1.4, speaker=7)), coverage)
+    heard, _ = apply(timeline, final(1, 2, word("b", 1.2, 1.4)), coverage)
+    assert [w.label for w in heard] == [1]
+
+
+def test_an_interim_of_no_channel_or_before_any_session_audio_brings_nothing() -> None:
+    coverage, timeline = received(10, STEREO), Timeline(STEREO)
+    timeline.record_foreign(1000)
+    interim = final(0, 1, word("a", 0.2, 0.4), channel=1, of=2)
+    nothing = Heard([], range(0), None)
+    assert timeline.preview(interim, coverage) == nothing
+    timeline.begin(coverage)
+    timeline.record_sent(0, 3000)
+    other = final(1, 2, word("a", 1.2, 1.4), channel=1, of=2)
+    assert previewed(timeline, other, coverage) == [("a", 200)]
+    assert timeline.preview(other, coverage).channels == range(1, 2)
+    assert timeline.preview(final(1, 2, word("a", 1.2, 1.4), channel=2, of=3), coverage) == nothing
+
+
+def test_an_interim_without_times_reaches_nowhere() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    timeline.begin(coverage)
+    message = {
+        "type": "Results",
+        "is_final": False,
+        "channel_index": [0, 1],
+        "channel": {"alternatives": [{"transcript": "a", "words": [word("a", 0.2, 0.4)]}]},
+    }
+    interim = parse_message(dumps(message))
+    assert isinstance(interim, Results)
+    heard = timeline.preview(interim, coverage)
+    assert ([w.text for w in heard.words], heard.covered) == (["a"], None)
