@@ -301,6 +301,41 @@ async def test_a_full_backlog_stops_reading_while_deepgram_takes_audio(
     assert most <= RATE * 23
 
 
+@pytest.mark.parametrize("silences", [0, 2], ids=["a final makes room", "a loss makes room"])
+async def test_a_device_that_is_held_back_is_read_on_in_the_moment_in_which_there_is_room(
+    autojump_clock: MockClock, silences: int
+) -> None:
+    script = random_script(Random(8), 120.0)
+    unanswered: list[Fault] = [Silence(), Close(code=1011, after_seconds=25.0)]
+    faults = FaultScript.of(*[unanswered] * silences)
+    step, moments = 0.01, 0
+    async with (
+        listening_server(faults=faults, backlog_seconds=45.0) as (world, _fake),
+        world.device() as device,
+    ):
+        coverage = device.session.coverage
+
+        async def watch() -> None:
+            nonlocal moments
+            while coverage.backlog.end < len(synthesised) // 2 - RATE:
+                was_full, end = coverage.is_full, coverage.backlog.end
+                await trio.sleep(step)
+                await trio.testing.wait_all_tasks_blocked()
+                has_room = end - coverage.backlog.start < coverage.backlog.capacity
+                if was_full and has_room:
+                    moments += 1
+                    assert coverage.backlog.end > end
+                    if silences:
+                        return
+
+        synthesised = synthesise(script, RATE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await device.stream_audio(synthesised, RATE * 2, speed=20.0)
+        await device.finish(400)
+    assert moments >= (1 if silences else 10)
+
+
 async def test_a_provider_that_answers_nothing_for_thirty_seconds_counts_as_away(
     autojump_clock: MockClock,
 ) -> None:
