@@ -222,6 +222,21 @@ def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle(
     assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
 
 
+def test_a_word_that_is_said_to_begin_with_the_connection_is_new_where_it_ends_long_after() -> None:
+    # Of several channels the slowest decides where the connection begins; this one was ahead of it.
+    coverage, former = received(10), Timeline(MONO)
+    former.record_sent(0, 9000)
+    apply(former, final(0, 4, word("a", 0.2, 0.4)), coverage)
+    timeline = Timeline(MONO)
+    timeline.record_sent(3000, 6000)
+    heard = hear(timeline, final(0, 3, word("b", 0.0, 1.4)), coverage)
+    assert [(w.text, w.start, w.end) for w in heard.words] == [("b", 4000, 4400)]
+    cut = Timeline(MONO)
+    cut.record_sent(3500, 5500)
+    heard = hear(cut, final(0, 3, word("piece", 0.0, 0.9)), coverage)
+    assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
+
+
 def test_a_bare_transcript_that_comes_again_is_known_though_its_word_reached_over_its_final() -> (
     None
 ):
