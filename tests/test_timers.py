@@ -124,6 +124,18 @@ async def test_what_one_raises_is_raised_in_its_nursery_and_the_others_go_on(
     assert len(others) == 1
 
 
+async def test_one_that_is_done_is_over_and_not_counted_as_running(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        timer = start_timer(lambda _: None, trio.current_time() + 1.0, nursery)
+        assert not timer.is_over
+        await trio.sleep(2.0)
+    assert timer.is_over
+    running = running_timers()
+    assert running is None or running.running == 0
+
+
 async def test_those_that_are_cancelled_do_not_pile_up() -> None:
     async with open_timers(), trio.open_nursery() as owner:
         timers = running_timers()
