@@ -124,6 +124,24 @@ async def test_what_one_raises_is_raised_in_its_nursery_and_the_others_go_on(
     assert len(others) == 1
 
 
+async def test_what_one_raises_is_raised_though_its_nursery_is_being_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    def fail(_: float) -> None:
+        raise LookupError("a fault")
+
+    async def clean_up() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2.0)
+
+    async with open_timers():
+        with pytest.RaisesGroup(LookupError):
+            async with trio.open_nursery() as nursery:
+                start_timer(fail, trio.current_time() + 1.0, nursery)
+                nursery.start_soon(clean_up)
+                nursery.cancel_scope.cancel()
+
+
 async def test_one_that_is_done_is_over_and_not_counted_as_running(
     timers: None, autojump_clock: MockClock
 ) -> None:
