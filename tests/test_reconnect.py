@@ -385,6 +385,19 @@ async def test_messages_longer_than_one_to_deepgram_go_up_whole(
     assert_whole(device, TALK)
 
 
+@pytest.mark.parametrize("message_seconds", [0.02, 0.1, 0.25])
+async def test_a_provider_that_stops_reading_and_goes_on_gets_every_sample_in_its_place(
+    autojump_clock: MockClock, message_seconds: float
+) -> None:
+    """A frame is cut where the window is full, waits for its rest, and then audio goes straight again."""
+    faults = FaultScript.of([Stall(after_audio=at, seconds=8.0) for at in (3.0, 20.0, 30.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await play(device, TALK, message_seconds=message_seconds)
+        (record,) = fake.connections
+        assert record.audio_seconds == TALK.seconds
+    assert_whole(device, TALK)
+
+
 async def test_a_small_backlog_does_not_keep_a_silent_provider(autojump_clock: MockClock) -> None:
     faults = FaultScript.of([Silence(after_audio=5.0)])
     async with (
