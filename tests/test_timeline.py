@@ -83,6 +83,25 @@ def test_a_doubled_final_brings_nothing() -> None:
     assert coverage.balance().is_exact
 
 
+def test_a_word_shorter_than_a_sample_comes_once_though_its_final_is_doubled() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    results = final(0, 2, word("a", 1.49961, 1.49964, speaker=0))
+    assert texts(timeline, coverage, results) == ["a"]
+    assert texts(timeline, coverage, results) == []
+
+
+def test_a_word_that_begins_before_its_final_is_looked_up_where_the_audio_before_it_was_sent() -> (
+    None
+):
+    coverage, timeline = received(30), Timeline(MONO)
+    timeline.record_sent(0, 2000)
+    timeline.record_sent(12_000, 3000)
+    apply(timeline, final(0, 2, word("a", 0.5, 0.8)), coverage)
+    heard, _ = apply(timeline, final(2, 4, word("b", 1.9, 2.6)), coverage)
+    assert [(w.text, w.start, w.end) for w in heard] == [("b", 1900, 12_600)]
+
+
 def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
     coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 2000)

@@ -166,6 +166,16 @@ async def test_those_that_are_cancelled_do_not_pile_up() -> None:
         kept.cancel()
 
 
+async def test_timers_that_are_closed_take_no_more(autojump_clock: MockClock) -> None:
+    async with open_timers():
+        assert running_timers() is not None
+    assert running_timers() is None
+    calls: list[float] = []
+    async with trio.open_nursery() as nursery:
+        start_timer(calls.append, trio.current_time() + 1.0, nursery)
+    assert len(calls) == 1
+
+
 async def test_one_task_waits_for_all_of_them(autojump_clock: MockClock) -> None:
     async with open_timers(), trio.open_nursery() as nursery:
         await wait_all_tasks_blocked()
