@@ -12,8 +12,9 @@ import trio
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.outbox import MAX_OUTBOX_BYTES
-from omi_rt.fake import FaultScript, random_script, synthesise
+from omi_rt.fake import FaultScript, Script, random_script, synthesise
 from omi_rt.fake.faults import Close, Unreachable
+from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import open_websocket
 from omi_rt.timers import open_timers, running_timers
@@ -99,6 +100,29 @@ async def test_words_that_come_while_the_device_is_away_are_told_when_it_is_back
             await second.finish()
     assert second.segments
     assert words_of(first.segments + second.segments) == TALK.transcript()
+
+
+@pytest.mark.parametrize("after", [0, "inside"])
+async def test_a_message_of_several_segments_is_told_again_once(
+    autojump_clock: MockClock, after: int | str
+) -> None:
+    """Two voices share the last final, and so one message."""
+    first_said = utterance("amber bako", 1, 0.5)
+    then_said = utterance("dorin elfa", 4, first_said[-1].end + 0.08)
+    script = Script([*first_said, *then_said], 4.0)
+    async with listening_server() as (world, _fake), world.device() as first:
+        secret = await until_ready(first)
+        await first.stream_audio(synthesise(script, RATE), SECOND)
+        await first.until(lambda: first.segments)
+        (told,) = [m for m in first.raw if isinstance(m, list)]
+        assert len(told) == 2
+        await drop(first)
+        seq = told[0]["seq"] if after == "inside" else 0
+        async with resuming(world, secret, after=seq) as second:
+            await second.finish()
+    again = [each for m in second.raw if isinstance(m, list) for each in m]
+    assert again == (told[1:] if after == "inside" else told)
+    assert second.numbers == list(range(seq + 1, second.numbers[-1] + 1))
 
 
 async def test_without_after_the_last_minute_comes_again_with_the_same_ids(
