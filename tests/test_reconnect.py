@@ -301,6 +301,24 @@ async def test_a_full_backlog_stops_reading_while_deepgram_takes_audio(
     assert most <= RATE * 23
 
 
+async def test_a_device_that_is_held_back_for_many_heartbeats_has_not_vanished(
+    autojump_clock: MockClock,
+) -> None:
+    script = random_script(Random(8), 60.0)
+    options = Options(lateness=(8.0, 8.0))
+    async with (
+        listening_server(options=options, backlog_seconds=12.0, heartbeat_seconds=1.0) as (
+            world,
+            _fake,
+        ),
+        world.device() as device,
+    ):
+        await device.stream_audio(synthesise(script, RATE), RATE * 2, speed=20.0)
+        ended = await device.finish(400)
+    assert_whole(device, script)
+    assert ended["reason"] == "client_closed_stream"
+
+
 @pytest.mark.parametrize("silences", [0, 2], ids=["a final makes room", "a loss makes room"])
 async def test_a_device_that_is_held_back_is_read_on_in_the_moment_in_which_there_is_room(
     autojump_clock: MockClock, silences: int
