@@ -403,6 +403,23 @@ async def test_messages_longer_than_one_to_deepgram_go_up_whole(
     assert_whole(device, TALK)
 
 
+async def test_a_provider_that_stops_reading_for_good_is_left_ten_seconds_after_the_window_is_full(
+    autojump_clock: MockClock,
+) -> None:
+    """That is sooner than for want of answers: the window of 4 s is full at 9 s, and 20 s of patience are
+    over at 25 s."""
+    faults = FaultScript.of([Stall(after_audio=5.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.stream_audio, synthesise(TALK, RATE), RATE * 2)
+            await trio.sleep(17.0)
+            assert len(fake.connections) == 1
+            await trio.sleep(5.0)
+            assert len(fake.connections) == 2
+        await device.finish()
+    assert_whole(device, TALK)
+
+
 @pytest.mark.parametrize("message_seconds", [0.02, 0.1, 0.25])
 async def test_a_provider_that_stops_reading_and_goes_on_gets_every_sample_in_its_place(
     autojump_clock: MockClock, message_seconds: float
