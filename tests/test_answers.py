@@ -276,6 +276,16 @@ def test_a_channel_that_is_later_than_another_is_waited_for_as_long_as_answers_t
     assert coverage.ledger.finalised_unanswered == 0
 
 
+def test_where_all_channels_fall_silent_after_a_late_answer_none_goes_along_with_another() -> None:
+    # Asked at 10 s; both answer late, the one up to less than the other, and then neither does.
+    last = {(0, 21.0): [5.0], (1, 20.0): [4.0]}
+    rehearsal = Rehearsal([tone(200), tone(200)], lambda c, now: last.get((c, now), []))
+    coverage = rehearsal.run(200)
+    assert rehearsal.gave_up_at is not None
+    assert [coverage.watermark_of(channel) for channel in (0, 1)] == [5 * RATE, 4 * RATE]
+    assert coverage.ledger.finalised_unanswered == 0
+
+
 def test_a_channel_does_not_go_along_with_one_that_has_stopped_answering_as_well() -> None:
     rehearsal = Rehearsal(
         [tone(60), tone(60)],

@@ -512,6 +512,23 @@ async def test_finalize_is_answered_once_with_what_had_come_by_then(
     assert said_finally(device) == TALK.transcript()
 
 
+async def test_finalize_is_about_the_audio_before_it_though_both_arrive_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    pcm = synthesise(TALK, 16_000)
+    together: list[str | bytes] = [pcm[: 2 * 32_000], '{"type":"Finalize"}', bytes(3_200)]
+    query = QUERY | {"endpointing": "5000"}
+    async with (
+        listening_server() as (world, _fake),
+        world.client(PATH, query, first=together, capacity_bytes=200_000) as device,
+    ):
+        await device.until(lambda: finals(device), within=6)
+        answer = finals(device)[0]
+    assert answer["from_finalize"] is True
+    assert said_finally(device) == ["amber", "bako", "celu"]
+    assert answer["start"] + answer["duration"] == pytest.approx(2.0, abs=0.3)
+
+
 async def test_finalize_with_nothing_to_finalise_is_answered_at_once(
     autojump_clock: MockClock,
 ) -> None:

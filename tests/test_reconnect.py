@@ -301,6 +301,59 @@ async def test_a_full_backlog_stops_reading_while_deepgram_takes_audio(
     assert most <= RATE * 23
 
 
+async def test_a_device_that_is_held_back_for_many_heartbeats_has_not_vanished(
+    autojump_clock: MockClock,
+) -> None:
+    script = random_script(Random(8), 60.0)
+    options = Options(lateness=(8.0, 8.0))
+    async with (
+        listening_server(options=options, backlog_seconds=12.0, heartbeat_seconds=1.0) as (
+            world,
+            _fake,
+        ),
+        world.device() as device,
+    ):
+        await device.stream_audio(synthesise(script, RATE), RATE * 2, speed=20.0)
+        ended = await device.finish(400)
+    assert_whole(device, script)
+    assert ended["reason"] == "client_closed_stream"
+
+
+@pytest.mark.parametrize("silences", [0, 2], ids=["a final makes room", "a loss makes room"])
+async def test_a_device_that_is_held_back_is_read_on_in_the_moment_in_which_there_is_room(
+    autojump_clock: MockClock, silences: int
+) -> None:
+    script = random_script(Random(8), 120.0)
+    unanswered: list[Fault] = [Silence(), Close(code=1011, after_seconds=25.0)]
+    faults = FaultScript.of(*[unanswered] * silences)
+    step, moments = 0.01, 0
+    async with (
+        listening_server(faults=faults, backlog_seconds=45.0) as (world, _fake),
+        world.device() as device,
+    ):
+        coverage = device.session.coverage
+
+        async def watch() -> None:
+            nonlocal moments
+            while coverage.backlog.end < len(synthesised) // 2 - RATE:
+                was_full, end = coverage.is_full, coverage.backlog.end
+                await trio.sleep(step)
+                await trio.testing.wait_all_tasks_blocked()
+                has_room = end - coverage.backlog.start < coverage.backlog.capacity
+                if was_full and has_room:
+                    moments += 1
+                    assert coverage.backlog.end > end
+                    if silences:
+                        return
+
+        synthesised = synthesise(script, RATE)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            await device.stream_audio(synthesised, RATE * 2, speed=20.0)
+        await device.finish(400)
+    assert moments >= (1 if silences else 10)
+
+
 async def test_a_provider_that_answers_nothing_for_thirty_seconds_counts_as_away(
     autojump_clock: MockClock,
 ) -> None:
@@ -347,6 +400,36 @@ async def test_messages_longer_than_one_to_deepgram_go_up_whole(
         await trio.sleep(1.0)
         assert fake.connections[0].audio_seconds == pytest.approx(40.0, abs=0.01)
         await device.finish()
+    assert_whole(device, TALK)
+
+
+async def test_a_provider_that_stops_reading_for_good_is_left_ten_seconds_after_the_window_is_full(
+    autojump_clock: MockClock,
+) -> None:
+    """That is sooner than for want of answers: the window of 4 s is full at 9 s, and 20 s of patience are
+    over at 25 s."""
+    faults = FaultScript.of([Stall(after_audio=5.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.stream_audio, synthesise(TALK, RATE), RATE * 2)
+            await trio.sleep(17.0)
+            assert len(fake.connections) == 1
+            await trio.sleep(5.0)
+            assert len(fake.connections) == 2
+        await device.finish()
+    assert_whole(device, TALK)
+
+
+@pytest.mark.parametrize("message_seconds", [0.02, 0.1, 0.25])
+async def test_a_provider_that_stops_reading_and_goes_on_gets_every_sample_in_its_place(
+    autojump_clock: MockClock, message_seconds: float
+) -> None:
+    """A frame is cut where the window is full, waits for its rest, and then audio goes straight again."""
+    faults = FaultScript.of([Stall(after_audio=at, seconds=8.0) for at in (3.0, 20.0, 30.0)])
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await play(device, TALK, message_seconds=message_seconds)
+        (record,) = fake.connections
+        assert record.audio_seconds == TALK.seconds
     assert_whole(device, TALK)
 
 

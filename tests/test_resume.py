@@ -12,8 +12,9 @@ import trio
 
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.outbox import MAX_OUTBOX_BYTES
-from omi_rt.fake import FaultScript, random_script, synthesise
+from omi_rt.fake import FaultScript, Script, random_script, synthesise
 from omi_rt.fake.faults import Close, Unreachable
+from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import open_websocket
 from omi_rt.timers import open_timers, running_timers
@@ -41,6 +42,12 @@ async def until_ready(device: Device) -> str:
     secret = ready["resume"]
     assert isinstance(secret, str)
     return secret
+
+
+def numbers_of(message: Any) -> list[int]:
+    """The numbers of a message as it came."""
+    parts = message if isinstance(message, list) else [message]
+    return [part["seq"] for part in parts if "seq" in part]
 
 
 async def drop(device: Device) -> None:
@@ -93,6 +100,29 @@ async def test_words_that_come_while_the_device_is_away_are_told_when_it_is_back
             await second.finish()
     assert second.segments
     assert words_of(first.segments + second.segments) == TALK.transcript()
+
+
+@pytest.mark.parametrize("after", [0, "inside"])
+async def test_a_message_of_several_segments_is_told_again_once(
+    autojump_clock: MockClock, after: int | str
+) -> None:
+    """Two voices share the last final, and so one message."""
+    first_said = utterance("amber bako", 1, 0.5)
+    then_said = utterance("dorin elfa", 4, first_said[-1].end + 0.08)
+    script = Script([*first_said, *then_said], 4.0)
+    async with listening_server() as (world, _fake), world.device() as first:
+        secret = await until_ready(first)
+        await first.stream_audio(synthesise(script, RATE), SECOND)
+        await first.until(lambda: first.segments)
+        (told,) = [m for m in first.raw if isinstance(m, list)]
+        assert len(told) == 2
+        await drop(first)
+        seq = told[0]["seq"] if after == "inside" else 0
+        async with resuming(world, secret, after=seq) as second:
+            await second.finish()
+    again = [each for m in second.raw if isinstance(m, list) for each in m]
+    assert again == (told[1:] if after == "inside" else told)
+    assert second.numbers == list(range(seq + 1, second.numbers[-1] + 1))
 
 
 async def test_without_after_the_last_minute_comes_again_with_the_same_ids(
@@ -578,8 +608,10 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
         assert first.session.outbox.held_bytes < MAX_OUTBOX_BYTES
+        past = first.session.outbox.last_seq
         stream = world.open_stream(2_000)
-        url = f"ws://server/listen?uid=u1&interim=true&after=0&resume={secret}"
+        query = f"uid=u1&interim=true&acknowledge=true&after=0&resume={secret}"
+        url = f"ws://server/listen?{query}"
         second = Device(await open_websocket(stream, url), stream)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(second.websocket.run_writer, 1e6)
@@ -592,6 +624,9 @@ async def test_a_device_that_reads_slowly_gets_the_past_before_the_present(
             nursery.cancel_scope.cancel()
     assert second.numbers == list(range(1, second.numbers[-1] + 1))
     assert words_of(second.segments) == script.transcript()
+    first_told = second.messages.index(second.events("audio_received")[0])
+    numbers = [n for m in second.raw[:first_told] for n in numbers_of(m)]
+    assert max(numbers) >= past, "audio was acknowledged before the past was told"
     next_start, interims = math.inf, 0
     for message in reversed(second.messages):
         segments = message if isinstance(message, list) else message.get("segments", [])
@@ -664,3 +699,30 @@ async def test_neither_lost_lines_nor_lost_connections_leave_timers_behind(
             await second.finish()
         await trio.sleep(60)
         assert timers.running == 0
+
+
+async def test_no_timer_outlives_the_moment_in_which_its_session_s_nursery_ends(
+    autojump_clock: MockClock,
+) -> None:
+    """What a timer raises later could not be raised there, and would end the task of all timers."""
+    seen: list[int] = []
+
+    async def look_when_cancelled() -> None:
+        timers = running_timers()
+        assert timers is not None
+        try:
+            await trio.sleep_forever()
+        finally:
+            seen.append(timers.running)
+
+    async with (
+        open_timers(),
+        listening_server() as (world, _fake),
+        world.device(acknowledge="true") as device,
+    ):
+        nursery = device.session._nursery
+        assert nursery is not None
+        nursery.start_soon(look_when_cancelled)
+        await device.stream_audio(PCM[: 3 * SECOND], SECOND)
+        await device.finish()
+    assert seen == [0]

@@ -414,6 +414,30 @@ async def test_a_frame_that_goes_straight_comes_to_the_same_as_any_other(
     assert_whole(device, script, within=None if codec == "opus" else 0.002)
 
 
+async def test_what_is_no_audio_or_came_before_is_left_out_on_the_straight_way_too(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as first:
+        await first.until(lambda: "ready" in first.statuses())
+        secret = next(m["resume"] for m in first.raw if "resume" in m)
+        first.send(bytes(1600))
+        await trio.testing.wait_all_tasks_blocked()
+        line, now = first.session._line, trio.current_time()
+        assert line._take_frame(b"\x8a\x00", now) is None, "the app's answer to a ping"
+        assert first.session.received_samples == 800
+        query = {"uid": "u1", "resume": secret, "from": 0.05}
+        async with world.client("/listen", query) as second:
+            assert line._take_frame(bytes(1600), now) == [], "the line has been taken over"
+            await second.until(lambda: second.messages)
+            line = first.session._line
+            assert line._take_frame(bytes(640), now) is None
+            assert first.session.received_samples == 800
+            assert line._take_frame(bytes(640), now) is None
+            assert first.session.received_samples == 1040
+            ended = await second.finish()
+    assert ended["received"] == 0.13
+
+
 async def test_packets_that_cannot_be_decoded_are_told_on_the_straight_way_too(
     autojump_clock: MockClock,
 ) -> None:

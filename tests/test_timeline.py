@@ -83,6 +83,25 @@ def test_a_doubled_final_brings_nothing() -> None:
     assert coverage.balance().is_exact
 
 
+def test_a_word_shorter_than_a_sample_comes_once_though_its_final_is_doubled() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    results = final(0, 2, word("a", 1.49961, 1.49964, speaker=0))
+    assert texts(timeline, coverage, results) == ["a"]
+    assert texts(timeline, coverage, results) == []
+
+
+def test_a_word_that_begins_before_its_final_is_looked_up_where_the_audio_before_it_was_sent() -> (
+    None
+):
+    coverage, timeline = received(30), Timeline(MONO)
+    timeline.record_sent(0, 2000)
+    timeline.record_sent(12_000, 3000)
+    apply(timeline, final(0, 2, word("a", 0.5, 0.8)), coverage)
+    heard, _ = apply(timeline, final(2, 4, word("b", 1.9, 2.6)), coverage)
+    assert [(w.text, w.start, w.end) for w in heard] == [("b", 1900, 12_600)]
+
+
 def test_a_word_on_the_border_belongs_to_the_side_of_its_middle() -> None:
     coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 2000)
@@ -220,6 +239,41 @@ def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle(
     assert isinstance(bare, Results)
     heard = hear(timeline, bare, coverage)
     assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
+
+
+def test_a_word_that_is_said_to_begin_with_the_connection_is_new_where_it_ends_long_after() -> None:
+    # Of several channels the slowest decides where the connection begins; this one was ahead of it.
+    coverage, former = received(10), Timeline(MONO)
+    former.record_sent(0, 9000)
+    apply(former, final(0, 4, word("a", 0.2, 0.4)), coverage)
+    timeline = Timeline(MONO)
+    timeline.record_sent(3000, 6000)
+    heard = hear(timeline, final(0, 3, word("b", 0.0, 1.4)), coverage)
+    assert [(w.text, w.start, w.end) for w in heard.words] == [("b", 4000, 4400)]
+    cut = Timeline(MONO)
+    cut.record_sent(3500, 5500)
+    heard = hear(cut, final(0, 3, word("piece", 0.0, 0.9)), coverage)
+    assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
+
+
+def test_a_bare_transcript_that_comes_again_is_known_though_its_word_reached_over_its_final() -> (
+    None
+):
+    coverage, timeline = received(20), Timeline(MONO)
+    timeline.record_sent(0, 15_000)
+    assert texts(timeline, coverage, final(9.6, 10.9, word("a", 10.68, 11.25))) == ["a"]
+    message = {
+        "type": "Results",
+        "is_final": True,
+        "channel_index": [0, 1],
+        "start": 9.6,
+        "duration": 1.3,
+        "channel": {"alternatives": [{"transcript": "A."}]},
+    }
+    bare = parse_message(dumps(message))
+    assert isinstance(bare, Results)
+    heard = hear(timeline, bare, coverage)
+    assert (heard.words, heard.discarded) == ([], {Discard.REPEATED: 1})
 
 
 def test_silence_that_was_passed_before_the_first_final_makes_no_word_of_it_a_replay() -> None:
@@ -610,3 +664,86 @@ def test_a_delivered_word_is_known_as_long_as_it_ends_behind_what_is_forgotten()
     said.forget(6)
     assert not said.has_like(HeardWord("x", 9, 10, 0, 0))
     assert said.has_like(HeardWord("x", 10, 11, 0, 0))
+
+
+# Interims
+
+
+def previewed(timeline: Timeline, results: Results, coverage: Coverage) -> list[tuple[str, int]]:
+    return [(heard.text, heard.start) for heard in timeline.preview(results, coverage).words]
+
+
+def test_an_interim_is_on_the_session_clock_and_says_how_far_it_reaches() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    coverage.finalise(0, 4000)
+    timeline.record_sent(4000, 3000)
+    timeline.begin(coverage)
+    heard = timeline.preview(final(0, 2, word("a", 0.5, 0.75, speaker=3)), coverage)
+    assert [(w.text, w.start, w.end, w.label) for w in heard.words] == [("a", 4500, 4750, 3)]
+    assert (heard.channels, heard.covered) == (range(1), 6000)
+    assert coverage.watermark == 4000, "an interim covers nothing"
+
+
+def test_an_interim_brings_what_is_behind_the_watermark_and_begins_no_sooner_than_the_epoch() -> (
+    None
+):
+    coverage, timeline = received(10), Timeline(MONO)
+    coverage.finalise(0, 1000)
+    timeline.record_sent(500, 9000)
+    timeline.begin(coverage)
+    across = final(0, 2, word("before", 0.1, 0.8), word("a", 0.4, 0.9), word("b", 1.0, 1.2))
+    assert previewed(timeline, across, coverage) == [("a", 1000), ("b", 1500)]
+    coverage.finalise(0, 1650)
+    assert previewed(timeline, across, coverage) == []
+    coverage = received(10)
+    coverage.finalise(0, 1500)
+    assert previewed(timeline, across, coverage) == [("b", 1500)], "a lies before the watermark"
+
+
+def test_an_interim_leaves_out_what_was_delivered_and_is_not_remembered() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    assert texts(timeline, coverage, final(0, 1, word("a", 0.9, 1.6))) == ["a"]
+    interim = final(1, 3, word("other", 1.0, 1.6), word("b", 2.0, 2.5))
+    assert previewed(timeline, interim, coverage) == [("b", 2000)]
+    assert previewed(timeline, interim, coverage) == [("b", 2000)]
+    assert texts(timeline, coverage, final(1, 3, word("b", 2.0, 2.5))) == ["b"]
+
+
+def test_who_speaks_in_an_interim_does_not_speak_in_the_final_behind_it() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    apply(timeline, final(0, 1, word("a", 0.2, 0.4, speaker=1)), coverage)
+    timeline.preview(final(1, 2, word("x", 1.2, 1.4, speaker=7)), coverage)
+    heard, _ = apply(timeline, final(1, 2, word("b", 1.2, 1.4)), coverage)
+    assert [w.label for w in heard] == [1]
+
+
+def test_an_interim_of_no_channel_or_before_any_session_audio_brings_nothing() -> None:
+    coverage, timeline = received(10, STEREO), Timeline(STEREO)
+    timeline.record_foreign(1000)
+    interim = final(0, 1, word("a", 0.2, 0.4), channel=1, of=2)
+    nothing = Heard([], range(0), None)
+    assert timeline.preview(interim, coverage) == nothing
+    timeline.begin(coverage)
+    timeline.record_sent(0, 3000)
+    other = final(1, 2, word("a", 1.2, 1.4), channel=1, of=2)
+    assert previewed(timeline, other, coverage) == [("a", 200)]
+    assert timeline.preview(other, coverage).channels == range(1, 2)
+    assert timeline.preview(final(1, 2, word("a", 1.2, 1.4), channel=2, of=3), coverage) == nothing
+
+
+def test_an_interim_without_times_reaches_nowhere() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_sent(0, 5000)
+    timeline.begin(coverage)
+    message = {
+        "type": "Results",
+        "is_final": False,
+        "channel_index": [0, 1],
+        "channel": {"alternatives": [{"transcript": "a", "words": [word("a", 0.2, 0.4)]}]},
+    }
+    interim = parse_message(dumps(message))
+    assert isinstance(interim, Results)
+    heard = timeline.preview(interim, coverage)
+    assert ([w.text for w in heard.words], heard.covered) == (["a"], None)

@@ -124,6 +124,37 @@ async def test_what_one_raises_is_raised_in_its_nursery_and_the_others_go_on(
     assert len(others) == 1
 
 
+async def test_what_one_raises_is_raised_though_its_nursery_is_being_cancelled(
+    autojump_clock: MockClock,
+) -> None:
+    def fail(_: float) -> None:
+        raise LookupError("a fault")
+
+    async def clean_up() -> None:
+        with trio.CancelScope(shield=True):
+            await trio.sleep(2.0)
+
+    async with open_timers():
+        with pytest.RaisesGroup(LookupError):
+            async with trio.open_nursery() as nursery:
+                start_timer(fail, trio.current_time() + 1.0, nursery)
+                nursery.start_soon(clean_up)
+                nursery.cancel_scope.cancel()
+
+
+async def test_one_that_is_done_is_over_and_not_counted_as_running(
+    timers: None, autojump_clock: MockClock
+) -> None:
+    async with trio.open_nursery() as nursery:
+        timer = start_timer(lambda _: None, trio.current_time() + 1.0, nursery)
+        over = [timer.is_over]
+        await trio.sleep(2.0)
+        over.append(timer.is_over)
+    assert over == [False, True]
+    running = running_timers()
+    assert running is None or running.running == 0
+
+
 async def test_those_that_are_cancelled_do_not_pile_up() -> None:
     async with open_timers(), trio.open_nursery() as owner:
         timers = running_timers()
@@ -134,6 +165,16 @@ async def test_those_that_are_cancelled_do_not_pile_up() -> None:
         assert timers.running == 1
         assert timers.entries < 100
         kept.cancel()
+
+
+async def test_timers_that_are_closed_take_no_more(autojump_clock: MockClock) -> None:
+    async with open_timers():
+        assert running_timers() is not None
+    assert running_timers() is None
+    calls: list[float] = []
+    async with trio.open_nursery() as nursery:
+        start_timer(calls.append, trio.current_time() + 1.0, nursery)
+    assert len(calls) == 1
 
 
 async def test_one_task_waits_for_all_of_them(autojump_clock: MockClock) -> None:

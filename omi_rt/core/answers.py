@@ -10,8 +10,8 @@ nothing but silence behind the watermark         the silence is passed once its 
 speech without a final for `ask_seconds`         Finalize, once for that stretch: for that channel
                                                  alone, at a quiet moment or after 3 s at the latest
 the device pauses for 5 s with speech unanswered Finalize, once for that pause
-asked, unanswered, while other channels answer   after 5 s more than answers take the channel goes
-                                                 along with them
+asked, unanswered, while other channels answer   the channel goes along with a final of theirs that
+                                                 comes 5 s later than answers take
 speech, and no progress on any channel for       the connection is given up
 `Patience.limit_seconds`
 the provider says that it is busy and gets on    nothing: it is waited for, from its last word on
@@ -212,7 +212,7 @@ class AnswerWatch:
                 channel.wants_since = None
                 finalize.append(number)
             else:
-                until = self._others_reached(channel, number, now)
+                until = self._others_reached(channel, number)
                 if until > self._coverage.watermark_of(number):
                     behind.append((number, until))
         return Judgement(tuple(finalize), tuple(silent), tuple(behind))
@@ -286,15 +286,18 @@ class AnswerWatch:
         # The search goes up to what was sent, and its last moments may be a word's soft beginning.
         return max(mark, min(overdue, self._sent - margin))
 
-    def _others_reached(self, channel: _Channel, number: int, now: float) -> int:
+    def _others_reached(self, channel: _Channel, number: int) -> int:
         """The position that the answering channels have reached, where this one was asked and is silent."""
         mark = self._coverage.watermark_of(number)
         grace = CHANNEL_GRACE_SECONDS + self._patience.lag_seconds
-        if channel.asked_until <= mark or now - channel.asked_at < grace:
+        # A final of another channel says that this one is left out only where its own was overdue then:
+        # all channels may have fallen silent, and then another connection will bring them.
+        overdue = max(channel.asked_at, channel.progressed_at) + grace
+        if channel.asked_until <= mark:
             return mark
         others = [
             self._coverage.watermark_of(each)
             for each, other in enumerate(self._channels)
-            if other.progressed_at > channel.asked_at and self._coverage.watermark_of(each) > mark
+            if other.progressed_at >= overdue and self._coverage.watermark_of(each) > mark
         ]
         return min([*others, channel.asked_until]) if others else mark

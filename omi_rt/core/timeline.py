@@ -50,6 +50,9 @@ _SAID_SECONDS = 10.0
 """Delivered words are remembered for this long; a word for earlier audio counts as one that comes again."""
 SAME_SECONDS = 0.1
 """The times of a word that comes again differ by less than this; two words are further apart."""
+PIECE_SECONDS = 1.0
+"""Where a connection's audio begins inside a word, what is heard of that word ends within this time; a
+word that ends later is one whose beginning the provider puts too early."""
 CLAIM_TOLERANCE_SECONDS = 0.1
 """A final may claim this much more than was sent by rounding alone."""
 CONTRADICTION_SECONDS = 1.0
@@ -339,10 +342,12 @@ class Timeline:
         is_bare: bool,
     ) -> Discard | None:
         origin, middle = self._origins[word.channel], word.start + word.end
-        tolerance = self._format.samples(SAME_SECONDS)
+        tolerance, piece = self._format.samples(SAME_SECONDS), self._format.samples(PIECE_SECONDS)
         if middle < 2 * origin:
             # Where the epoch's audio begins inside a word, the piece that was heard is no word of its own.
-            is_whole = word.start > self._first_position + tolerance // 2 and not is_bare
+            begun = self._first_position
+            is_piece = word.start <= begun + tolerance // 2 and word.end <= begun + piece
+            is_whole = not is_piece and not is_bare
             is_across = word.end > origin and said.end > 0 and is_whole
             is_known = (
                 word.end < said.horizon
@@ -356,7 +361,8 @@ class Timeline:
         if word.start >= said.end:
             return None
         if word.end <= self._reached[word.channel] + tolerance:
-            comes_again = word.end < said.horizon or said.covers(word)
+            covers = said.covers_bare if is_bare else said.covers
+            comes_again = word.end < said.horizon or covers(word)
         else:
             comes_again = said.has_same(word, bounds, tolerance)
         return Discard.REPEATED if comes_again else None

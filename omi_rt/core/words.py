@@ -111,6 +111,16 @@ class SaidWords:
         """Tell whether a delivered word, whatever it is, lies on the same audio."""
         return any(_share_audio(word, start, end) for _, start, end, *_ in self._each())
 
+    def covers_bare(self, transcript: HeardWord) -> bool:
+        """Tell whether a transcript that has only its final's times was delivered, at least in part.
+
+        Of a delivered word that reaches beyond its final only the part inside can be compared.
+        """
+        return self.covers(transcript) or any(
+            _share_audio(transcript, max(start, lower), min(end, upper))
+            for start, end, lower, upper in self._each()
+        )
+
     def _each(self) -> Iterator[tuple[int, ...]]:
         numbers = iter(self._numbers)
         return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
