@@ -118,7 +118,7 @@ class SaidWords:
         """
         return self.covers(transcript) or any(
             _share_audio(transcript, max(start, lower), min(end, upper))
-            for start, end, lower, upper in self._each()
+            for _, start, end, lower, upper in self._each()
         )
 
     def _each(self) -> Iterator[tuple[int, ...]]:
