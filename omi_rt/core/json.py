@@ -11,6 +11,11 @@ from typing import Any
 
 import orjson
 
+_LEAST, _BEYOND = -(1 << 63), 1 << 64
+"""orjson reads and writes integers from the one up to the other."""
+_MOST_DIGITS = 20
+"""An integer in that range has at most this many digits, with its sign."""
+
 
 class JSONError(ValueError):
     """The text is not JSON."""
@@ -32,9 +37,16 @@ def loads(text: str | bytes) -> Any:
     except orjson.JSONDecodeError:
         pass
     try:
-        value = json.loads(text)
+        value = json.loads(text, parse_int=_integer)
         json.dumps(value, ensure_ascii=False).encode()
     except (ValueError, RecursionError):
         # The cause is left out, because its message quotes the text, which may be a transcript.
         raise JSONError("not JSON") from None
     return value
+
+
+def _integer(digits: str) -> int | float:
+    """Read an integer as orjson does: one that could not be written again is a float."""
+    if len(digits) <= _MOST_DIGITS and _LEAST <= int(digits) < _BEYOND:
+        return int(digits)
+    return float(digits)
