@@ -12,6 +12,7 @@ from omi_rt.core.corrections import is_verified
 from omi_rt.core.heard import LeadInWord
 from omi_rt.core.segments import Segment
 from omi_rt.core.speakers import (
+    MAX_LABELS,
     EpochLabels,
     Identified,
     Merged,
@@ -77,6 +78,32 @@ def test_an_unprimed_epoch_takes_the_next_free_numbers() -> None:
     first, second = EpochLabels(), EpochLabels()
     speakers.number_of(first, 0, 0)
     assert speakers.number_of(second, 0, 0) == 1
+
+
+def test_labels_beyond_a_bound_share_one_number_that_is_nobodys() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.resolve(labels, [won(0, 500), won(1, 501)], [USER, ANNA])
+    first = [speakers.number_of(labels, 0, label) for label in range(MAX_LABELS)]
+    assert first == list(range(MAX_LABELS))
+    assert set(speakers.expect(labels, [(0, 300), (0, 301)]).values()) == {MAX_LABELS}
+    others = {speakers.number_of(labels, 0, label) for label in range(MAX_LABELS, 499)}
+    assert others == {MAX_LABELS}
+    assert set(speakers.expect(labels, [(0, 300), (0, 499)]).values()) == {MAX_LABELS}
+    assert {(0, label) for label in range(MAX_LABELS, 499)} == labels.contested
+    known = [speakers.number_of(labels, 0, label) for label in (500, 501)]
+    assert [speakers.identity_of(number) for number in known] == [USER, ANNA]
+    assert speakers.identity_of(MAX_LABELS) is None
+
+
+def test_a_label_that_may_be_somebodys_has_a_number_of_its_own_however_many_there_are() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.resolve(labels, [won(0, 500)], [USER])
+    for label in range(MAX_LABELS + 50):
+        speakers.number_of(labels, 0, label)
+    number = speakers.number_of(labels, 0, 500)
+    speakers.confirm(labels, [said(3, 1000)], RATE)
+    assert speakers.identity_of(number) == USER
+    assert (0, 500) not in labels.contested
 
 
 def test_the_label_with_the_most_word_time_is_the_anchors() -> None:

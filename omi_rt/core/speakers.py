@@ -41,6 +41,9 @@ if TYPE_CHECKING:
 PART_SHARE = 0.1
 """If this share of the words of a speaker's number is under a label, one of the number's voices has that
 label."""
+MAX_LABELS = 128
+"""So many labels of one epoch have a number of their own. Those that come after them share one, as if they
+were contested: a provider that gives so many does not tell voices apart."""
 MAX_SHARED_NUMBERS = 16
 """The numbers of at most this many contested labels are remembered, by the speakers who share them."""
 
@@ -107,6 +110,8 @@ class Speakers:
         number = labels.numbers.get((channel, label))
         if number is None:
             identity = labels.identities.get((channel, label))
+            if identity is None and self._is_too_many(labels, (channel, label)):
+                return self._contest(labels, (channel, label), set())
             number = self._number_with(identity) if identity is not None else None
             if number is None:
                 number = self._new_number()
@@ -118,7 +123,7 @@ class Speakers:
     def expect(self, labels: EpochLabels, word_labels: Iterable[Label]) -> dict[Label, int]:
         """The numbers that labels have, or would get if they came in this order. Nothing changes."""
         expected: dict[Label, int] = {}
-        upcoming = self._next
+        upcoming, crowd = self._next, self._shared.get(frozenset())
         for label in word_labels:
             if label in expected:
                 continue
@@ -126,6 +131,10 @@ class Speakers:
             identity = labels.identities.get(label)
             if number is None and identity is not None:
                 number = self._number_with(identity)
+            elif number is None and self._is_too_many(labels, label):
+                if crowd is None:
+                    crowd, upcoming = upcoming, upcoming + 1
+                number = crowd
             if number is None:
                 number, upcoming = upcoming, upcoming + 1
             expected[label] = self.current(number)
@@ -330,8 +339,11 @@ class Speakers:
         self._assign(labels, label, into)
         return merges
 
-    def _contest(self, labels: EpochLabels, label: Label, numbers: set[int]) -> None:
-        """Give a label that several people share to none of them, but to the same number again."""
+    def _contest(self, labels: EpochLabels, label: Label, numbers: set[int]) -> int:
+        """Give a label that several people share to none of them, but to the same number again.
+
+        Returns that number.
+        """
         labels.contested.add(label)
         sharing = frozenset(numbers)
         number = self._shared.get(sharing)
@@ -340,6 +352,7 @@ class Speakers:
             if len(self._shared) > MAX_SHARED_NUMBERS:
                 del self._shared[next(iter(self._shared))]
         labels.numbers[label] = number
+        return number
 
     def _take_back(self, claims: dict[Label, set[Voice]]) -> None:
         """Forget whom a speaker was taken for, where the stored voice now has another label."""
@@ -380,6 +393,10 @@ class Speakers:
     def _new_number(self) -> int:
         self._next += 1
         return self._next - 1
+
+    def _is_too_many(self, labels: EpochLabels, label: Label) -> bool:
+        """Whether a label that has no number yet is to get none of its own."""
+        return len(labels.numbers) >= MAX_LABELS and label not in labels.pending
 
     def _assign(self, labels: EpochLabels, label: Label, number: int) -> None:
         """Give a label its number; whoever has another label on the same channel is somebody else."""
