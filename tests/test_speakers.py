@@ -207,6 +207,22 @@ def test_a_profile_alone_in_a_lead_in_identifies_nobody_until_a_second_label_is_
     assert speakers.confirm(labels, [said(2, 1000)], RATE) == []
 
 
+def test_a_contrast_half_of_which_has_the_users_label_shows_nothing() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    first = speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember(sent("a", first))
+    again = heard_again(label=3)
+    speakers.resolve(
+        labels,
+        [won(0, 3), Vote(1, 0, {3: 0.55, 4: 0.45}, None), won(2, 3, 1.0, again)],
+        [USER, None, 0],
+    )
+    assert labels.identities == {}
+    assert labels.pending == {(0, 3): USER}
+    assert labels.unproven == {(0, 3), (0, 4)}
+    assert speakers.identity_of(first) is None
+
+
 def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     speakers, first, second, third = Speakers(), EpochLabels(), EpochLabels(), EpochLabels()
     assert [speakers.number_of(first, 0, label) for label in (4, 5)] == [0, 1]

@@ -198,16 +198,14 @@ class Speakers:
                         partly[vote.channel, each].add(self.current(who))
             if who is None:
                 heard_as = ((vote.channel, each) for each in vote.shares)
-                labels.unproven |= {each for each in heard_as if vote.is_for(each)}
+                labels.unproven |= {each for each in heard_as if not vote.is_against(each)}
             elif vote.winner is not None:
                 claims[vote.winner].add(self.current(who) if isinstance(who, int) else who)
         self._apart.note_claims(claims)
         self._take_back(claims)
         merges: list[Merged] = []
         for label, claimants in sorted(claims.items()):
-            has_contrast = any(
-                vote.channel == label[0] and not vote.is_for(label) for vote in votes
-            )
+            has_contrast = any(vote.is_against(label) for vote in votes)
             if self._apart.has_pair(claimants | partly[label]):
                 self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
                 continue
