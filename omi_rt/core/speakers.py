@@ -22,7 +22,7 @@ several people as one. What went out before is corrected only where its own word
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -39,8 +39,9 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 PART_SHARE = 0.1
-"""If this share of the words of a speaker's number is under a label, one of the number's voices has that
-label."""
+PART_WORDS = 2
+"""If this share of the words of a speaker's number is under a label, and so many words at least, one of the
+number's voices has that label. A single word is more often a mistake: it alone is 15 % of a clip."""
 MAX_LABELS = 128
 """So many labels of one epoch have a number of their own. Those that come after them share one, as if they
 were contested: a provider that gives so many does not tell voices apart."""
@@ -193,8 +194,9 @@ class Speakers:
             who = anchors[vote.anchor]
             if isinstance(who, int):
                 labels.again += [(who, word) for word in vote.words]
+                under = Counter(word.label[1] for word in vote.words)
                 for each, share in vote.shares.items():
-                    if share >= PART_SHARE:
+                    if share >= PART_SHARE and under[each] >= PART_WORDS:
                         partly[vote.channel, each].add(self.current(who))
             if who is None:
                 heard_as = ((vote.channel, each) for each in vote.shares)
