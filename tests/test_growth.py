@@ -11,7 +11,7 @@ from omi_rt.core.segments import Segment
 from omi_rt.core.sentences import ends_sentence
 from omi_rt.core.speakers import Identified, Merged
 from omi_rt.core.voices import USER, Identity
-from omi_rt.faces.growth import GrowingSegments
+from omi_rt.faces.growth import MAX_GROWN_CHARACTERS, GrowingSegments
 
 RATE = 1000
 
@@ -41,8 +41,9 @@ def test_the_same_speaker_going_on_within_two_seconds_grows_the_segment() -> Non
         segment("b", 1.5, 2, speaker=1),
         segment("b", 1.5, 2, channel=1),
         segment("b", 2, 60.001),
+        segment("b", 2, 3, "x" * MAX_GROWN_CHARACTERS),
     ],
-    ids=["a longer pause", "another speaker", "another channel", "over a minute"],
+    ids=["a longer pause", "another speaker", "another channel", "over a minute", "very long"],
 )
 def test_what_does_not_go_on_begins_another_segment(second: Segment) -> None:
     growing = GrowingSegments(RATE)

@@ -26,6 +26,8 @@ GROWTH_PAUSE_SECONDS = 2.0
 """A speaker who goes on after a longer pause than that begins another segment."""
 MAX_GROWN_SECONDS = 60.0
 """From the first word of a grown segment to its last."""
+MAX_GROWN_CHARACTERS = 10_000
+"""Of a grown segment, which is sent again as a whole: a minute of fast speech has 1,500."""
 
 
 @define
@@ -163,6 +165,7 @@ class GrowingSegments:
             and last.start <= piece.start
             and piece.start - last.end <= self._pause
             and piece.end - grown.pieces[0].start <= self._longest
+            and sum(len(each.text) for each in (*grown.pieces, piece)) <= MAX_GROWN_CHARACTERS
             and not ends_sentence(last.text)
         )
 
