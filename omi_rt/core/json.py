@@ -26,11 +26,15 @@ def dumps(value: Any) -> str:
     return orjson.dumps(value).decode()
 
 
-def loads(text: str | bytes) -> Any:
+def loads(text: str | bytes, *, mends: bool = False) -> Any:
     """Read JSON, and also the ``NaN`` and ``Infinity`` that some writers put into it.
 
+    Args:
+        text: the JSON.
+        mends: whether half of a surrogate pair, which nobody could write again, is read as U+FFFD.
+
     Raises:
-        JSONError: the text is not JSON, or names half of a surrogate pair, which nobody could write again.
+        JSONError: the text is not JSON, or names half of a surrogate pair that is not mended.
     """
     try:
         return orjson.loads(text)
@@ -38,7 +42,11 @@ def loads(text: str | bytes) -> Any:
         pass
     try:
         value = json.loads(text, parse_int=_integer)
-        json.dumps(value, ensure_ascii=False).encode()
+        written = json.dumps(value, ensure_ascii=False)
+        if mends:
+            units = written.encode("utf-16-le", "surrogatepass")
+            return json.loads(units.decode("utf-16-le", "replace"))
+        written.encode()
     except (ValueError, RecursionError):
         # The cause is left out, because its message quotes the text, which may be a transcript.
         raise JSONError("not JSON") from None
