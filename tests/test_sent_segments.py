@@ -115,7 +115,7 @@ def test_what_is_kept_of_a_long_session_is_bounded() -> None:
     say(plain, sent, 0, 10_000)
     assert len(sent._whose) < 250
     assert len(sent._numbers) < 250 * 5
-    assert len("".join(block.text for block in sent._blocks)) < 250 * 50
+    assert len(b"".join(block.text for block in sent._blocks)) < 250 * 50
 
 
 def test_of_long_texts_fewer_segments_are_kept_and_corrections_name_these() -> None:
@@ -123,7 +123,7 @@ def test_of_long_texts_fewer_segments_are_kept_and_corrections_name_these() -> N
     for number in range(300):
         sent.remember(Segment(f"id {number}", number % 2, number, number, 0, ["x" * 10_000]))
     kept = sent.last(1000)
-    texts = "".join(block.text for block in sent._blocks)
+    texts = b"".join(block.text for block in sent._blocks)
     assert MAX_KEPT_CHARACTERS - 30_000 < len(texts) <= MAX_KEPT_CHARACTERS
     assert [each.id for each in kept] == [f"id {n}" for n in range(300 - len(kept), 300)]
     assert [len(each.words[0]) for each in kept] == [10_000] * len(kept)

@@ -30,7 +30,7 @@ VERIFIED_SHARE = 0.9
 COVERED_SHARE = 0.5
 """Of the time of all words of a segment, this share must have been heard again under the label."""
 MAX_KEPT_CHARACTERS = 262_144
-"""Of the texts of a session's segments. Only a final with thousands of words comes near it: 200 usual
+"""Of the texts of a session's segments, or bytes where they are kept in UTF-8. Only a final with thousands of words comes near it: 200 usual
 segments have 15,000. The oldest segments are then forgotten sooner, and no correction names them."""
 _BLOCK_SEGMENTS = 25
 _BLOCK_CHARACTERS = 16_384
@@ -47,7 +47,8 @@ class _Block:
 
     count: int
     """The number of segments."""
-    text: str = field(repr=False)
+    text: bytes = field(repr=False)
+    """In UTF-8: one emoji makes a string four times as long in memory."""
 
 
 class SentSegments:
@@ -58,7 +59,7 @@ class SentSegments:
     """
 
     __slots__ = (
-        "_block_characters",
+        "_block_bytes",
         "_blocks",
         "_characters",
         "_names",
@@ -77,7 +78,7 @@ class SentSegments:
         """Those of the texts among them."""
         self._blocks: list[_Block] = []
         """The others."""
-        self._block_characters = 0
+        self._block_bytes = 0
         self.count = 0
         """The number of segments that have gone out so far."""
 
@@ -92,18 +93,18 @@ class SentSegments:
         self._names.append((segment.id, text))
         self._characters += len(text)
         if len(self._names) == _BLOCK_SEGMENTS or self._characters >= _BLOCK_CHARACTERS:
-            block = _Block(len(self._names), dumps(self._names))
+            block = _Block(len(self._names), dumps(self._names).encode())
             self._blocks.append(block)
-            self._block_characters += len(block.text)
+            self._block_bytes += len(block.text)
             self._names, self._characters = [], 0
         while len(self._blocks) > 1 and (
             len(self._whose) - self._blocks[0].count >= MAX_CORRECTED_SEGMENTS
-            or self._block_characters > MAX_KEPT_CHARACTERS
+            or self._block_bytes > MAX_KEPT_CHARACTERS
         ):
             self._forget(self._blocks.pop(0))
 
     def _forget(self, block: _Block) -> None:
-        self._block_characters -= len(block.text)
+        self._block_bytes -= len(block.text)
         del self._whose[: block.count], self._numbers[: block.count * _NUMBERS]
 
     def _identity(self, segment: Segment) -> Identity | None:
