@@ -30,8 +30,9 @@ VERIFIED_SHARE = 0.9
 COVERED_SHARE = 0.5
 """Of the time of all words of a segment, this share must have been heard again under the label."""
 MAX_KEPT_CHARACTERS = 262_144
-"""Of the texts of a session's segments, or bytes where they are kept in UTF-8. Only a final with thousands of words comes near it: 200 usual
-segments have 15,000. The oldest segments are then forgotten sooner, and no correction names them."""
+"""Of the texts of a session's segments, or bytes where they are kept in UTF-8. Only finals with thousands
+of words come near it: 200 usual segments have 15,000. The oldest segments are then forgotten sooner, and no
+correction names them."""
 _BLOCK_SEGMENTS = 25
 _BLOCK_CHARACTERS = 16_384
 """The names and texts of so many segments stand in one text, or of fewer with so many characters."""
