@@ -191,8 +191,8 @@ def test_who_was_told_little_keeps_it_where_another_was_told_much() -> None:
 
 @pytest.mark.parametrize("text", ["plain", "слово", "今日は", "fine 😀", '"said"'])
 def test_what_is_held_in_memory_is_what_is_counted_in_any_script(text: str) -> None:
-    outbox = Outbox()
-    for _ in range(1000):
+    outbox = Outbox(BacklogBudget(400_000))
+    for _ in range(3000):
         outbox.keep(1, dumps(outbox.number({"text": f"{text} " * 20})), 0.0)
     blocks = sum(sys.getsizeof(block.text) for block in outbox._blocks)
     # A quotation mark that was said takes two bytes more in a block than in its message.

@@ -236,6 +236,19 @@ def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     assert speakers.number_of(third, 0, 1) == 2
 
 
+@pytest.mark.parametrize(("mislabelled", "is_contested"), [(1, False), (2, True)])
+def test_two_words_of_a_strangers_clip_under_the_users_label_contest_it_and_one_does_not(
+    mislabelled: int, is_contested: bool
+) -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    stranger = speakers.number_of(EpochLabels(), 0, 0)
+    again = [heard_again(n, n + 1, label=1 if n < mislabelled else 2) for n in range(6)]
+    vote = Vote(1, 0, {2: 0.7, 1: 0.3}, (0, 2), tuple(again))
+    speakers.resolve(labels, [won(0, 1), vote], [USER, stranger])
+    assert labels.contested == ({(0, 1)} if is_contested else set())
+    assert labels.identities == ({} if is_contested else {(0, 1): USER})
+
+
 def test_a_speaker_who_was_apart_from_the_users_anchor_never_becomes_the_user() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     speakers.number_of(EpochLabels(), 0, 0)
