@@ -249,6 +249,20 @@ def test_two_words_of_a_strangers_clip_under_the_users_label_contest_it_and_one_
     assert labels.identities == ({} if is_contested else {(0, 1): USER})
 
 
+def test_who_spoke_beside_the_users_label_is_never_the_user_though_the_user_was_silent() -> None:
+    speakers, first, later = Speakers(), EpochLabels(), EpochLabels()
+    speakers.resolve(first, [won(0, 1), CONTRAST], [USER, None])
+    stranger = speakers.number_of(first, 0, 2)
+    speakers.remember(sent("a", stranger))
+    again = heard_again(label=3)
+    told = speakers.resolve(
+        later, [won(0, 3), CONTRAST, won(2, 3, 1.0, again)], [USER, None, stranger]
+    )
+    assert told == []
+    assert later.contested == {(0, 3)}
+    assert speakers.identity_of(stranger) is None
+
+
 def test_a_speaker_who_was_apart_from_the_users_anchor_never_becomes_the_user() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     speakers.number_of(EpochLabels(), 0, 0)

@@ -62,6 +62,8 @@ class EpochLabels:
     """Who each label would be if this epoch told voices apart, which it has not shown yet."""
     contested: set[Label] = field(factory=set)
     """Labels that are shared by voices that are apart."""
+    stored: dict[Label, set[Identity]] = field(factory=dict)
+    """Whose stored voices won each label, be it contested or not."""
     heard: dict[Label, int] = field(factory=dict)
     """Samples of the session's words under each label, counted while an identity is pending."""
     unproven: set[Label] = field(factory=set)
@@ -118,6 +120,7 @@ class Speakers:
                 number = self._new_number()
                 if identity is not None:
                     self._identities[number] = identity
+                self._note_newcomer(labels, (channel, label), number)
             self._assign(labels, (channel, label), number)
         return self.current(number)
 
@@ -207,6 +210,7 @@ class Speakers:
         self._take_back(claims)
         merges: list[Merged] = []
         for label, claimants in sorted(claims.items()):
+            labels.stored[label] = {who for who in claimants if isinstance(who, Identity)}
             has_contrast = any(vote.is_against(label) for vote in votes)
             if self._apart.has_pair(claimants | partly[label]):
                 self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
@@ -397,6 +401,13 @@ class Speakers:
     def _is_too_many(self, labels: EpochLabels, label: Label) -> bool:
         """Whether a label that has no number yet is to get none of its own."""
         return len(labels.numbers) >= MAX_LABELS and label not in labels.pending
+
+    def _note_newcomer(self, labels: EpochLabels, label: Label, number: int) -> None:
+        """Note that a new speaker is none of those whose stored voices won other labels on the channel."""
+        for each, known in labels.stored.items():
+            if each[0] == label[0] and each != label:
+                for who in known:
+                    self._apart.note(number, who)
 
     def _assign(self, labels: EpochLabels, label: Label, number: int) -> None:
         """Give a label its number; whoever has another label on the same channel is somebody else."""
