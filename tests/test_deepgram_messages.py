@@ -20,6 +20,7 @@ from omi_rt.core.deepgram import (
     listen_url,
     parse_message,
 )
+from omi_rt.core.json import dumps
 from omi_rt.core.listen import ListenRequest
 
 
@@ -122,6 +123,17 @@ def test_unknown_fields_are_ignored() -> None:
 
 def test_a_word_without_punctuated_word_is_its_word() -> None:
     assert [w.text for w in parsed(results([{"word": "a"}])).words] == ["a"]
+
+
+@pytest.mark.parametrize(
+    ("text", "read"),
+    [("\ud83d", "\ufffd"), ("a\udc00b", "a\ufffdb"), ("\ud83d\ude00", "\U0001f600")],
+)
+def test_half_of_a_surrogate_pair_costs_no_more_than_itself(text: str, read: str) -> None:
+    message = parsed(results([{"word": "a"}, {"word": text, "start": 1.5}, {"word": "b"}]))
+    assert [word.text for word in message.words] == ["a", read, "b"]
+    assert [word.start for word in message.words] == [None, 1.5, None]
+    assert dumps([word.text for word in message.words]) == f'["a","{read}","b"]'
 
 
 def test_a_transcript_without_words_is_one_word_that_spans_the_final() -> None:

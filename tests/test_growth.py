@@ -6,11 +6,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from omi_rt.core.corrections import MAX_KEPT_CHARACTERS
 from omi_rt.core.segments import Segment
 from omi_rt.core.sentences import ends_sentence
 from omi_rt.core.speakers import Identified, Merged
 from omi_rt.core.voices import USER, Identity
-from omi_rt.faces.growth import GrowingSegments
+from omi_rt.faces.growth import MAX_GROWN_CHARACTERS, GrowingSegments
 
 RATE = 1000
 
@@ -40,13 +41,23 @@ def test_the_same_speaker_going_on_within_two_seconds_grows_the_segment() -> Non
         segment("b", 1.5, 2, speaker=1),
         segment("b", 1.5, 2, channel=1),
         segment("b", 2, 60.001),
+        segment("b", 2, 3, "x" * MAX_GROWN_CHARACTERS),
     ],
-    ids=["a longer pause", "another speaker", "another channel", "over a minute"],
+    ids=["a longer pause", "another speaker", "another channel", "over a minute", "very long"],
 )
 def test_what_does_not_go_on_begins_another_segment(second: Segment) -> None:
     growing = GrowingSegments(RATE)
     growing.add([segment("a", 0, 1)])
-    assert shown(growing.add([second])) == [("b", "and")]
+    assert shown(growing.add([second])) == [("b", second.words[0])]
+
+
+def test_of_long_texts_fewer_segments_are_kept() -> None:
+    growing = GrowingSegments(RATE)
+    for number in range(300):
+        growing.add([segment(f"s{number}", 3 * number, 3 * number + 0.5, "x" * 9_000)])
+    assert [each.id for each in growing.last(1000)] == [f"s{n}" for n in range(271, 300)]
+    growing.add([segment("long", 900, 901, "x" * MAX_KEPT_CHARACTERS)])
+    assert [each.id for each in growing.last(1000)] == ["long"]
 
 
 @pytest.mark.parametrize(

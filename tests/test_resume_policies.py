@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import TYPE_CHECKING
 from unittest import mock
 
@@ -186,6 +187,16 @@ def test_who_was_told_little_keeps_it_where_another_was_told_much() -> None:
         assert told == list(range(after + 1, 1001))
         assert chatty.recent(0.0) == 0
     assert 4_000 < chatty.held_bytes <= 5_000
+
+
+@pytest.mark.parametrize("text", ["plain", "слово", "今日は", "fine 😀", '"said"'])
+def test_what_is_held_in_memory_is_what_is_counted_in_any_script(text: str) -> None:
+    outbox = Outbox(BacklogBudget(400_000))
+    for _ in range(3000):
+        outbox.keep(1, dumps(outbox.number({"text": f"{text} " * 20})), 0.0)
+    blocks = sum(sys.getsizeof(block.text) for block in outbox._blocks)
+    # A quotation mark that was said takes two bytes more in a block than in its message.
+    assert 0.7 * outbox.held_bytes < blocks <= 1.25 * outbox.held_bytes
 
 
 def test_what_is_kept_is_kept_in_few_pieces() -> None:

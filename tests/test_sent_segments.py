@@ -9,7 +9,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from omi_rt.core.corrections import MAX_CORRECTED_SEGMENTS, SentSegments
+from omi_rt.core.corrections import (
+    MAX_CORRECTED_SEGMENTS,
+    MAX_KEPT_CHARACTERS,
+    SentSegments,
+)
 from omi_rt.core.segments import Segment
 from omi_rt.core.voices import USER, Identity
 
@@ -111,7 +115,26 @@ def test_what_is_kept_of_a_long_session_is_bounded() -> None:
     say(plain, sent, 0, 10_000)
     assert len(sent._whose) < 250
     assert len(sent._numbers) < 250 * 5
-    assert len("".join(sent._blocks)) < 250 * 50
+    assert len(b"".join(block.text for block in sent._blocks)) < 250 * 50
+
+
+def test_of_long_texts_fewer_segments_are_kept_and_corrections_name_these() -> None:
+    sent = SentSegments()
+    for number in range(300):
+        sent.remember(Segment(f"id {number}", number % 2, number, number, 0, ["x" * 10_000]))
+    kept = sent.last(1000)
+    texts = b"".join(block.text for block in sent._blocks)
+    assert MAX_KEPT_CHARACTERS - 30_000 < len(texts) <= MAX_KEPT_CHARACTERS
+    assert [each.id for each in kept] == [f"id {n}" for n in range(300 - len(kept), 300)]
+    assert [len(each.words[0]) for each in kept] == [10_000] * len(kept)
+    odd = [each.id for each in kept if each.speaker == 1]
+    assert 10 < len(odd) < 15
+    assert sent.merge(1, 2) == tuple(odd)
+    assert [each.id for each in sent.last(1000) if each.speaker == 2] == odd
+    sent.remember(Segment("long", 0, 0, 0, 0, ["x" * 1_000_000]))
+    sent.remember(Segment("last", 0, 0, 0, 0, ["x"]))
+    assert [each.id for each in sent.last(1000)] == ["long", "last"]
+    assert sent.identify(0, USER, lambda _: False, 301) == ("last",)
 
 
 def test_what_it_returns_is_no_part_of_it() -> None:

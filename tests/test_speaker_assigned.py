@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from math import nan
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -176,6 +177,8 @@ async def test_storing_can_be_turned_off_and_the_name_counts_all_the_same(
         ({"speaker_id": 0}, "person_id"),
         ({"speaker_id": 0, "person_id": ["anna"]}, "person_id"),
         ({"speaker_id": 0, "person_id": "x" * 1000}, "person_id"),
+        # NaN is no JSON, so this is read by other rules, which know integers of any length.
+        ({"speaker_id": 1 << 70, "person_id": "anna", "confidence": nan}, "speaker_id"),
     ],
 )
 async def test_what_cannot_be_is_answered_and_changes_nothing(

@@ -12,6 +12,7 @@ from omi_rt.core.corrections import is_verified
 from omi_rt.core.heard import LeadInWord
 from omi_rt.core.segments import Segment
 from omi_rt.core.speakers import (
+    MAX_LABELS,
     EpochLabels,
     Identified,
     Merged,
@@ -77,6 +78,32 @@ def test_an_unprimed_epoch_takes_the_next_free_numbers() -> None:
     first, second = EpochLabels(), EpochLabels()
     speakers.number_of(first, 0, 0)
     assert speakers.number_of(second, 0, 0) == 1
+
+
+def test_labels_beyond_a_bound_share_one_number_that_is_nobodys() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.resolve(labels, [won(0, 500), won(1, 501)], [USER, ANNA])
+    first = [speakers.number_of(labels, 0, label) for label in range(MAX_LABELS)]
+    assert first == list(range(MAX_LABELS))
+    assert set(speakers.expect(labels, [(0, 300), (0, 301)]).values()) == {MAX_LABELS}
+    others = {speakers.number_of(labels, 0, label) for label in range(MAX_LABELS, 499)}
+    assert others == {MAX_LABELS}
+    assert set(speakers.expect(labels, [(0, 300), (0, 499)]).values()) == {MAX_LABELS}
+    assert {(0, label) for label in range(MAX_LABELS, 499)} == labels.contested
+    known = [speakers.number_of(labels, 0, label) for label in (500, 501)]
+    assert [speakers.identity_of(number) for number in known] == [USER, ANNA]
+    assert speakers.identity_of(MAX_LABELS) is None
+
+
+def test_a_label_that_may_be_somebodys_has_a_number_of_its_own_however_many_there_are() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    speakers.resolve(labels, [won(0, 500)], [USER])
+    for label in range(MAX_LABELS + 50):
+        speakers.number_of(labels, 0, label)
+    number = speakers.number_of(labels, 0, 500)
+    speakers.confirm(labels, [said(3, 1000)], RATE)
+    assert speakers.identity_of(number) == USER
+    assert (0, 500) not in labels.contested
 
 
 def test_the_label_with_the_most_word_time_is_the_anchors() -> None:
@@ -180,6 +207,22 @@ def test_a_profile_alone_in_a_lead_in_identifies_nobody_until_a_second_label_is_
     assert speakers.confirm(labels, [said(2, 1000)], RATE) == []
 
 
+def test_a_contrast_half_of_which_has_the_users_label_shows_nothing() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    first = speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember(sent("a", first))
+    again = heard_again(label=3)
+    speakers.resolve(
+        labels,
+        [won(0, 3), Vote(1, 0, {3: 0.55, 4: 0.45}, None), won(2, 3, 1.0, again)],
+        [USER, None, 0],
+    )
+    assert labels.identities == {}
+    assert labels.pending == {(0, 3): USER}
+    assert labels.unproven == {(0, 3), (0, 4)}
+    assert speakers.identity_of(first) is None
+
+
 def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     speakers, first, second, third = Speakers(), EpochLabels(), EpochLabels(), EpochLabels()
     assert [speakers.number_of(first, 0, label) for label in (4, 5)] == [0, 1]
@@ -191,6 +234,33 @@ def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     # The same people share the same number again.
     speakers.resolve(third, votes, [USER, 0, 1, None])
     assert speakers.number_of(third, 0, 1) == 2
+
+
+@pytest.mark.parametrize(("mislabelled", "is_contested"), [(1, False), (2, True)])
+def test_two_words_of_a_strangers_clip_under_the_users_label_contest_it_and_one_does_not(
+    mislabelled: int, is_contested: bool
+) -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    stranger = speakers.number_of(EpochLabels(), 0, 0)
+    again = [heard_again(n, n + 1, label=1 if n < mislabelled else 2) for n in range(6)]
+    vote = Vote(1, 0, {2: 0.7, 1: 0.3}, (0, 2), tuple(again))
+    speakers.resolve(labels, [won(0, 1), vote], [USER, stranger])
+    assert labels.contested == ({(0, 1)} if is_contested else set())
+    assert labels.identities == ({} if is_contested else {(0, 1): USER})
+
+
+def test_who_spoke_beside_the_users_label_is_never_the_user_though_the_user_was_silent() -> None:
+    speakers, first, later = Speakers(), EpochLabels(), EpochLabels()
+    speakers.resolve(first, [won(0, 1), CONTRAST], [USER, None])
+    stranger = speakers.number_of(first, 0, 2)
+    speakers.remember(sent("a", stranger))
+    again = heard_again(label=3)
+    told = speakers.resolve(
+        later, [won(0, 3), CONTRAST, won(2, 3, 1.0, again)], [USER, None, stranger]
+    )
+    assert told == []
+    assert later.contested == {(0, 3)}
+    assert speakers.identity_of(stranger) is None
 
 
 def test_a_speaker_who_was_apart_from_the_users_anchor_never_becomes_the_user() -> None:

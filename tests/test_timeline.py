@@ -12,7 +12,7 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.deepgram import Results, parse_message
 from omi_rt.core.heard import Discard, Heard, LeadInWord, superseded
-from omi_rt.core.timeline import Timeline
+from omi_rt.core.timeline import MAX_LEAD_IN_WORDS, Timeline
 from omi_rt.core.voices import Place
 from omi_rt.core.words import MAX_WORDS, HeardWord, SaidWords
 
@@ -409,6 +409,16 @@ def test_silence_put_in_before_the_audio_moves_no_session_time() -> None:
     heard, _ = apply(timeline, final(0, 1.1, word("a", 0.1, 0.6)), coverage)
     assert [(w.start, w.end) for w in heard] == [(0, 500)]
     assert coverage.watermark == 1000
+
+
+def test_a_lead_in_has_no_more_words_than_a_bound_however_often_they_come() -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_foreign(3000, anchor=0)
+    words = [word("profile", 1, 2, speaker=4)] * 1500
+    for _ in range(5):
+        # It covers nothing, so each time its words are new.
+        hear(timeline, final(0, 0, *words), coverage)
+    assert timeline.lead_in_words == [LeadInWord(0, 0, 4, 1000)] * MAX_LEAD_IN_WORDS
 
 
 def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:

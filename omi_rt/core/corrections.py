@@ -8,8 +8,11 @@ label that is this person's there.
 from __future__ import annotations
 
 from array import array
-from itertools import chain
+from bisect import bisect_right
+from itertools import accumulate, chain
 from typing import TYPE_CHECKING
+
+from attrs import field, frozen
 
 from omi_rt.core.json import dumps, loads
 from omi_rt.core.segments import Segment
@@ -26,22 +29,45 @@ VERIFIED_SHARE = 0.9
 """Of those words of a segment that were heard again, this share of the time must be under the label."""
 COVERED_SHARE = 0.5
 """Of the time of all words of a segment, this share must have been heard again under the label."""
+MAX_KEPT_CHARACTERS = 262_144
+"""Of the texts of a session's segments, or bytes where they are kept in UTF-8. Only finals with thousands
+of words come near it: 200 usual segments have 15,000. The oldest segments are then forgotten sooner, and no
+correction names them."""
 _BLOCK_SEGMENTS = 25
-"""The names and texts of so many segments stand in one text."""
+_BLOCK_CHARACTERS = 16_384
+"""The names and texts of so many segments stand in one text, or of fewer with so many characters."""
 _NUMBERS = 5
 """The array has this many numbers for each segment."""
 _SPEAKER = 0
 """The place of the speaker's among them."""
 
 
+@frozen
+class _Block:
+    """The ids and texts of segments as one text."""
+
+    count: int
+    """The number of segments."""
+    text: bytes = field(repr=False)
+    """In UTF-8: one emoji makes a string four times as long in memory."""
+
+
 class SentSegments:
     """The last `MAX_CORRECTED_SEGMENTS` of a session, as they stand after all corrections.
 
-    What is searched stands in an array, and the rest in a text for every `_BLOCK_SEGMENTS`: as objects they
-    would take four times the memory, in pieces that outlive what was made beside them.
+    What is searched stands in an array, and the rest in blocks of text: as objects they would take four
+    times the memory, in pieces that outlive what was made beside them.
     """
 
-    __slots__ = ("_blocks", "_names", "_numbers", "_whose", "count")
+    __slots__ = (
+        "_block_bytes",
+        "_blocks",
+        "_characters",
+        "_names",
+        "_numbers",
+        "_whose",
+        "count",
+    )
 
     def __init__(self) -> None:
         self._numbers = array("q")
@@ -49,8 +75,11 @@ class SentSegments:
         self._whose: list[Identity | None] = []
         self._names: list[tuple[str, str]] = []
         """The ids and texts of the youngest."""
-        self._blocks: list[str] = []
-        """Those of the others, as JSON."""
+        self._characters = 0
+        """Those of the texts among them."""
+        self._blocks: list[_Block] = []
+        """The others."""
+        self._block_bytes = 0
         self.count = 0
         """The number of segments that have gone out so far."""
 
@@ -61,13 +90,23 @@ class SentSegments:
             (segment.speaker, segment.start, segment.end, segment.channel, segment.spoken)
         )
         self._whose.append(self._identity(segment))
-        self._names.append((segment.id, " ".join(segment.words)))
-        if len(self._names) == _BLOCK_SEGMENTS:
-            self._blocks.append(dumps(self._names))
-            self._names = []
-        if len(self._whose) == MAX_CORRECTED_SEGMENTS + _BLOCK_SEGMENTS:
-            del self._blocks[0]
-            del self._whose[:_BLOCK_SEGMENTS], self._numbers[: _BLOCK_SEGMENTS * _NUMBERS]
+        text = " ".join(segment.words)
+        self._names.append((segment.id, text))
+        self._characters += len(text)
+        if len(self._names) == _BLOCK_SEGMENTS or self._characters >= _BLOCK_CHARACTERS:
+            block = _Block(len(self._names), dumps(self._names).encode())
+            self._blocks.append(block)
+            self._block_bytes += len(block.text)
+            self._names, self._characters = [], 0
+        while len(self._blocks) > 1 and (
+            len(self._whose) - self._blocks[0].count >= MAX_CORRECTED_SEGMENTS
+            or self._block_bytes > MAX_KEPT_CHARACTERS
+        ):
+            self._forget(self._blocks.pop(0))
+
+    def _forget(self, block: _Block) -> None:
+        self._block_bytes -= len(block.text)
+        del self._whose[: block.count], self._numbers[: block.count * _NUMBERS]
 
     def _identity(self, segment: Segment) -> Identity | None:
         """Whose a segment is: the same object as for the one before, where it is the same."""
@@ -79,7 +118,7 @@ class SentSegments:
     def last(self, most: int) -> list[Segment]:
         """Return the last segments, ``most`` of them at most, the oldest first."""
         first = max(self._first, len(self._whose) - most)
-        names = [*chain.from_iterable(map(loads, self._blocks)), *self._names]
+        names = [*chain.from_iterable(loads(block.text) for block in self._blocks), *self._names]
         return [self._at(index, *names[index]) for index in range(first, len(names))]
 
     def merge(self, source: int, into: int) -> tuple[str, ...]:
@@ -165,13 +204,14 @@ class SentSegments:
         return tuple(self._each_id(indices))
 
     def _each_id(self, indices: Sequence[int]) -> Iterator[str]:
-        number, names = -1, self._names
+        starts = [*accumulate((block.count for block in self._blocks), initial=0)]
+        read, names = -1, self._names
         for index in indices:
-            block, place = divmod(index, _BLOCK_SEGMENTS)
-            if block != number:
-                number = block
-                names = loads(self._blocks[block]) if block < len(self._blocks) else self._names
-            yield names[place][0]
+            number = bisect_right(starts, index) - 1
+            if number != read:
+                read, is_block = number, number < len(self._blocks)
+                names = loads(self._blocks[number].text) if is_block else self._names
+            yield names[index - starts[number]][0]
 
 
 def is_verified(segment: Segment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:

@@ -21,6 +21,7 @@ no usable ``channel_index``                      it is channel 0's where there i
 ``speaker`` no whole number from 0 to 999         as if there were none: the word before's
 no ``punctuated_word``                           ``word``
 a word without text                              skipped
+half of a surrogate pair in a text               U+FFFD in its place
 a transcript without words                       one word that spans the final
 over 1 MiB (closed with 1009), invalid UTF-8     the connection is lost: a new epoch begins at the
 (1007)                                           watermark
@@ -399,7 +400,7 @@ def parse_message(text: str | bytes) -> Message:
 
 def _parse_leniently(text: str | bytes) -> Message:
     try:
-        data = loads(text)
+        data = loads(text, mends=True)
     except JSONError:
         return Malformed()
     kind = data.get("type") if isinstance(data, dict) else None

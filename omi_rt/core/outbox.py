@@ -53,7 +53,8 @@ class _Block:
 
     last: int
     """The last number in it."""
-    text: str
+    text: bytes
+    """In UTF-8: one emoji makes a string four times as long in memory."""
 
     def __repr__(self) -> str:
         return f"_Block(..{self.last})"
@@ -62,7 +63,7 @@ class _Block:
     def of(cls, messages: list[Kept]) -> _Block:
         """Write messages, which are in order."""
         rows = [(each.first, each.last, each.text, each.told_at) for each in messages]
-        return cls(messages[-1].last, dumps(rows))
+        return cls(messages[-1].last, dumps(rows).encode())
 
     def read(self) -> list[Kept]:
         return [Kept(*row) for row in loads(self.text)]
@@ -130,7 +131,7 @@ class Outbox:
             return
         self._youngest.append(Kept(self.last_seq - count + 1, self.last_seq, text, now))
         self._youngest_bytes += len(text)
-        self._hold(len(text) + _ENTRY_BYTES)
+        self._hold(_size(text))
         if self._youngest_bytes >= _BLOCK_BYTES:
             self._blocks.append(_Block.of(self._youngest))
             self._youngest, self._youngest_bytes = [], 0
@@ -148,7 +149,7 @@ class Outbox:
                 self._youngest, self._youngest_bytes = [], 0
         oldest = self._oldest.pop(0)
         self._fell_out_at = oldest.told_at
-        self._hold(-len(oldest.text) - _ENTRY_BYTES)
+        self._hold(-_size(oldest.text))
 
     def close(self) -> None:
         """Let go of everything, because nobody can come back for it. It may be called twice."""
@@ -173,7 +174,7 @@ class Outbox:
             if taken and len(each.text) > most_bytes:
                 break
             taken.append(each)
-            most_bytes -= len(each.text)
+            most_bytes -= _size(each.text)
         return taken
 
     def recent(self, now: float) -> int:
@@ -206,3 +207,8 @@ class Outbox:
     def _hold(self, size: int) -> None:
         self._bytes += size
         self._budget.hold_for_outbox(size)
+
+
+def _size(text: str) -> int:
+    """Bytes that a message takes in its block."""
+    return _ENTRY_BYTES + (len(text) if text.isascii() else len(text.encode()))

@@ -22,7 +22,7 @@ several people as one. What went out before is corrected only where its own word
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING, Any
 
 from attrs import define, field, frozen
@@ -39,8 +39,12 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 PART_SHARE = 0.1
-"""If this share of the words of a speaker's number is under a label, one of the number's voices has that
-label."""
+PART_WORDS = 2
+"""If this share of the words of a speaker's number is under a label, and so many words at least, one of the
+number's voices has that label. A single word is more often a mistake: it alone is 15 % of a clip."""
+MAX_LABELS = 128
+"""So many labels of one epoch have a number of their own. Those that come after them share one, as if they
+were contested: a provider that gives so many does not tell voices apart."""
 MAX_SHARED_NUMBERS = 16
 """The numbers of at most this many contested labels are remembered, by the speakers who share them."""
 
@@ -58,6 +62,8 @@ class EpochLabels:
     """Who each label would be if this epoch told voices apart, which it has not shown yet."""
     contested: set[Label] = field(factory=set)
     """Labels that are shared by voices that are apart."""
+    stored: dict[Label, set[Identity]] = field(factory=dict)
+    """Whose stored voices won each label, be it contested or not."""
     heard: dict[Label, int] = field(factory=dict)
     """Samples of the session's words under each label, counted while an identity is pending."""
     unproven: set[Label] = field(factory=set)
@@ -107,18 +113,21 @@ class Speakers:
         number = labels.numbers.get((channel, label))
         if number is None:
             identity = labels.identities.get((channel, label))
+            if identity is None and self._is_too_many(labels, (channel, label)):
+                return self._contest(labels, (channel, label), set())
             number = self._number_with(identity) if identity is not None else None
             if number is None:
                 number = self._new_number()
                 if identity is not None:
                     self._identities[number] = identity
+                self._note_newcomer(labels, (channel, label), number)
             self._assign(labels, (channel, label), number)
         return self.current(number)
 
     def expect(self, labels: EpochLabels, word_labels: Iterable[Label]) -> dict[Label, int]:
         """The numbers that labels have, or would get if they came in this order. Nothing changes."""
         expected: dict[Label, int] = {}
-        upcoming = self._next
+        upcoming, crowd = self._next, self._shared.get(frozenset())
         for label in word_labels:
             if label in expected:
                 continue
@@ -126,6 +135,10 @@ class Speakers:
             identity = labels.identities.get(label)
             if number is None and identity is not None:
                 number = self._number_with(identity)
+            elif number is None and self._is_too_many(labels, label):
+                if crowd is None:
+                    crowd, upcoming = upcoming, upcoming + 1
+                number = crowd
             if number is None:
                 number, upcoming = upcoming, upcoming + 1
             expected[label] = self.current(number)
@@ -184,21 +197,21 @@ class Speakers:
             who = anchors[vote.anchor]
             if isinstance(who, int):
                 labels.again += [(who, word) for word in vote.words]
+                under = Counter(word.label[1] for word in vote.words)
                 for each, share in vote.shares.items():
-                    if share >= PART_SHARE:
+                    if share >= PART_SHARE and under[each] >= PART_WORDS:
                         partly[vote.channel, each].add(self.current(who))
             if who is None:
                 heard_as = ((vote.channel, each) for each in vote.shares)
-                labels.unproven |= {each for each in heard_as if vote.is_for(each)}
+                labels.unproven |= {each for each in heard_as if not vote.is_against(each)}
             elif vote.winner is not None:
                 claims[vote.winner].add(self.current(who) if isinstance(who, int) else who)
         self._apart.note_claims(claims)
         self._take_back(claims)
         merges: list[Merged] = []
         for label, claimants in sorted(claims.items()):
-            has_contrast = any(
-                vote.channel == label[0] and not vote.is_for(label) for vote in votes
-            )
+            labels.stored[label] = {who for who in claimants if isinstance(who, Identity)}
+            has_contrast = any(vote.is_against(label) for vote in votes)
             if self._apart.has_pair(claimants | partly[label]):
                 self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
                 continue
@@ -330,8 +343,11 @@ class Speakers:
         self._assign(labels, label, into)
         return merges
 
-    def _contest(self, labels: EpochLabels, label: Label, numbers: set[int]) -> None:
-        """Give a label that several people share to none of them, but to the same number again."""
+    def _contest(self, labels: EpochLabels, label: Label, numbers: set[int]) -> int:
+        """Give a label that several people share to none of them, but to the same number again.
+
+        Returns that number.
+        """
         labels.contested.add(label)
         sharing = frozenset(numbers)
         number = self._shared.get(sharing)
@@ -340,6 +356,7 @@ class Speakers:
             if len(self._shared) > MAX_SHARED_NUMBERS:
                 del self._shared[next(iter(self._shared))]
         labels.numbers[label] = number
+        return number
 
     def _take_back(self, claims: dict[Label, set[Voice]]) -> None:
         """Forget whom a speaker was taken for, where the stored voice now has another label."""
@@ -380,6 +397,17 @@ class Speakers:
     def _new_number(self) -> int:
         self._next += 1
         return self._next - 1
+
+    def _is_too_many(self, labels: EpochLabels, label: Label) -> bool:
+        """Whether a label that has no number yet is to get none of its own."""
+        return len(labels.numbers) >= MAX_LABELS and label not in labels.pending
+
+    def _note_newcomer(self, labels: EpochLabels, label: Label, number: int) -> None:
+        """Note that a new speaker is none of those whose stored voices won other labels on the channel."""
+        for each, known in labels.stored.items():
+            if each[0] == label[0] and each != label:
+                for who in known:
+                    self._apart.note(number, who)
 
     def _assign(self, labels: EpochLabels, label: Label, number: int) -> None:
         """Give a label its number; whoever has another label on the same channel is somebody else."""

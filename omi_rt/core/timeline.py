@@ -59,6 +59,9 @@ CONTRADICTION_SECONDS = 1.0
 """A new word that ends this long before the claimed end of an earlier final shows that the final ended
 sooner. Borders that are no more than untidy lie closer."""
 
+MAX_LEAD_IN_WORDS = 4000
+"""So many words of a connection's lead-in count at most: 8 channels with 30 s of voices have 1,000."""
+
 _provider = attrgetter("provider")
 
 
@@ -275,7 +278,8 @@ class Timeline:
         new = []
         for heard in located:
             if isinstance(heard, LeadInWord):
-                self.lead_in_words.append(heard)
+                if len(self.lead_in_words) < MAX_LEAD_IN_WORDS:
+                    self.lead_in_words.append(heard)
                 continue
             reason = self._reason_to_discard(
                 heard, said, bounds, watermark, is_bare=results.is_bare

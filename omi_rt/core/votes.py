@@ -49,9 +49,10 @@ class Vote:
     words: tuple[HeardAgain, ...] = ()
     """The anchor's words that are the session's own, as they were heard again."""
 
-    def is_for(self, label: Label) -> bool:
-        """Whether most of the words got this label."""
-        return label[0] == self.channel and self.shares.get(label[1], 0.0) >= WINNING_SHARE
+    def is_against(self, label: Label) -> bool:
+        """Whether most of the words got other labels, on the label's channel."""
+        share = self.shares.get(label[1], 0.0)
+        return label[0] == self.channel and share <= 1 - WINNING_SHARE
 
 
 def heard_again(word: LeadInWord) -> HeardAgain | None:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from attrs import define, field
 
-from omi_rt.core.corrections import MAX_CORRECTED_SEGMENTS
+from omi_rt.core.corrections import MAX_CORRECTED_SEGMENTS, MAX_KEPT_CHARACTERS
 from omi_rt.core.segments import Segment
 from omi_rt.core.sentences import ends_sentence
 from omi_rt.core.speakers import Merged
@@ -26,6 +26,8 @@ GROWTH_PAUSE_SECONDS = 2.0
 """A speaker who goes on after a longer pause than that begins another segment."""
 MAX_GROWN_SECONDS = 60.0
 """From the first word of a grown segment to its last."""
+MAX_GROWN_CHARACTERS = 10_000
+"""Of a grown segment, which is sent again as a whole: a minute of fast speech has 1,500."""
 
 
 @define
@@ -83,7 +85,7 @@ class GrowingSegments:
         sample_rate: of the session, in Hz.
     """
 
-    __slots__ = ("_grown", "_last", "_longest", "_pause", "_pieces")
+    __slots__ = ("_characters", "_grown", "_last", "_longest", "_pause", "_pieces")
 
     def __init__(self, sample_rate: int) -> None:
         self._pause = round(GROWTH_PAUSE_SECONDS * sample_rate)
@@ -92,6 +94,7 @@ class GrowingSegments:
         self._last: dict[int, _Grown] = {}
         """By channel."""
         self._pieces = 0
+        self._characters = 0
 
     def add(self, segments: Iterable[Segment]) -> list[Segment]:
         """Take new segments of the session; returns those to be sent, new ones and grown ones."""
@@ -115,6 +118,7 @@ class GrowingSegments:
                 segment.person_id,
             )
             self._pieces += 1
+            self._characters += len(piece.text)
             grown = self._last.get(segment.channel)
             if grown is not None and self._goes_on(grown, piece):
                 grown.pieces.append(piece)
@@ -122,8 +126,12 @@ class GrowingSegments:
                 grown = self._last[segment.channel] = _Grown(segment.channel, [piece])
                 self._grown.append(grown)
             changed[grown.pieces[0].id] = grown
-        while self._pieces > MAX_CORRECTED_SEGMENTS and len(self._grown) > len(self._last):
-            self._pieces -= len(self._grown.popleft().pieces)
+        while len(self._grown) > len(self._last) and (
+            self._pieces > MAX_CORRECTED_SEGMENTS or self._characters > MAX_KEPT_CHARACTERS
+        ):
+            gone = self._grown.popleft().pieces
+            self._pieces -= len(gone)
+            self._characters -= sum(len(piece.text) for piece in gone)
         return changed.values()
 
     def correct(self, correction: Merged | Identified) -> tuple[tuple[str, ...], list[Segment]]:
@@ -157,6 +165,7 @@ class GrowingSegments:
             and last.start <= piece.start
             and piece.start - last.end <= self._pause
             and piece.end - grown.pieces[0].start <= self._longest
+            and sum(len(each.text) for each in (*grown.pieces, piece)) <= MAX_GROWN_CHARACTERS
             and not ends_sentence(last.text)
         )
 
