@@ -171,7 +171,7 @@ class Outbox:
         """The messages after ``seq`` that are kept, in order: the first, and more up to ``most_bytes``."""
         taken: list[Kept] = []
         for each in self._after(seq):
-            if taken and len(each.text) > most_bytes:
+            if taken and _size(each.text) > most_bytes:
                 break
             taken.append(each)
             most_bytes -= _size(each.text)
