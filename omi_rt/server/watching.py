@@ -68,10 +68,13 @@ class Watcher:
         """The close code and reason, once nothing more comes."""
 
     def put(self, message: Any) -> None:
-        """Queue a message; what there is no room for goes, the oldest first, and is counted."""
+        """Queue a message."""
+        self.put_text(dumps(message))
+
+    def put_text(self, text: str) -> None:
+        """Queue a message as text; what there is no room for goes, the oldest first, and is counted."""
         if self.farewell is not None:
             return
-        text = dumps(message)
         self._queue.append(text)
         self._characters += len(text)
         while len(self._queue) > 1 and (
@@ -118,8 +121,10 @@ class WatchedSession(Observer):
         if self.face is None:
             return
         for message in self.face.write(update):
+            # A hundred watchers get the same text.
+            text = dumps(message)
             for watcher in self.watchers:
-                watcher.put(message)
+                watcher.put_text(text)
 
     def join(self, watcher: Watcher) -> None:
         """Show a watcher what has been said, and from now on what is said."""
