@@ -458,6 +458,7 @@ async def test_a_full_disk_under_the_spool_costs_lines_and_what_is_whole_is_uplo
 ) -> None:
     async with uploading(tmp_path, audio=AudioKind.FLAC) as records:
         record = records.watch(facts())
+        record.hear(os.urandom(2_000))
         await records.write()
         with file_size_limit(5_000):
             for _ in range(3):
