@@ -65,6 +65,21 @@ def texts(timeline: Timeline, coverage: Coverage, results: Results) -> list[str]
     return [heard.text for heard in apply(timeline, results, coverage)[0]]
 
 
+def bare_final(start: float, duration: float) -> Results:
+    """A final with a transcript of one word, and no list of words."""
+    message = {
+        "type": "Results",
+        "is_final": True,
+        "channel_index": [0, 1],
+        "start": start,
+        "duration": duration,
+        "channel": {"alternatives": [{"transcript": "A."}]},
+    }
+    results = parse_message(dumps(message))
+    assert isinstance(results, Results)
+    return results
+
+
 def test_times_are_moved_to_the_session_clock() -> None:
     coverage, timeline = received(10), Timeline(MONO)
     coverage.finalise(0, 4000)
@@ -227,17 +242,7 @@ def test_a_bare_transcript_that_reaches_over_the_origin_is_judged_by_its_middle(
     apply(former, final(0, 1, word("a", 0.8, 1.0)), coverage)
     timeline = Timeline(MONO)
     timeline.record_sent(500, 4500)
-    message = {
-        "type": "Results",
-        "is_final": True,
-        "channel_index": [0, 1],
-        "start": 0.1,
-        "duration": 0.45,
-        "channel": {"alternatives": [{"transcript": "A."}]},
-    }
-    bare = parse_message(dumps(message))
-    assert isinstance(bare, Results)
-    heard = hear(timeline, bare, coverage)
+    heard = hear(timeline, bare_final(0.1, 0.45), coverage)
     assert (heard.words, heard.discarded) == ([], {Discard.REPLAYED: 1})
 
 
@@ -262,17 +267,7 @@ def test_a_bare_transcript_that_comes_again_is_known_though_its_word_reached_ove
     coverage, timeline = received(20), Timeline(MONO)
     timeline.record_sent(0, 15_000)
     assert texts(timeline, coverage, final(9.6, 10.9, word("a", 10.68, 11.25))) == ["a"]
-    message = {
-        "type": "Results",
-        "is_final": True,
-        "channel_index": [0, 1],
-        "start": 9.6,
-        "duration": 1.3,
-        "channel": {"alternatives": [{"transcript": "A."}]},
-    }
-    bare = parse_message(dumps(message))
-    assert isinstance(bare, Results)
-    heard = hear(timeline, bare, coverage)
+    heard = hear(timeline, bare_final(9.6, 1.3), coverage)
     assert (heard.words, heard.discarded) == ([], {Discard.REPEATED: 1})
 
 
