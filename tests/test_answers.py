@@ -317,6 +317,20 @@ def test_words_without_times_are_an_answer_to_what_had_gone_up_before_them() -> 
         assert not watch.lacks_answer()
 
 
+def test_an_answer_may_come_as_long_as_answers_take_and_while_the_provider_gets_on() -> None:
+    patience = Patience(60.0)
+    watch = AnswerWatch(Coverage(MONO, 60.0), patience)
+    assert watch.may_answer(100.0, 1000.0)
+    patience.record_answer(0.0)
+    assert (watch.may_answer(100.0, 104.9), watch.may_answer(100.0, 105.0)) == (True, False)
+    patience.record_answer(8.0)
+    assert (watch.may_answer(100.0, 120.9), watch.may_answer(100.0, 121.0)) == (True, False)
+    watch.record_work(3.0, 118.0)
+    assert (watch.may_answer(100.0, 122.9), watch.may_answer(100.0, 123.0)) == (True, False)
+    watch.record_work(3.0, 120.0)
+    assert not watch.may_answer(100.0, 123.0)
+
+
 def test_times_of_sending_are_known_to_a_quarter_of_a_second() -> None:
     times = SendTimes()
     for step in range(1000):

@@ -9,8 +9,17 @@ import pytest
 import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
+from omi_rt.deepgram.primer import NOT_RECOGNISED
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
-from omi_rt.fake.faults import Close, Drop, Fault, IgnoreCloseStream, Refuse, Silence
+from omi_rt.fake.faults import (
+    Close,
+    ConnectionPlan,
+    Drop,
+    Fault,
+    IgnoreCloseStream,
+    Refuse,
+    Silence,
+)
 from omi_rt.fake.speech import utterance
 from omi_rt.profiles.service import Profiles
 from omi_rt.profiles.store import StoreUnavailable, sample_name
@@ -134,6 +143,22 @@ async def test_the_user_is_known_after_the_switch_and_nobody_else_is(
     assert ended["sent"]["lead_in"] > 5.0
     # What goes up again goes up because of the switch: nothing was dropped.
     assert (ended["sent"]["replay"], 0.0 < ended["sent"]["overlap"] < 5.0) == (0.0, True)
+
+
+@pytest.mark.parametrize("seconds", [6.0, 12.0, 25.0, 40.0])
+async def test_the_user_is_known_by_a_provider_whose_answers_are_steadily_late(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    script = conversation([USER, STRANGER], 120.0)
+    options = Options(lateness=(seconds, seconds))
+    async with (
+        listening_server(profiles=stored(), options=options) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, within=300.0, message_seconds=LONG_MESSAGES)
+    assert_whole(device, script)
+    assert_identities(device, script, ended, {USER: None})
+    assert known_after(ended) < 70
 
 
 async def test_the_user_before_the_switch_only_is_told_by_a_correction(
@@ -294,6 +319,49 @@ async def test_without_a_profile_speakers_keep_their_numbers_over_reconnects(
     assert all(len(each) == 1 for each in numbers.values()), numbers
     told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
     assert [event["reason"] for event in told] == ["no speech profile is stored"]
+
+
+async def test_a_lead_in_that_is_never_answered_is_given_up_soon_where_answers_come_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER], 60.0)
+    faults = FaultScript((ConnectionPlan(()), ConnectionPlan((Silence(),))), ())
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        await play(device, script)
+        ended = device.event("session_ended")
+        (_plain, primed) = fake.connections
+    assert_whole(device, script)
+    assert ended["identities_known_from"] is None
+    assert primed.closed_at is not None
+    # The lead-in takes 22 s, since its first 2 s go up at once.
+    assert (ended["sent"]["lead_in"], primed.closed_at - primed.opened_at < 30.0) == (29.36, True)
+    told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
+    assert [each["reason"] for each in told] == [NOT_RECOGNISED]
+
+
+async def test_profile_first_lets_the_audio_go_up_after_twenty_seconds_without_an_answer(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([STRANGER, USER])
+    faults = FaultScript((), (Silence(seconds=45.0),))
+    async with (
+        listening_server(profiles=stored(), profile_mode="first", faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(device.stream_audio, synthesise(script, RATE), RATE * 2)
+            await trio.sleep(30.0)
+            heard = fake.connections[0].audio_seconds
+            await trio.sleep(6.0)
+            assert fake.connections[0].audio_seconds > heard
+        ended = await device.finish(120)
+    assert_whole(device, script)
+    assert len(fake.connections) == 1
+    # After 30 s only the lead-in had gone up, which takes 12 s.
+    assert heard == ended["sent"]["lead_in"] == 15.8
 
 
 async def test_profile_first_holds_the_audio_until_the_lead_in_is_heard(

@@ -235,6 +235,11 @@ class AnswerWatch:
             for number in range(coverage.audio_format.channels)
         )
 
+    def may_answer(self, asked_at: float, now: float) -> bool:
+        """Whether a Finalize that went up at ``asked_at`` may still be answered, as far as is known."""
+        usual = asked_at + self._patience.answer_seconds
+        return now < max(usual, self.worked_at + WORK_SECONDS)
+
     def overdue_until(self, now: float) -> int | None:
         """The position up to which answers are overdue, if speech has waited for 20 s; else None."""
         awaited = self._awaited_since(now)

@@ -18,6 +18,8 @@ for which two connections in a row gave no answer is passed by, and nothing that
 
 from __future__ import annotations
 
+import math
+
 from attrs import define
 
 LEAST_PATIENCE_SECONDS = 20.0
@@ -26,6 +28,8 @@ MOST_PATIENCE_SECONDS = 60.0
 """Every connection without any progress is given up after this long at the latest."""
 ASK_SECONDS = 10.0
 """Speech that has waited this much longer than answers usually take is asked for with Finalize."""
+_ANSWER_SECONDS = 5.0
+"""A Finalize is answered within this time and twice what answers took so far."""
 _ROOM_SECONDS = 10.0
 """The backlog's last seconds are left for what arrives while the next connection catches up."""
 _GROWTH = 2.5
@@ -58,6 +62,11 @@ class Patience:
     def ask_seconds(self) -> float:
         """Seconds that speech may wait before the provider is asked for its finals."""
         return min(ASK_SECONDS + (self._lag or 0.0), self.backlog_seconds / 2)
+
+    @property
+    def answer_seconds(self) -> float:
+        """Seconds within which a Finalize is answered; infinite before the first answer of the session."""
+        return math.inf if self._lag is None else _ANSWER_SECONDS + 2 * self._lag
 
     @property
     def lag_seconds(self) -> float:

@@ -34,8 +34,13 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.provider import Provider
     from omi_rt.deepgram.report import HealthReport
 
-DIGEST_SECONDS = 5.0
-"""A final that covers the lead-in is awaited for this long after its Finalize."""
+DIGEST_SECONDS = 60.0
+"""The finals of a lead-in are awaited for at most this long after its Finalize: as long as answers take
+here, and as long as the provider says that it gets on."""
+FIRST_DIGEST_SECONDS = 20.0
+"""At most this long where the session's audio waits for them."""
+_LOOK_SECONDS = 1.0
+"""What is known of the provider's lateness is looked at again after this time."""
 UTTERANCE_SECONDS = 5.0
 """The end of an utterance, at which to switch, is awaited for this long."""
 RETRY_SECONDS = 60.0
@@ -179,7 +184,7 @@ class Primer:
 
     async def hear_first(self, epoch: Epoch) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        votes = await self._digest(epoch)
+        votes = await self._digest(epoch, FIRST_DIGEST_SECONDS)
         if not epoch.ended.is_set():
             self._switch(epoch, votes or [])
 
@@ -188,15 +193,21 @@ class Primer:
         self._utterance_end.set()
         self._utterance_end = trio.Event()
 
-    async def _digest(self, epoch: Epoch, give_way: trio.Event | None = None) -> list[Vote] | None:
+    async def _digest(
+        self, epoch: Epoch, most_seconds: float, give_way: trio.Event | None = None
+    ) -> list[Vote] | None:
         """Wait until an open epoch has heard its lead-in; return the votes.
 
         Returns None if the epoch does not hear it in time, ends, or gives way.
         """
         ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
         await wait_any(epoch.sent_lead_in.wait, *ends)
-        with trio.move_on_after(DIGEST_SECONDS):
-            await wait_any(epoch.digested.wait, *ends)
+        sent_at, watch = trio.current_time(), epoch.exchange.watch
+        with trio.move_on_after(most_seconds):
+            while watch.may_answer(sent_at, trio.current_time()):
+                with trio.move_on_after(_LOOK_SECONDS):
+                    await wait_any(epoch.digested.wait, *ends)
+                    break
         if not epoch.digested.is_set() or epoch.ended.is_set():
             return None
         return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
@@ -227,7 +238,7 @@ class Primer:
             await wait_any(epoch.opened.wait, epoch.ended.wait, give_way.wait)
             votes: list[Vote] | None = None
             if epoch.opened.is_set() and not give_way.is_set():
-                votes = await self._digest(epoch, give_way)
+                votes = await self._digest(epoch, DIGEST_SECONDS, give_way)
             has_voices = _has_voices(votes, lead_in)
             if has_voices:
                 with trio.move_on_after(UTTERANCE_SECONDS):
