@@ -655,7 +655,8 @@ def test_a_final_means_the_same_whether_or_not_its_words_need_looking_at(
             heard = timeline.hear(final(start, max(end, start or 0.0), *words, *nothing), coverage)
             heard.finalise(coverage)
             brought.append(heard)
-        outcomes.append((brought, coverage.watermark, timeline.lead_in_words))
+        state = coverage.watermark, timeline.heard_until(0), timeline.lacks_times
+        outcomes.append((brought, state, timeline.lead_in_words))
     assert outcomes[0] == outcomes[1]
 
 

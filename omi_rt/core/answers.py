@@ -73,16 +73,17 @@ NOTHING = Judgement()
 class SendTimes:
     """When the audio of an epoch went up, to a quarter of a second."""
 
-    __slots__ = ("_due", "_marks")
+    __slots__ = ("_marks", "due")
 
     def __init__(self) -> None:
         self._marks: list[tuple[int, float]] = []
-        self._due = 0.0
+        self.due = -math.inf
+        """When a time is remembered next; what is sent before then goes by the last one."""
 
     def record(self, end: int, now: float) -> None:
-        """Note that everything before position ``end`` has gone up by ``now``."""
-        if now >= self._due or not self._marks:
-            self._due = now + _MARK_SECONDS
+        """Note that everything before position ``end`` has gone up by ``now``; nothing before ``due``."""
+        if now >= self.due:
+            self.due = now + _MARK_SECONDS
             self._marks.append((end, now))
 
     def sent_at(self, position: int) -> float | None:
@@ -160,7 +161,8 @@ class AnswerWatch:
     def record_sent(self, end: int, now: float) -> None:
         """Note that the session's audio before position ``end`` has gone up."""
         self._sent = end
-        self._times.record(end, now)
+        if now >= self._times.due:
+            self._times.record(end, now)
 
     def record_progress(self, channels: range, covered: int | None, now: float) -> None:
         """Note a final of ``channels`` that has moved a watermark to ``covered``.

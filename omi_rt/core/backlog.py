@@ -75,7 +75,9 @@ class Backlog:
     @property
     def is_to_wait(self) -> bool:
         """Whether whoever fills it must ask first: it is full, or all backlogs together hold much."""
-        return self.end - self.start >= self.capacity or self._budget.is_scarce
+        budget = self._budget
+        # `is_scarce`, which every frame would ask.
+        return self.end - self.start >= self.capacity or budget.held_bytes > budget.scarce_bytes
 
     @property
     def excess(self) -> int:

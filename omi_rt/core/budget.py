@@ -29,10 +29,12 @@ class BacklogBudget:
     rule, within a share of their own: they let go of what is oldest.
     """
 
-    __slots__ = ("capacity_bytes", "held_bytes", "outbox_bytes")
+    __slots__ = ("capacity_bytes", "held_bytes", "outbox_bytes", "scarce_bytes")
 
     def __init__(self, capacity_bytes: int = _UNBOUNDED) -> None:
         self.capacity_bytes = capacity_bytes
+        self.scarce_bytes = _SCARCE_SHARE * capacity_bytes
+        """Where more is held than this, sessions must ask `has_room_for`."""
         self.held_bytes = 0
         """Bytes that all of them hold together; they keep this number themselves."""
         self.outbox_bytes = 0
@@ -41,7 +43,7 @@ class BacklogBudget:
     @property
     def is_scarce(self) -> bool:
         """Whether so much is held that sessions must ask `has_room_for`."""
-        return self.held_bytes > _SCARCE_SHARE * self.capacity_bytes
+        return self.held_bytes > self.scarce_bytes
 
     @property
     def is_full(self) -> bool:

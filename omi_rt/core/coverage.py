@@ -45,6 +45,7 @@ class Coverage:
 
     __slots__ = (
         "_overlap",
+        "_overlap_samples",
         "_watermarks",
         "audio_format",
         "backlog",
@@ -68,6 +69,7 @@ class Coverage:
         """Whether the provider's finals are believed to cover what they say."""
         self._watermarks = [0] * audio_format.channels
         self._overlap: AudioChunk | None = None
+        self._overlap_samples = audio_format.samples(OVERLAP_SECONDS)
 
     @property
     def watermark(self) -> int:
@@ -194,7 +196,7 @@ class Coverage:
 
     def _keep_overlap(self, mark: int) -> None:
         """Keep the end of what is about to be trimmed at ``mark``."""
-        most = self.audio_format.samples(OVERLAP_SECONDS)
+        most = self._overlap_samples
         start = max(self.backlog.start, mark - most)
         chunk = self.backlog.read(start, mark - start)
         former = self._overlap

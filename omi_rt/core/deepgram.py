@@ -263,7 +263,9 @@ class Results(msgspec.Struct, frozen=True, gc=False):
     @property
     def is_usable(self) -> bool:
         """Whether it has a reading, and times or words."""
-        return bool(self.channel.alternatives) and (self.end is not None or bool(self.words))
+        if not self.channel.alternatives:
+            return False
+        return (self.start is not None and self.duration is not None) or bool(self.words)
 
 
 def _read_results(data: dict[str, Any]) -> Results:

@@ -329,10 +329,14 @@ class Exchange:
         backlog: exhaust the iterator, and do not keep it.
         """
         self._received_at = now
+        if isinstance(message, Results) and message.is_final:
+            return self._apply(message, now)
+        return self._receive_other(message, now)
+
+    def _receive_other(self, message: Message, now: float) -> Iterator[News]:
+        """Apply what is no final."""
         if isinstance(message, Results):
-            if message.is_final:
-                yield from self._apply(message, now)
-            elif self.sends_session_audio or self.phase is Phase.CLOSING:
+            if self.sends_session_audio or self.phase is Phase.CLOSING:
                 yield InterimHeard(message)
         elif isinstance(message, Metadata):
             if self.phase is Phase.CLOSING:

@@ -63,8 +63,10 @@ class Heard:
         """Move the watermarks; return whether one moved."""
         if self.covered is None:
             return False
-        moved = [coverage.finalise(c, self.covered) for c in self.channels]
-        return any(moved)
+        moved = False
+        for channel in self.channels:
+            moved |= coverage.finalise(channel, self.covered)
+        return moved
 
 
 def superseded(results: Results) -> Heard:

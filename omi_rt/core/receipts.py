@@ -25,13 +25,11 @@ class ReceiptTimes:
 
     def record_finalised(self, position: int, now: float) -> list[float]:
         """Forget the marks up to ``position``, which are final; return how long ago each came."""
-        return [now - received_at for received_at in self._take(position)]
+        marks, lags = self._marks, []
+        while marks and marks[0][0] <= position:
+            lags.append(now - marks.pop(0)[1])
+        return lags
 
     def record_given_up(self, position: int) -> None:
         """Forget the marks up to ``position``, which will never be final."""
-        self._take(position)
-
-    def _take(self, position: int) -> list[float]:
-        taken = [received_at for mark, received_at in self._marks if mark <= position]
-        del self._marks[: len(taken)]
-        return taken
+        self.record_finalised(position, 0.0)

@@ -60,6 +60,11 @@ class FinalizeRequests:
         return None
 
     @property
+    def is_open(self) -> bool:
+        """Whether any request waits for its answer."""
+        return bool(self._wanted)
+
+    @property
     def position(self) -> int | None:
         """Session position up to which finals are wanted on any channel; None where none are."""
         return max(self._wanted.values(), default=None)

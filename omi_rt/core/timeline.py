@@ -38,6 +38,8 @@ from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results, Word
@@ -177,6 +179,50 @@ class Timeline:
         The words are remembered as said, so each is returned once. A message for a channel that the
         session does not have brings nothing. `begin` must have been called before session audio goes up.
         """
+        plain = self._hear_plainly(results, coverage)
+        return self._hear_carefully(results, coverage) if plain is None else plain
+
+    def _hear_plainly(self, results: Results, coverage: Coverage) -> Heard | None:
+        """Take a final as nearly all are; None, and nothing is taken, where it has to be looked at.
+
+        It lies in the last run, ends within what was sent, and is believed to, and all of its words are
+        new beyond doubt. This is the same as each rule in turn, in a third of the calls.
+        """
+        channel, channels = self._channels(results)
+        run = self._runs[-1] if self._runs else None
+        start, duration = results.start, results.duration
+        if (
+            run is None
+            or run.position is None
+            or start is None
+            or duration is None
+            or not (coverage.trusts_ends and self._origins)
+            or channel >= len(self._origins)
+        ):
+            return None
+        rate = self._format.sample_rate
+        end = (start + duration) * rate
+        if end > self.sent_samples or end < run.provider + 1 or start * rate < run.provider:
+            return None
+        said, provider_end, offset = coverage.said[channel], round(end), run.position - run.provider
+        words = self._located_plainly(results.channel.alternatives[0].words, channel, said.end)
+        if words is None:
+            return None
+        covered = provider_end + offset
+        said.add(words, (round(start * rate) + offset, covered))
+        self._has_times = True
+        for each in channels:
+            if provider_end > self._heard_until[each]:
+                self._heard_until[each] = provider_end
+            if covered > self._reached[each]:
+                self._reached[each] = covered
+        said.forget(words[0].start - round(_SAID_SECONDS * rate))
+        if len(self._runs) > 1:
+            self._forget_runs()
+        return Heard(words, channels, covered)
+
+    def _hear_carefully(self, results: Results, coverage: Coverage) -> Heard:
+        """Take a final by each rule in turn."""
         channel, channels = self._channels(results)
         if channel >= self._format.channels:
             unheard = counted(Discard.NO_CHANNEL, len(results.words))
@@ -190,20 +236,15 @@ class Timeline:
         covered = self._position_of_end(provider_end)
         start, said = self._sample(results.start or 0.0), coverage.said[channel]
         bounds = self._position_of_start(start), covered or 0
-        plain = self._located_plainly(results, channel, said.end)
-        new, discarded = (
-            (plain, None)
-            if plain is not None
-            else self._sifted(results, channel, start, coverage, bounds)
-        )
-        if plain is None and coverage.trusts_ends and self._contradicts(new, channel):
+        new, discarded = self._sifted(results, channel, start, coverage, bounds)
+        if coverage.trusts_ends and self._contradicts(new, channel):
             coverage.trusts_ends = False
             claims_unsent = True
             provider_end = self._provider_end(results, None, channel)
             covered = self._position_of_end(provider_end)
         # Words are remembered as they were heard, not as they are moved below, to be known when they come again.
         said.add(new, bounds)
-        words = new if plain is not None else [self._moved_to_origin(word) for word in new]
+        words = [self._moved_to_origin(word) for word in new]
         for each in channels:
             self._heard_until[each] = max(self._heard_until[each], provider_end)
             if covered is not None:
@@ -215,19 +256,16 @@ class Timeline:
         return Heard(words, channels, covered, discarded or None, claims_unsent)
 
     def _located_plainly(
-        self, results: Results, channel: int, said_end: int
+        self, words: Sequence[Word], channel: int, said_end: int
     ) -> list[HeardWord] | None:
-        """Locate words that are new beyond doubt; None where any of them has to be looked at.
+        """Locate words that are new beyond doubt; None where any of them has to be looked at, or none is.
 
         Such are those of nearly every final: each has its times, lies in the last run, and begins
         behind the origin, all that was delivered, and all that an earlier final can be wrong about.
         For twelve words that takes 11 µs, where each rule in turn takes 39.
         """
-        runs, words = self._runs, results.words
-        if not runs or not words:
-            return None
-        run = runs[-1]
-        if run.position is None or not self._origins:
+        run = self._runs[-1]
+        if not words or run.position is None:
             return None
         rate, most = self._format.sample_rate, self.sent_samples
         offset = run.position - run.provider

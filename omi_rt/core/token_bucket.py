@@ -35,10 +35,15 @@ class TokenBucket:
 
     def try_take(self, tokens: float, now: float) -> bool:
         """Take ``tokens`` if they are there; return whether they were."""
-        self._fill(now)
-        if tokens - self._level > _ROUNDING and self.depth - self._level > _ROUNDING:
+        level = self._level
+        if now > self._filled_at:
+            # `_fill`, which every frame would call.
+            level += (now - self._filled_at) * self.rate
+            level = self._level = min(self.depth, level)
+            self._filled_at = now
+        if tokens - level > _ROUNDING and self.depth - level > _ROUNDING:
             return False
-        self._level -= tokens
+        self._level = level - tokens
         return True
 
     def take(self, tokens: float) -> None:

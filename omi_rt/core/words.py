@@ -63,7 +63,10 @@ class SaidWords:
             end = self.end
             extend = self._numbers.extend
             for word in words:
-                extend((hash(_letters(word.text)), word.start, word.end, *bounds))
+                text = word.text
+                # `_letters`, which would be called for each word.
+                letters = text.casefold() if text.isalnum() else _letters(text)
+                extend((hash(letters), word.start, word.end, *bounds))
                 if word.end > end:
                     end = word.end
             self.end = end

@@ -341,11 +341,13 @@ class Transcriber:
             case FinalHeard():
                 self._take_final(epoch, news)
             case Progressed():
-                self._absence.note_progress(trio.current_time(), pending=self._is_pending)
-                self._note_room()
+                now = trio.current_time()
+                self._absence.note_progress(now, pending=self._is_pending)
+                self._note_room(now)
             case SilencePassed():
-                self._absence.note_silence_passed(trio.current_time(), pending=self._is_pending)
-                self._note_room()
+                now = trio.current_time()
+                self._absence.note_silence_passed(now, pending=self._is_pending)
+                self._note_room(now)
             case Worked(seconds_behind):
                 self._take_work(epoch, seconds_behind)
             case Unused(message):
@@ -397,7 +399,8 @@ class Transcriber:
             heard,
             self._coverage.backlog,
             speech_final=final.results.speech_final,
-            from_finalize=self._finalizing.take_final(
+            from_finalize=self._finalizing.is_open
+            and self._finalizing.take_final(
                 heard, from_finalize=final.results.from_finalize, now=trio.current_time()
             ),
         )
@@ -475,13 +478,13 @@ class Transcriber:
             channels = range(channel, channel + 1)
             self._transcript.tell(Final(channels, covered, (), (), from_finalize=True))
 
-    def _note_room(self) -> None:
+    def _note_room(self, now: float) -> None:
         """Note that the watermark has moved, so that the backlog may have room."""
-        now = trio.current_time()
         self._report.note_progress(self._coverage.watermark, now)
-        for channel in self._finalizing.take_progress(now):
-            self._answer_finalize(channel)
-        self._pass_finalize()
+        if self._finalizing.is_open:
+            for channel in self._finalizing.take_progress(now):
+                self._answer_finalize(channel)
+            self._pass_finalize()
         self._tell_room()
 
     def _tell_room(self) -> None:

@@ -18,7 +18,6 @@ import select
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
-from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
@@ -62,11 +61,12 @@ class _Served:
 class Poller:
     """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
 
-    __slots__ = ("_devices", "_left_since", "_providers", "_served")
+    __slots__ = ("_devices", "_left_since", "_providers", "_providers_fd", "_served")
 
     def __init__(self) -> None:
         self._devices, self._providers = select.epoll(), select.epoll()
-        self._devices.register(self._providers.fileno(), select.EPOLLIN)
+        self._providers_fd = self._providers.fileno()
+        self._devices.register(self._providers_fd, select.EPOLLIN)
         self._served: dict[int, _Served] = {}
         self._left_since: float | None = None
         """Since when there have been finals left over; None where the last turn took all."""
@@ -123,8 +123,9 @@ class Poller:
                 meanwhile is read in one go then, so a turn costs less for the same audio.
         """
         try:
+            devices_fd = self._devices.fileno()
             while True:
-                await trio.lowlevel.wait_readable(self._devices.fileno())
+                await trio.lowlevel.wait_readable(devices_fd)
                 self._take_turn()
                 seconds = pause()
                 if seconds > 0.0:
@@ -136,8 +137,8 @@ class Poller:
             self._providers.close()
 
     def _take_turn(self) -> None:
-        now, started = trio.current_time(), perf_counter()
-        has_finals, providers = False, self._providers.fileno()
+        now = trio.current_time()
+        has_finals, providers = False, self._providers_fd
         # As many as there are: each device is read once before anybody is read twice.
         for fd, _ in self._devices.poll(0, len(self._served) + 1):
             if fd == providers:
@@ -145,14 +146,15 @@ class Poller:
             else:
                 self._call(fd, now)
         if has_finals:
-            self._take_finals(now, started)
+            self._take_finals(now)
         else:
             self._left_since = None
 
-    def _take_finals(self, now: float, started: float) -> None:
-        begun = perf_counter()
+    def _take_finals(self, now: float) -> None:
+        """Take finals in a turn that began at ``now`` and has had the devices."""
+        begun = trio.current_time()
         left_over_seconds = 0.0 if self._left_since is None else begun - self._left_since
-        until = begun + finals_seconds(begun - started, left_over_seconds)
+        until = begun + finals_seconds(begun - now, left_over_seconds)
         while True:
             # The system hands them out in the order in which they came, each in turn.
             events = self._providers.poll(0, FINALS_PER_POLL)
@@ -161,7 +163,7 @@ class Poller:
             if len(events) < FINALS_PER_POLL:
                 self._left_since = None
                 return
-            if perf_counter() >= until:
+            if trio.current_time() >= until:
                 self._left_since = begun if self._left_since is None else self._left_since
                 return
 

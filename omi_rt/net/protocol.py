@@ -288,17 +288,22 @@ class WebSocketProtocol:
         """Return what is to be sent; an empty element means that the sending side ends there."""
         return self._protocol.data_to_send() if self._protocol.writes else []
 
-    def send(self, message: str | bytes) -> None:
-        """Frame a message. After the close this does nothing."""
-        if not self.is_open:
-            return
+    def frame(self, message: str | bytes) -> bytes:
+        """Frame a message; return what is to be sent, which after the close is nothing."""
+        protocol = self._protocol
+        if protocol.state is not OPEN:
+            return b""
         if not isinstance(message, str):
-            self._protocol.send_binary(message)
+            protocol.send_binary(message)
         elif self._is_server:
             # Not through the library, whose checks are for messages in fragments and for extensions.
-            self._protocol.writes.append(server_text_frame(message.encode()))
+            frame = server_text_frame(message.encode())
+            if not protocol.writes:
+                return frame
+            protocol.writes.append(frame)
         else:
-            self._protocol.send_text(message.encode())
+            protocol.send_text(message.encode())
+        return b"".join(self.take_writes())
 
     def ping(self) -> None:
         """Frame a ping, which every peer must answer (RFC 6455, 5.5.3)."""

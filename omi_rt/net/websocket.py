@@ -175,8 +175,9 @@ class WebSocket:
             return
         if self._queued_bytes > MAX_QUEUED_BYTES:
             raise PeerTooSlow("the peer does not read what it is sent")
-        self._protocol.send(message)
-        self._take_outgoing()
+        frame = self._protocol.frame(message)
+        if frame:
+            self._offer(frame)
 
     async def drained(self, below: int = 1) -> None:
         """Wait until fewer than ``below`` bytes are queued or under way, or nothing is sent any more.

@@ -26,7 +26,7 @@ class Pace:
         cpu_clock: seconds that this thread has worked.
     """
 
-    __slots__ = ("_cap", "_clock", "_cpu_clock", "_meter", "_since", "_worked")
+    __slots__ = ("_cap", "_clock", "_cpu_clock", "_meter", "_pause", "_since", "_worked")
 
     def __init__(
         self,
@@ -37,18 +37,20 @@ class Pace:
         self._meter = LoadMeter()
         self._clock, self._cpu_clock = clock, cpu_clock
         self._since, self._worked = clock(), cpu_clock()
-        self._cap = cap
+        self._cap, self._pause = cap, 0.0
 
     @property
     def load(self) -> float:
         """The share of time that the loop works, 0..1; to be asked from its own thread."""
+        self.turn_pause()
+        return self._meter.load
+
+    def turn_pause(self) -> float:
+        """Seconds for which to read nobody, after a turn of the poller."""
         now = self._clock()
         if now - self._since >= METER_SECONDS:
             worked = self._cpu_clock()
             self._meter.note(worked - self._worked, now - self._since)
             self._since, self._worked = now, worked
-        return self._meter.load
-
-    def turn_pause(self) -> float:
-        """Seconds for which to read nobody, after a turn of the poller."""
-        return read_pause(self.load, self._cap)
+            self._pause = read_pause(self._meter.load, self._cap)
+        return self._pause
