@@ -325,8 +325,8 @@ class Exchange:
     def receive(self, message: Message, now: float) -> Iterator[News]:
         """Apply one message and yield what it brings.
 
-        The words of a final are yielded before the watermark moves, while their audio is still in the
-        backlog: exhaust the iterator, and do not keep it.
+        What a final heard is yielded first, before the watermark moves, while the audio of its words is
+        still in the backlog. Exhaust the iterator before the next message.
         """
         self._received_at = now
         if isinstance(message, Results) and message.is_final:

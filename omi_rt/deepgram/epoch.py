@@ -12,16 +12,18 @@ from typing import TYPE_CHECKING
 import trio
 from attrs import frozen
 
+from omi_rt.core.deepgram import Results
 from omi_rt.core.errors import ProviderClosed, ProviderError
 from omi_rt.core.exchange import Later
 from omi_rt.core.groups import first_error
 from omi_rt.core.news import News
 from omi_rt.core.phase import Phase
 from omi_rt.core.speakers import EpochLabels
+from omi_rt.net.poller import put_off
 from omi_rt.timers import start_timer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
     from omi_rt.core.deepgram import Message
     from omi_rt.core.dials import DialCause
@@ -57,6 +59,7 @@ class Epoch:
     __slots__ = (
         "_connection",
         "_nursery",
+        "_rest",
         "_scope",
         "_sends",
         "_tell",
@@ -105,6 +108,8 @@ class Epoch:
         self._sends = False
         """Whether the sender runs: it is started where there is something that cannot go straight."""
         self._unsent = b""
+        self._rest: Iterator[News] | None = None
+        """What the last final brings besides its words, until that has been taken."""
 
     @property
     def request_id(self) -> str:
@@ -237,8 +242,23 @@ class Epoch:
             self.exchange.take_close(closed)
 
     def _take(self, message: Message) -> None:
-        self._pass_on(self.exchange.receive(message, trio.current_time()))
-        self._note_priming()
+        """Take a message; what a final brings besides its words may wait until some frames have gone by."""
+        self._take_rest()
+        news = self.exchange.receive(message, trio.current_time())
+        if isinstance(message, Results) and message.is_final:
+            self._tell(self, next(news))
+            self._rest = news
+            put_off(self._take_rest)
+        else:
+            self._pass_on(news)
+            self._note_priming()
+
+    def _take_rest(self) -> None:
+        """Take what the last final brings besides its words, unless that has been done."""
+        if self._rest is not None:
+            news, self._rest = self._rest, None
+            self._pass_on(news)
+            self._note_priming()
 
     def _check(self, now: float) -> float:
         """Let the exchange do what is due; returns when something is due next."""

@@ -10,6 +10,9 @@ the others of Trio's tasks have theirs. So who is always readable has one read i
 else. Finals are in a set of their own, because a thousand devices that are always readable would
 otherwise keep them waiting for good. Their share is small as long as they get done soon all the same: a
 burst of them, which costs ten times the work of as many frames, then delays no frame for long.
+
+For the same reason what a final leaves behind once its words have been told can be put off (`put_off`):
+some more of the devices are read before that, within the same turn.
 """
 
 from __future__ import annotations
@@ -34,6 +37,8 @@ done. It must not wait, and it may be called where nothing is there after all.""
 
 FINALS_PER_POLL = 2
 """Finals are taken in so small groups because each group is finished before the time is looked at."""
+DEVICES_BETWEEN = 4
+"""So many devices are read at most before what a final has put off: more would starve the finals."""
 _ALL = -1
 
 
@@ -56,12 +61,16 @@ class _Served:
     """Whether its function runs at this moment."""
     is_cancelled: bool = False
     """Whether its task was cancelled by its own function, which was let finish."""
+    rest: Callable[[], None] | None = None
+    """What its function has put off."""
+    is_done: bool = False
+    """Whether its task is to be woken once that has been done."""
 
 
 class Poller:
     """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
 
-    __slots__ = ("_devices", "_left_since", "_providers", "_providers_fd", "_served")
+    __slots__ = ("_called", "_devices", "_left_since", "_providers", "_providers_fd", "_served")
 
     def __init__(self) -> None:
         self._devices, self._providers = select.epoll(), select.epoll()
@@ -70,6 +79,8 @@ class Poller:
         self._served: dict[int, _Served] = {}
         self._left_since: float | None = None
         """Since when there have been finals left over; None where the last turn took all."""
+        self._called: _Served | None = None
+        """The provider's socket whose function is called at this moment."""
 
     async def serve(self, fd: int, serve: Serve, kind: Kind) -> None:
         """Call ``serve`` whenever ``fd`` is readable or has ended, until it returns True.
@@ -92,7 +103,7 @@ class Poller:
             raise
 
         def abort(_: Any) -> trio.lowlevel.Abort:
-            if served.is_called:
+            if served.is_called or served.rest is not None:
                 # Its error would be lost: it is waited for, and the task woken then.
                 served.is_cancelled = True
                 return trio.lowlevel.Abort.FAILED
@@ -114,6 +125,18 @@ class Poller:
         served = self._served.get(fd)
         if served is not None:
             self._finish(fd, served, trio.ClosedResourceError("this socket was closed"))
+
+    def put_off(self, rest: Callable[[], None]) -> None:
+        """Call ``rest`` for the provider's socket whose function runs, when some devices have been read.
+
+        It is called before anything else of that socket, and before any other task runs; what it
+        raises is raised in the socket's task. Where no function of a provider's socket runs it is called
+        at once. A second one takes the place of the first.
+        """
+        if self._called is None:
+            rest()
+        else:
+            self._called.rest = rest
 
     async def run(self, pause: Callable[[], float]) -> None:
         """Serve until cancelled.
@@ -159,7 +182,14 @@ class Poller:
             # The system hands them out in the order in which they came, each in turn.
             events = self._providers.poll(0, FINALS_PER_POLL)
             for fd, _ in events:
+                self._called = self._served.get(fd)
                 self._call(fd, now)
+                self._called = None
+            for fd, _ in events:
+                served = self._served.get(fd)
+                if served is not None and served.rest is not None:
+                    self._read_some_devices(now)
+                    self._call_rest(fd, served, served.rest)
             if len(events) < FINALS_PER_POLL:
                 self._left_since = None
                 return
@@ -179,9 +209,29 @@ class Poller:
         except Exception as raised:  # noqa: BLE001 - raised again in the owner's task
             is_done, error = True, raised
         served.is_called = False
-        if (is_done or served.is_cancelled) and self._served.get(fd) is served:
-            self._finish(fd, served, error)
+        if is_done or served.is_cancelled:
+            if served.rest is not None:
+                served.is_done, served.error = True, error
+            elif self._served.get(fd) is served:
+                self._finish(fd, served, error)
         # It holds this frame, so the frame must not hold it.
+        error = None
+
+    def _read_some_devices(self, now: float) -> None:
+        for fd, _ in self._devices.poll(0, DEVICES_BETWEEN):
+            if fd != self._providers_fd:
+                self._call(fd, now)
+
+    def _call_rest(self, fd: int, served: _Served, rest: Callable[[], None]) -> None:
+        """Do what a socket's function has put off, and end what was to end then."""
+        error = served.error
+        try:
+            rest()
+        except Exception as raised:  # noqa: BLE001 - raised again in the owner's task
+            error = error or raised
+        served.rest = None
+        if error is not None or served.is_done or served.is_cancelled:
+            self._finish(fd, served, error)
         error = None
 
     def _finish(self, fd: int, served: _Served, error: Exception | None) -> None:
@@ -205,6 +255,15 @@ _running: trio.lowlevel.RunVar[Poller | None] = trio.lowlevel.RunVar("omi_rt.net
 def running_poller() -> Poller | None:
     """The poller of this event loop; None where none runs, as on systems without epoll."""
     return _running.get()
+
+
+def put_off(rest: Callable[[], None]) -> None:
+    """Call ``rest`` when the poller has read some devices (`Poller.put_off`); at once where none runs."""
+    poller = _running.get()
+    if poller is None:
+        rest()
+    else:
+        poller.put_off(rest)
 
 
 @asynccontextmanager
