@@ -81,6 +81,44 @@ def test_silence_reads_as_silence_and_takes_no_room(
     assert backlog.held_bytes == 0
 
 
+@given(
+    pieces,
+    st.lists(
+        st.tuples(st.sampled_from(("trim", "trim", "drop")), st.integers(0, 6000)), max_size=8
+    ),
+    st.integers(0, 2000),
+)
+def test_what_was_trimmed_last_can_be_read_again_as_far_as_it_is_kept_and_nothing_was_dropped(
+    appended: list[tuple[int, int]], taken: list[tuple[str, int]], kept: int
+) -> None:
+    backlog = Backlog(MONO, 10_000, BacklogBudget(1 << 30), kept)
+    whole, dropped_to = b"", 0
+    for number, (sounds, samples) in enumerate(appended):
+        payload = (pcm(7, samples) if sounds else bytes(2 * samples))[: 2 * samples]
+        backlog.append(payload)
+        whole += payload
+        for how, amount in taken[number : number + 1]:
+            start = backlog.start
+            if how == "trim":
+                backlog.trim(amount)
+            elif backlog.drop(amount):
+                dropped_to = backlog.start
+            assert backlog.start >= start
+        first = max(dropped_to, backlog.start - kept)
+        chunk = backlog.read_trimmed()
+        assert (chunk is None) is (first >= backlog.start)
+        if chunk is not None:
+            assert (chunk.position, chunk.end) == (first, backlog.start)
+            assert chunk.payload == whole[2 * first : 2 * backlog.start]
+        assert backlog.pending == backlog.end - backlog.start
+    # Of what lies before there is at most what the first block holds besides.
+    sounding = 2 * (backlog.end - max(0, backlog.start - kept)) + 2 * 900 + 800
+    assert backlog.held_bytes <= sounding + 200 * len(appended)
+    backlog.trim(backlog.end)
+    backlog.forget_trimmed()
+    assert (backlog.held_bytes, backlog.read_trimmed()) == (0, None)
+
+
 def test_a_minute_of_silence_takes_a_few_hundred_bytes() -> None:
     backlog = Backlog(AudioFormat(48_000, 2), 60 * 48_000)
     for _ in range(500):

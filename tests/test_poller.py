@@ -6,7 +6,7 @@ import os
 import resource
 import socket
 from collections import Counter
-from contextlib import ExitStack, asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager, nullcontext
 from itertools import pairwise
 from typing import TYPE_CHECKING
 
@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from omi_rt.net import poller as poller_module
-from omi_rt.net.poller import Kind, Poller, open_poller
+from omi_rt.net.poller import DEVICES_BETWEEN, Kind, Poller, open_poller, put_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -376,6 +376,148 @@ async def test_finals_leave_the_devices_their_turn(monkeypatch: pytest.MonkeyPat
         assert order.index("frame") == 0
         last_frame = len(order) - 1 - order[::-1].index("frame")
         assert order[:last_frame].count("final") < 60
+
+
+async def test_what_a_final_puts_off_is_done_when_some_devices_have_been_read_and_no_other_task_has_run() -> (
+    None
+):
+    with ExitStack() as stack:
+        provider, sends_final = pair(stack)
+        devices = [pair(stack) for _ in range(6)]
+        order: list[str] = []
+
+        def frame(ours: socket.socket) -> Callable[[float], bool]:
+            def read(_: float) -> bool:
+                ours.recv(1)
+                order.append("frame")
+                return False
+
+            return read
+
+        def final(_: float) -> bool:
+            provider.recv(1)
+            order.append("final")
+            put_off(lambda: order.append("replaced"))
+            put_off(lambda: order.append("rest"))
+            for _, sends_frame in devices:
+                sends_frame.send(b"x")
+            trio.lowlevel.spawn_system_task(another_task)
+            return False
+
+        async def another_task() -> None:
+            await trio.lowlevel.checkpoint()
+            order.append("task")
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            for ours, _ in devices:
+                nursery.start_soon(poller.serve, ours.fileno(), frame(ours), Kind.DEVICE)
+            nursery.start_soon(poller.serve, provider.fileno(), final, Kind.PROVIDER)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            sends_final.send(b"x")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        between = ["frame"] * DEVICES_BETWEEN
+        assert order[: len(between) + 2] == ["final", *between, "rest"]
+        assert sorted(order[len(between) + 2 :]) == ["frame", "frame", "task"]
+
+
+async def test_what_is_put_off_is_done_at_once_where_no_function_of_a_provider_s_runs() -> None:
+    done: list[int] = []
+    put_off(lambda: done.append(1))
+    assert done == [1]
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+
+        def read(_: float) -> bool:
+            ours.recv(1)
+            put_off(lambda: done.append(2))
+            assert done == [1, 2]
+            return True
+
+        async with polling() as poller:
+            theirs.send(b"x")
+            await poller.serve(ours.fileno(), read, Kind.DEVICE)
+            put_off(lambda: done.append(3))
+            assert done == [1, 2, 3]
+
+
+async def test_what_a_put_off_rest_raises_is_raised_by_serve() -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+
+        def fail() -> None:
+            raise ValueError("the rest")
+
+        def read(_: float) -> bool:
+            ours.recv(1)
+            put_off(fail)
+            return False
+
+        async with polling() as poller:
+            theirs.send(b"x")
+            with pytest.raises(ValueError, match="the rest"):
+                await poller.serve(ours.fileno(), read, Kind.PROVIDER)
+            # Nothing is left of it: the descriptor can be served again.
+            theirs.send(b"y")
+            await poller.serve(ours.fileno(), lambda _: ours.recv(1) == b"y", Kind.PROVIDER)
+
+
+@pytest.mark.parametrize("how", ["is-done", "raises"])
+async def test_a_function_that_ends_does_first_what_it_has_put_off(how: str) -> None:
+    with ExitStack() as stack:
+        ours, theirs = pair(stack)
+        done: list[str] = []
+
+        def read(_: float) -> bool:
+            ours.recv(1)
+            put_off(lambda: done.append("rest"))
+            if how == "raises":
+                raise ValueError("the function")
+            return True
+
+        async with polling() as poller:
+            theirs.send(b"x")
+            with (
+                pytest.raises(ValueError, match="the function")
+                if how == "raises"
+                else nullcontext()
+            ):
+                await poller.serve(ours.fileno(), read, Kind.PROVIDER)
+            assert done == ["rest"]
+
+
+async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it() -> None:
+    with ExitStack() as stack:
+        provider, sends_final = pair(stack)
+        device, sends_frame = pair(stack)
+        order: list[str] = []
+        scope = trio.CancelScope()
+
+        def final(_: float) -> bool:
+            provider.recv(1)
+            put_off(lambda: order.append("rest"))
+            sends_frame.send(b"x")
+            return False
+
+        def frame(_: float) -> bool:
+            device.recv(1)
+            order.append("cancel")
+            scope.cancel()
+            return False
+
+        async def own(poller: Poller) -> None:
+            with scope:
+                await poller.serve(provider.fileno(), final, Kind.PROVIDER)
+            order.append("woken")
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            nursery.start_soon(poller.serve, device.fileno(), frame, Kind.DEVICE)
+            nursery.start_soon(own, poller)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            sends_final.send(b"x")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            nursery.cancel_scope.cancel()
+        assert order == ["cancel", "rest", "woken"]
 
 
 async def test_finals_are_left_over_until_a_turn_has_taken_the_last(

@@ -439,9 +439,7 @@ async def test_what_the_older_connection_brings_in_the_moment_of_the_change_is_n
         resume = first.session.resume
 
         def resume_in_a_race(line: Line, opening: Opening, wish: Wish) -> Decision:
-            protocol = first.websocket._protocol
-            protocol.send(PCM[:SECOND])
-            first.stream.send_nowait(b"".join(protocol.take_writes()))
+            first.stream.send_nowait(first.websocket._protocol.frame(PCM[:SECOND]))
             return resume(line, opening, wish)
 
         monkeypatch.setattr(first.session, "resume", resume_in_a_race)

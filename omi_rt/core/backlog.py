@@ -43,6 +43,15 @@ class Backlog:
     It has no holes: audio comes in at the end and leaves at the start, because a final covered it
     (`trim`) or because there was no more room for it (`drop`). Both return what they have taken away,
     so that the caller can account for it.
+
+    What was trimmed last stays where it is for a while, for whoever has to hear it again. So trimming
+    moves no audio, of which nothing is in a busy server's caches.
+
+    Args:
+        audio_format: of the session.
+        capacity: see there.
+        budget: what all backlogs may hold together.
+        kept_samples: how much of what was trimmed can be had from `read_trimmed`.
     """
 
     __slots__ = (
@@ -50,6 +59,8 @@ class Backlog:
         "_blocks",
         "_budget",
         "_frame_bytes",
+        "_kept_samples",
+        "_trimmed_from",
         "capacity",
         "end",
         "held_bytes",
@@ -57,12 +68,19 @@ class Backlog:
     )
 
     def __init__(
-        self, audio_format: AudioFormat, capacity: int, budget: BacklogBudget | None = None
+        self,
+        audio_format: AudioFormat,
+        capacity: int,
+        budget: BacklogBudget | None = None,
+        kept_samples: int = 0,
     ) -> None:
         self._frame_bytes = audio_format.frame_bytes
         self._block_bytes = audio_format.samples(BLOCK_SECONDS) * audio_format.frame_bytes
         self._blocks: list[_Block] = []
         self._budget = BacklogBudget() if budget is None else budget
+        self._kept_samples = kept_samples
+        self._trimmed_from = 0
+        """Session position behind which nothing was dropped."""
         self.held_bytes = 0
         """Bytes of memory that the blocks take; the budget has the sum over all backlogs."""
         self.capacity = capacity
@@ -86,8 +104,11 @@ class Backlog:
 
     @property
     def pending(self) -> int:
-        """Samples that are held, counted block by block and never as a difference of positions."""
-        return sum(block.samples(self._frame_bytes) for block in self._blocks)
+        """Samples that have not been taken away, counted block by block, not as a difference of positions."""
+        return sum(
+            max(0, block.samples(self._frame_bytes) - max(0, self.start - block.position))
+            for block in self._blocks
+        )
 
     def append(self, payload: bytes) -> int:
         """Add audio of whole samples at the end; return how many samples that were."""
@@ -143,7 +164,14 @@ class Backlog:
         end = self.end
         if position >= end:
             return None
-        until = min(position + limit, end)
+        return self._read(position, min(position + limit, end))
+
+    def read_trimmed(self) -> AudioChunk | None:
+        """Return the last audio before `start`, ``kept_samples`` at most, behind all that was dropped."""
+        position = max(self._trimmed_from, self.start - self._kept_samples)
+        return self._read(position, self.start) if position < self.start else None
+
+    def _read(self, position: int, until: int) -> AudioChunk:
         index = bisect_right(self._blocks, position, key=_position) - 1
         parts: list[bytes | bytearray] = []
         size, at = self._frame_bytes, position
@@ -159,33 +187,38 @@ class Backlog:
         return AudioChunk(position, until - position, b"".join(parts))
 
     def trim(self, position: int) -> int:
-        """Forget what lies before ``position``, which a final has covered; return its samples."""
+        """Take away what lies before ``position``, which a final has covered; return its samples."""
         position = min(position, self.end)
-        taken = freed = gone = 0
-        size = self._frame_bytes
-        for block in self._blocks:
-            data, wanted = block.data, position - block.position
-            if wanted <= 0:
-                break
-            whole = block.silent_samples if data is None else len(data) // size
-            if whole <= wanted:
-                gone += 1
-                taken += whole
-                freed += _BLOCK_OVERHEAD_BYTES + (0 if data is None else whole * size)
-                continue
-            taken += wanted
-            block.position = position
-            if data is None:
-                block.silent_samples -= wanted
-            else:
-                del data[: wanted * size]
-                freed += wanted * size
-            break
-        del self._blocks[:gone]
-        self._hold(-freed)
-        self.start = max(self.start, position)
+        taken = position - self.start
+        if taken <= 0:
+            return 0
+        self.start = position
+        self._free(position - self._kept_samples)
         return taken
 
     def drop(self, samples: int) -> int:
         """Give up the oldest ``samples``; return how many there were."""
-        return self.trim(self.start + samples) if samples > 0 else 0
+        dropped = self.trim(self.start + samples)
+        if dropped:
+            self.forget_trimmed()
+        return dropped
+
+    def forget_trimmed(self) -> None:
+        """Let nobody read any more what was taken away."""
+        self._trimmed_from = self.start
+        self._free(self.start)
+
+    def _free(self, position: int) -> None:
+        """Free the blocks that end before ``position``."""
+        freed = gone = 0
+        size = self._frame_bytes
+        for block in self._blocks:
+            data = block.data
+            held = 0 if data is None else len(data)
+            if block.position + (held // size or block.silent_samples) > position:
+                break
+            gone += 1
+            freed += _BLOCK_OVERHEAD_BYTES + held
+        if gone:
+            del self._blocks[:gone]
+            self._hold(-freed)

@@ -44,8 +44,6 @@ class Coverage:
     """
 
     __slots__ = (
-        "_overlap",
-        "_overlap_samples",
         "_watermarks",
         "audio_format",
         "backlog",
@@ -61,15 +59,18 @@ class Coverage:
         budget: BacklogBudget | None = None,
     ) -> None:
         self.audio_format = audio_format
-        self.backlog = Backlog(audio_format, audio_format.samples(backlog_seconds), budget)
+        self.backlog = Backlog(
+            audio_format,
+            audio_format.samples(backlog_seconds),
+            budget,
+            audio_format.samples(OVERLAP_SECONDS),
+        )
         self.ledger = Ledger()
         self.said = [SaidWords() for _ in range(audio_format.channels)]
         """The words delivered last, for each channel."""
         self.trusts_ends = True
         """Whether the provider's finals are believed to cover what they say."""
         self._watermarks = [0] * audio_format.channels
-        self._overlap: AudioChunk | None = None
-        self._overlap_samples = audio_format.samples(OVERLAP_SECONDS)
 
     @property
     def watermark(self) -> int:
@@ -89,7 +90,7 @@ class Coverage:
 
     def overlap_before(self, origin: int, most: int) -> list[AudioChunk]:
         """The last audio before ``origin``, `OVERLAP_SECONDS` at most, in chunks of ``most`` samples."""
-        overlap, size = self._overlap, self.audio_format.frame_bytes
+        overlap, size = self.backlog.read_trimmed(), self.audio_format.frame_bytes
         if overlap is None or overlap.end != origin:
             return []
         return [
@@ -118,7 +119,6 @@ class Coverage:
         self._watermarks[channel] = min(position, self.backlog.end)
         mark = self.watermark
         if mark > self.backlog.start:
-            self._keep_overlap(mark)
             self.ledger.finalised += self.backlog.trim(mark)
         return True
 
@@ -149,6 +149,7 @@ class Coverage:
         for channel in range(self.audio_format.channels):
             self.finalise(channel, self.backlog.end)
         self.ledger.finalised_by_client += self.ledger.finalised - before
+        self.backlog.forget_trimmed()
 
     def pass_by(self, position: int) -> Gap | None:
         """Give up what lies before ``position``, because no connection gives an answer for it.
@@ -179,7 +180,7 @@ class Coverage:
             for channel in range(self.audio_format.channels):
                 self.finalise_silence(channel, sent_until)
         gap = self._lose(self.backlog.end - self.backlog.start)
-        self._overlap = None
+        self.backlog.forget_trimmed()
         return gap
 
     def balance(self) -> Balance:
@@ -194,27 +195,12 @@ class Coverage:
             for channel, mark in enumerate(self._watermarks)
         )
 
-    def _keep_overlap(self, mark: int) -> None:
-        """Keep the end of what is about to be trimmed at ``mark``."""
-        most = self._overlap_samples
-        start = max(self.backlog.start, mark - most)
-        chunk = self.backlog.read(start, mark - start)
-        former = self._overlap
-        if chunk is not None and former is not None and former.end == start > mark - most:
-            # The watermark moved by less than the overlap, whose rest is what was kept before.
-            keep = max(former.position, mark - most)
-            skipped = (keep - former.position) * self.audio_format.frame_bytes
-            payload = former.payload[skipped:] + chunk.payload
-            chunk = AudioChunk(keep, mark - keep, payload)
-        self._overlap = chunk
-
     def _lose(self, samples: int) -> Gap | None:
         start = self.backlog.start
         lost = self.backlog.drop(samples)
         if not lost:
             return None
         self.ledger.lost += lost
-        self._overlap = None
         end = start + lost
         self._watermarks = [max(mark, end) for mark in self._watermarks]
         return Gap(start, end)

@@ -471,15 +471,15 @@ class Session:
         for message in messages:
             before = self.outbox.last_seq
             numbered = self.outbox.number(message)
-            text = dumps(numbered)
-            # Without the secret: who comes back has it.
-            self.outbox.keep(self.outbox.last_seq - before, text, trio.current_time())
+            text = told = dumps(numbered)
             if status in {"initiating", "ready"}:
                 is_heard, is_last = not self._line.is_lost, status == "ready"
                 way_back = self._way_back.tell(is_heard=is_heard, is_last=is_last)
-                text = dumps(numbered | way_back)
+                told = dumps(numbered | way_back)
             if not self._line.is_catching_up:
-                self._line.send_text(text)
+                self._line.send_text(told)
+            # Without the secret: who comes back has it.
+            self.outbox.keep(self.outbox.last_seq - before, text, trio.current_time())
 
     def _report(self) -> None:
         ending, coverage = self._ending, self.coverage
