@@ -46,6 +46,13 @@ def test_priming_waits_while_a_first_connection_does_and_for_a_minute_after_it_w
 # Pacing
 
 
+def test_a_bucket_that_has_rested_for_long_gives_no_more_than_its_depth_at_once() -> None:
+    bucket = TokenBucket.full(1.25, 2.0, 0.0)
+    assert bucket.try_take(2.0, 0.0)
+    assert bucket.try_take(2.0, 100.0)
+    assert not bucket.try_take(0.1, 100.0)
+
+
 def test_live_audio_in_bursts_of_250_ms_is_never_held_back() -> None:
     bucket = TokenBucket.full(UPSTREAM_RATE, UPSTREAM_DEPTH_SECONDS, 0.0)
     for burst in range(10_000):

@@ -484,18 +484,24 @@ async def test_a_function_that_ends_does_first_what_it_has_put_off(how: str) -> 
             ):
                 await poller.serve(ours.fileno(), read, Kind.PROVIDER)
             assert done == ["rest"]
+            put_off(lambda: done.append("at once"))
+            assert done == ["rest", "at once"]
 
 
-async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it() -> None:
+async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it_with_its_error() -> None:
     with ExitStack() as stack:
         provider, sends_final = pair(stack)
         device, sends_frame = pair(stack)
         order: list[str] = []
         scope = trio.CancelScope()
 
+        def rest() -> None:
+            order.append("rest")
+            raise ValueError("the rest")
+
         def final(_: float) -> bool:
             provider.recv(1)
-            put_off(lambda: order.append("rest"))
+            put_off(rest)
             sends_frame.send(b"x")
             return False
 
@@ -506,7 +512,7 @@ async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it() -> None
             return False
 
         async def own(poller: Poller) -> None:
-            with scope:
+            with scope, pytest.raises(ValueError, match="the rest"):
                 await poller.serve(provider.fileno(), final, Kind.PROVIDER)
             order.append("woken")
 

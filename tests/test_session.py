@@ -91,6 +91,16 @@ async def test_stereo_is_transcribed_channel_by_channel(autojump_clock: MockCloc
     assert_whole(device, script)
 
 
+async def test_the_audio_of_a_final_is_finalised_when_its_segments_have_come(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        await device.stream_audio(synthesise(TALK, 8000)[: 16_000 * 3], 16_000)
+        await device.until(lambda: device.segments)
+        balance = device.session.coverage.balance()
+        assert balance.finalised >= 8000 * device.segments[-1]["end"]
+
+
 async def test_segments_have_the_documented_fields(autojump_clock: MockClock) -> None:
     async with listening_server() as (world, _fake), world.device() as device:
         await play(device, TALK, 8000)

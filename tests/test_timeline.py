@@ -5,7 +5,7 @@ from __future__ import annotations
 from json import dumps
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from omi_rt.core.audio import AudioFormat
@@ -625,6 +625,12 @@ _any_word = st.builds(
     ),
     ordered=st.booleans(),
     origin=st.integers(0, 1500),
+)
+@example(
+    runs=[(1000, True), (2000, False)],
+    finals=[(1.0, 1.0, [word("a", 1.2, 1.5, speaker=0)])],
+    ordered=False,
+    origin=0,
 )
 def test_a_final_means_the_same_whether_or_not_its_words_need_looking_at(
     runs: list[tuple[int, bool]],

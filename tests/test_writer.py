@@ -166,3 +166,13 @@ async def test_who_waits_for_what_was_queued_before_anybody_sent_is_woken() -> N
     assert await server.receive() == ["early"]
     await client.abort(1001)
     await server.abort(1001)
+
+
+async def test_a_text_goes_out_behind_what_is_to_be_sent_already(autojump_clock: MockClock) -> None:
+    async with listening_server() as (world, _fake), world.device() as device:
+        protocol = device.session._line.websocket._protocol
+        protocol.ping()
+        assert protocol.frame("text") == b"\x89\x00\x81\x04text"
+        assert protocol.frame("more") == b"\x81\x04more"
+        protocol.close(1000, "")
+        assert protocol.frame("after the close") == b""
