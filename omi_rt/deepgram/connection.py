@@ -43,6 +43,7 @@ from omi_rt.net.tls import TLSStream
 
 if TYPE_CHECKING:
     from omi_rt.deepgram.credentials import Credentials
+    from omi_rt.light_event import LightEvent
 
 Dial = Callable[[str], Awaitable[trio.abc.Stream]]
 """Opens a stream to the host of a ws(s) URL, TLS included."""
@@ -249,7 +250,7 @@ async def _handshake(
     return socket
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+async def _cancel_when(event: LightEvent, scope: trio.CancelScope) -> None:
     await event.wait()
     # A refusal and the end of the stream come together: the refusal is to be seen first.
     await trio.lowlevel.checkpoint()

@@ -18,6 +18,7 @@ from omi_rt.core.groups import first_error
 from omi_rt.core.news import News
 from omi_rt.core.phase import Phase
 from omi_rt.core.speakers import EpochLabels
+from omi_rt.light_event import LightEvent
 from omi_rt.timers import start_timer
 
 if TYPE_CHECKING:
@@ -89,13 +90,13 @@ class Epoch:
         self.labels = EpochLabels()
         self.error: ProviderError | None = None
         """Why it ended, unless it was closed as we asked."""
-        self.opened = trio.Event()
+        self.opened = LightEvent()
         """Set when the provider has accepted the connection."""
-        self.sent_lead_in = trio.Event()
+        self.sent_lead_in = LightEvent()
         """Set when all of the lead-in, and Finalize, has gone up."""
-        self.digested = trio.Event()
+        self.digested = LightEvent()
         """Set when finals cover the lead-in on every channel."""
-        self.ended = trio.Event()
+        self.ended = LightEvent()
         """Set when the connection is gone."""
         self._tell = tell
         self._connection: Connection | None = None

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 
 import trio
 
+from omi_rt.light_event import LightEvent
 from omi_rt.net.frames import TextFrames
 from omi_rt.net.poller import Kind
 
@@ -58,7 +59,7 @@ class WatchedStream(trio.abc.Stream):
         self._waiting = trio.lowlevel.ParkingLot()
         self.send_failed = False
         """Whether a send met a broken connection; later ones do nothing."""
-        self.ended = trio.Event()
+        self.ended = LightEvent()
         """Set when nothing more will be received."""
 
     def send_nowait(self, frame: bytes) -> bool:

@@ -12,6 +12,7 @@ from omi_rt.core.acknowledgement import ACKNOWLEDGE_SECONDS, Acknowledgement
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.faces.face import SHORT_BYTES
+from omi_rt.light_event import LightEvent
 from omi_rt.net.turns import wait_turn
 from omi_rt.timers import start_timer
 
@@ -134,7 +135,7 @@ class Line:
         """When the last message came, which is more than a pong."""
         self.incoming = trio.CancelScope()
         """Of whoever reads."""
-        self.incoming_ended = trio.Event()
+        self.incoming_ended = LightEvent()
         self.is_reading = True
         """Whether a silence is the device's: the server may have stopped to read."""
         self.is_lost = False
@@ -146,10 +147,10 @@ class Line:
         """Whether it is sent what was told before it came; what is told meanwhile has to wait."""
         self.told = 0
         """While it catches up, the last number that it has been sent."""
-        self.has_caught_up = trio.Event()
+        self.has_caught_up = LightEvent()
         self.farewell = (1001, "")
         """The close code and reason that it gets where it is lost."""
-        self.over = trio.Event()
+        self.over = LightEvent()
         """Set when nothing of it is left but its stream."""
         self._timers: list[Timer] = []
         self._beat_due = 0.0
