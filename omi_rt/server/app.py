@@ -15,6 +15,7 @@ from omi_rt.net.stream import TCPStream
 from omi_rt.net.tls import TLSStream
 from omi_rt.net.websocket import STREAM_ERRORS
 from omi_rt.server.admission import Admission
+from omi_rt.server.counts import Counts
 from omi_rt.server.guard import Guard
 from omi_rt.server.session import Session
 
@@ -104,44 +105,46 @@ class Server:
         ``is_loopback`` is whether it came in over the loopback interface.
         """
         self._connections += 1
+        beginning, leaving = Counts(), Counts()
         try:
             most = self._settings.max_unfinished
-            with contextlib.ExitStack() as leaving, contextlib.ExitStack() as beginning:
-                crowd = self._admission.begin(_peer(stream), beginning)
-                if isinstance(stream, TLSStream):
-                    # Nobody can be told anything before the handshake, so twice as many may make one.
-                    if crowd is None and self._unfinished > 2 * most:
-                        crowd = "unfinished", ""
-                    if crowd is not None:
-                        self._metrics.upgrades_refused.labels(crowd[0]).inc()
-                        return
-                    if not await self._secure(stream):
-                        return
-                if crowd is None and self._unfinished > most:
-                    reason = f"too many connections that are no sessions: more than {most}"
-                    crowd = "unfinished", reason
+            crowd = self._admission.begin(_peer(stream), beginning)
+            if isinstance(stream, TLSStream):
+                # Nobody can be told anything before the handshake, so twice as many may make one.
+                if crowd is None and self._unfinished > 2 * most:
+                    crowd = "unfinished", ""
                 if crowd is not None:
-                    await self._admission.turn_away(ServerHandshake(stream), *crowd)
+                    self._metrics.upgrades_refused.labels(crowd[0]).inc()
                     return
-                # What the handshake needed is let go of before the session, which may last for days.
-                admit = partial(
-                    self._admission.admit,
-                    leaving=leaving,
-                    beginning=beginning,
-                    is_loopback=is_loopback,
-                )
-                opened = await admit(ServerHandshake(stream), _peer(stream))
-                del admit
-                beginning.close()
-                if isinstance(opened, Session):
-                    leaving.callback(self.guard.leave, opened)
-                    await self._run_session(opened)
-                elif opened is not None:
-                    await self._await_end(opened)
+                if not await self._secure(stream):
+                    return
+            if crowd is None and self._unfinished > most:
+                reason = f"too many connections that are no sessions: more than {most}"
+                crowd = "unfinished", reason
+            if crowd is not None:
+                await self._admission.turn_away(ServerHandshake(stream), *crowd)
+                return
+            # What the handshake needed is let go of before the session, which may last for days.
+            admit = partial(
+                self._admission.admit,
+                leaving=leaving,
+                beginning=beginning,
+                is_loopback=is_loopback,
+            )
+            opened = await admit(ServerHandshake(stream), _peer(stream))
+            del admit
+            beginning.close()
+            if isinstance(opened, Session):
+                leaving.add(self.guard.leave, opened)
+                await self._run_session(opened)
+            elif opened is not None:
+                await self._await_end(opened)
         except* Exception as group:  # noqa: BLE001 - the seam: one connection's fault touches no other
             self._metrics.faults.inc()
             self._log.exception("connection_fault", peer=_peer(stream), exc_info=group)
         finally:
+            beginning.close()
+            leaving.close()
             self.ended_connections += 1
             self._connections -= 1
             self._connection_left.set()

@@ -70,6 +70,44 @@ class Session:
         wish: what the client said of a connection before this one.
     """
 
+    # With so many attributes an instance's dictionary would not share its keys with the others': 1.6 KB.
+    __slots__ = (
+        "__weakref__",
+        "_account",
+        "_ending",
+        "_has_come_back",
+        "_has_logged_unknown",
+        "_has_taken_leave",
+        "_has_told_undecodable",
+        "_line",
+        "_listeners",
+        "_log",
+        "_loss",
+        "_metrics",
+        "_naming",
+        "_nursery",
+        "_observers",
+        "_presence",
+        "_request",
+        "_resumable",
+        "_resumes",
+        "_settings",
+        "_share",
+        "_tells_status",
+        "_transcriber",
+        "_transcript",
+        "_way_back",
+        "_wish",
+        "coverage",
+        "decoder",
+        "face",
+        "id",
+        "is_overheard",
+        "outbox",
+        "pass_on",
+        "takes_audio",
+    )
+
     def __init__(
         self,
         session_id: str,
