@@ -6,12 +6,12 @@ What is sent, what a message means and when the connection is given up is decide
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
 
+from omi_rt.core.breaker import OwnDial
 from omi_rt.core.errors import ProviderClosed, ProviderError
 from omi_rt.core.exchange import Later
 from omi_rt.core.groups import first_error
@@ -139,11 +139,11 @@ class Epoch:
     async def run(self, request: ListenRequest, provider: Provider) -> None:
         """Run from the dial to the end, which is then in ``error``. Cancelling drops the connection."""
         dialled_at = trio.current_time()
-        own = nullcontext(_do_nothing) if self.gives_way else provider.dialling_own()
+        dial = OwnDial(None if self.gives_way else provider.priming)
         try:
-            with self._scope, own as note_own_is_open:
+            with self._scope:
                 async with provider.connect(request) as connection:
-                    note_own_is_open()
+                    dial.over()
                     provider.note_open(trio.current_time() - dialled_at, self.cause)
                     if self.exchange.phase is not Phase.ENDED:
                         await self._converse(connection)
@@ -157,6 +157,8 @@ class Epoch:
                 gives_way=self.gives_way,
                 cause=self.cause,
             )
+        finally:
+            dial.over()
         self.exchange.end()
         self.ended.set()
 
@@ -260,7 +262,3 @@ class Epoch:
     def _pass_on(self, news: Iterable[News]) -> None:
         for each in news:
             self._tell(self, each)
-
-
-def _do_nothing() -> None:
-    """Stand in for the note of an open connection where nobody wants it."""
