@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import trio
+
+if TYPE_CHECKING:
+    from typing import Any
 
 
 class LightEvent:
-    """A ``trio.Event`` that takes memory for those who wait only once somebody does.
+    """What ``trio.Event`` is, in 48 bytes instead of 272 as long as nobody waits, and a session has ten."""
 
-    Until then it takes 48 bytes instead of 272, and a session has ten of them.
-    """
-
-    __slots__ = ("_event", "_is_set")
+    __slots__ = ("_is_set", "_tasks")
 
     def __init__(self) -> None:
         self._is_set = False
-        self._event: trio.Event | None = None
+        self._tasks: tuple[trio.lowlevel.Task, ...] = ()
+        """Those who wait."""
 
     def is_set(self) -> bool:
         """Whether it has happened."""
@@ -24,15 +27,20 @@ class LightEvent:
     def set(self) -> None:
         """Let it have happened, and wake all who wait. A second call does nothing."""
         self._is_set = True
-        event, self._event = self._event, None
-        if event is not None:
-            event.set()
+        tasks, self._tasks = self._tasks, ()
+        for task in tasks:
+            trio.lowlevel.reschedule(task)
 
     async def wait(self) -> None:
         """Wait until it has happened. This is always a checkpoint. Cancelling is safe."""
         if self._is_set:
             await trio.lowlevel.checkpoint()
             return
-        if self._event is None:
-            self._event = trio.Event()
-        await self._event.wait()
+        task = trio.lowlevel.current_task()
+        self._tasks = (*self._tasks, task)
+
+        def abort(_: Any) -> trio.lowlevel.Abort:
+            self._tasks = tuple(each for each in self._tasks if each is not task)
+            return trio.lowlevel.Abort.SUCCEEDED
+
+        await trio.lowlevel.wait_task_rescheduled(abort)

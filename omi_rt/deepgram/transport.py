@@ -9,7 +9,7 @@ import trio
 
 from omi_rt.light_event import LightEvent
 from omi_rt.net.frames import TextFrames
-from omi_rt.net.poller import Kind
+from omi_rt.net.poller import Kind, running_poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,8 +37,8 @@ class WatchedStream(trio.abc.Stream):
         "_for_library",
         "_frames",
         "_given",
+        "_is_for_library",
         "_is_sending",
-        "_library",
         "_rest",
         "_send_at_once",
         "_stream",
@@ -52,11 +52,13 @@ class WatchedStream(trio.abc.Stream):
         self._frames = TextFrames(max_message_bytes)
         self._given = 0
         self._for_library = b""
-        self._library = trio.lowlevel.ParkingLot()
+        self._is_for_library = LightEvent()
+        """Set, and replaced, when the library may have something to read."""
         self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | bytearray | memoryview | None = None
         self._is_sending = False
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting: trio.lowlevel.ParkingLot | None = None
+        """Where who wants to send waits for a frame that is half sent."""
         self.send_failed = False
         """Whether a send met a broken connection; later ones do nothing."""
         self.ended = LightEvent()
@@ -86,6 +88,8 @@ class WatchedStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send as the stream below does, but raise nothing where it is broken."""
         while self._is_sending:
+            if self._waiting is None:
+                self._waiting = trio.lowlevel.ParkingLot()
             await self._waiting.park()
         if self.send_failed:
             return
@@ -96,7 +100,8 @@ class WatchedStream(trio.abc.Stream):
             # The library would throw away what has arrived if it knew.
             self.send_failed = True
         self._is_sending = False
-        self._waiting.unpark()
+        if self._waiting is not None:
+            self._waiting.unpark()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait as the stream below does."""
@@ -130,7 +135,7 @@ class WatchedStream(trio.abc.Stream):
         raises is raised here; it must not wait. Cancelling is safe.
         """
         frames, serve = self._frames, getattr(self._stream, "serve", None)
-        if serve is None or frames.texts or frames.is_over:
+        if serve is None or running_poller() is None or frames.texts or frames.is_over:
             return
 
         def take_data(data: bytes, now: float) -> bool:
@@ -152,12 +157,16 @@ class WatchedStream(trio.abc.Stream):
             # rid of its pongs, it knows to read no further.
             self.hand_over()
         if self._for_library:
-            self._library.unpark()
+            self._wake_library()
 
     def hand_over(self) -> None:
         """Let the library read from here on. Nobody may be reading in `receive_text`."""
         self._for_library += self._frames.give_up()
-        self._library.unpark()
+        self._wake_library()
+
+    def _wake_library(self) -> None:
+        self._is_for_library.set()
+        self._is_for_library = LightEvent()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive what is for the library."""
@@ -167,7 +176,7 @@ class WatchedStream(trio.abc.Stream):
                 data, self._for_library = self._for_library, b""
                 return data
             if frames.has_head and not frames.is_over:
-                await self._library.park()
+                await self._is_for_library.wait()
                 continue
             try:
                 received = await self._stream.receive_some(max_bytes)
