@@ -103,13 +103,13 @@ class Connection:
         except trio_websocket.ConnectionClosed:
             self._stream.send_failed = True
 
-    async def pass_on(self, take: Callable[[Message], None]) -> None:
+    def pass_on(self, take: Callable[[Message], None]) -> Awaitable[None]:
         """Pass each message to ``take`` as it arrives; returns when `receive` is to be asked.
 
         A final is thus dealt with where it is noticed, without a switch of tasks. ``take`` must not
         wait; what it raises is raised here. Cancelling is safe: no message is lost.
         """
-        await self._stream.pass_texts_on(lambda text: take(parse_message(text)))
+        return self._stream.pass_texts_on(lambda text: take(parse_message(text)))
 
     async def receive(self) -> Message:
         """Wait for the provider's next message. Cancelling is safe: none is lost.

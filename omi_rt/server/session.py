@@ -225,7 +225,10 @@ class Session:
                 if self.face.idle_seconds is not None:
                     nursery.start_soon(self._end_when_idle, self.face.idle_seconds)
                 try:
-                    await self._transcribe()
+                    try:
+                        await self._transcriber.run()
+                    except ProviderError as error:
+                        self._note_refusal(error)
                     await self._take_leave()
                 finally:
                     # What a timer raises needs a nursery that is open.
@@ -450,14 +453,11 @@ class Session:
 
     # The provider's side.
 
-    async def _transcribe(self) -> None:
-        try:
-            await self._transcriber.run()
-        except ProviderError as error:
-            self._log.error("provider_failed", reason=str(error))
-            self._tell(events.service_status("stt_failed", str(error)))
-            self._ending = endings.STT_FAILED
-            self._presence = after_move(self._presence, Move.LEAVE)
+    def _note_refusal(self, error: ProviderError) -> None:
+        self._log.error("provider_failed", reason=str(error))
+        self._tell(events.service_status("stt_failed", str(error)))
+        self._ending = endings.STT_FAILED
+        self._presence = after_move(self._presence, Move.LEAVE)
 
     async def _take_leave(self) -> None:
         line = self._line
