@@ -170,24 +170,24 @@ class Epoch:
         Raises:
             ProviderError: the connection ended otherwise, or is no longer worth keeping.
         """
-        # From here on, whoever cancels the scope wants the connection closed politely, not dropped.
-        self._scope = trio.CancelScope()
-        self._connection = connection
-        self.exchange.open(trio.current_time())
-        self.opened.set()
-        self._tell(self, OPENED)
         failure: ProviderError | None = None
         try:
-            with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    timer = start_timer(self._check, trio.current_time(), self._nursery)
-                    self.wake()
-                    try:
-                        await self._receive(connection)
-                        self._nursery.cancel_scope.cancel()
-                    finally:
-                        timer.cancel()
-                        self._nursery = None
+            async with trio.open_nursery() as self._nursery:
+                # From here on, whoever cancels the scope wants the connection closed politely, not dropped.
+                self._scope = self._nursery.cancel_scope
+                self._connection = connection
+                now = trio.current_time()
+                self.exchange.open(now)
+                self.opened.set()
+                self._tell(self, OPENED)
+                timer = start_timer(self._check, now, self._nursery)
+                self.wake()
+                try:
+                    await self._receive(connection)
+                    self._scope.cancel()
+                finally:
+                    timer.cancel()
+                    self._nursery = None
         except* ProviderError as group:
             failure = first_error(group)
         try:

@@ -110,7 +110,9 @@ class Transcriber:
         self._finalize_sent: int | None = None
         self._configuring = ConfigureRequest()
         self._scope = trio.CancelScope()
-        self._between = trio.CancelScope()
+        """Of `run`."""
+        self._between: trio.CancelScope | None = None
+        """Of the wait for the next dial."""
         self._priming = trio.CancelScope()
         self._room: trio.Event | None = None
         """While `make_room` waits."""
@@ -217,12 +219,12 @@ class Transcriber:
         self._report.tell_initiating()
         refusal: ProviderError | None = None
         try:
-            with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    if self._primer is not None and not self._profile_first:
-                        self._nursery.start_soon(self._run_primer, self._primer)
-                    refusal = await self._keep_serving()
-                    self._nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as self._nursery:
+                self._take_scope(self._nursery.cancel_scope)
+                if self._primer is not None and not self._profile_first:
+                    self._nursery.start_soon(self._run_primer, self._primer)
+                refusal = await self._keep_serving()
+                self._scope.cancel()
         finally:
             self._note_sent(self._serving)
             self._report.note_loss(self._coverage.lose_pending(self._sent_until))
@@ -230,6 +232,13 @@ class Transcriber:
             self._lateness.note_connection_end(trio.current_time())
         if refusal is not None:
             raise refusal
+
+    def _take_scope(self, scope: trio.CancelScope) -> None:
+        """Let the nursery's own scope be that of `run`: one around it would take 0.7 KB."""
+        scope.deadline = self._scope.deadline
+        if self._scope.cancel_called:
+            scope.cancel()
+        self._scope = scope
 
     async def _run_primer(self, primer: Primer) -> None:
         with self._priming:
@@ -244,6 +253,7 @@ class Transcriber:
                     await trio.sleep(wait_seconds)
                     await self._provider.wait_for_turn(is_redial=self._recovery.is_failing)
                     self._serving = await self._dial_own()
+                self._between = None
                 # A switch may have come first: then a primed epoch serves already.
                 continue
             epoch = self._serving
@@ -302,7 +312,8 @@ class Transcriber:
             if was_open:
                 self._report.log_replaced(former, "switch")
                 self._lateness.note_connection_end(trio.current_time())
-        self._between.cancel()
+        if self._between is not None:
+            self._between.cancel()
         # These words are counted in the votes already; those that come later are the tail's.
         epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(
