@@ -17,6 +17,7 @@ from omi_rt.core.forwarded import parse_networks
 from omi_rt.core.limits import DailyAccount, IdleWatch, LagMeter, Occupancy
 from omi_rt.fake import random_script, synthesise
 from omi_rt.log import configure_logging
+from omi_rt.server.counts import Counts
 from omi_rt.server.guard import Guard
 from omi_rt.settings import Settings
 from tests.harness import listening_server, read_all, split_response, words_of
@@ -263,7 +264,7 @@ async def test_a_connection_counts_for_its_address_before_it_has_said_anything()
         max_unfinished=8, trusted_proxies=parse_networks("198.51.100.9")
     ) as (world, _):
         begin = world.server._admission.begin
-        with contextlib.ExitStack() as beginning:
+        with contextlib.closing(Counts()) as beginning:
             for peer in ("[2001:db8::1]:5", "[2001:db8::2]:5"):
                 assert begin(peer, beginning) is None
             refusal = begin("[2001:db8::3]:5", beginning)

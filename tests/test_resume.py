@@ -17,6 +17,7 @@ from omi_rt.fake.faults import Close, Unreachable
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import open_websocket
+from omi_rt.server.session import Session
 from omi_rt.timers import open_timers, running_timers
 from tests.harness import Device, World, listening_server, running_server, unreachable, words_of
 
@@ -436,13 +437,15 @@ async def test_what_the_older_connection_brings_in_the_moment_of_the_change_is_n
         await first.stream_audio(PCM[: 7 * SECOND], SECOND)
         await first.websocket.drained()
         await trio.testing.wait_all_tasks_blocked()
-        resume = first.session.resume
+        resume = Session.resume
 
-        def resume_in_a_race(line: Line, opening: Opening, wish: Wish) -> Decision:
+        def resume_in_a_race(
+            session: Session, line: Line, opening: Opening, wish: Wish
+        ) -> Decision:
             first.stream.send_nowait(first.websocket._protocol.frame(PCM[:SECOND]))
-            return resume(line, opening, wish)
+            return resume(session, line, opening, wish)
 
-        monkeypatch.setattr(first.session, "resume", resume_in_a_race)
+        monkeypatch.setattr(Session, "resume", resume_in_a_race)
         async with resuming(world, secret, after=first.numbers[-1]) as second:
             assert second.messages[0]["received"] == 7.0
             await second.stream_audio(PCM[7 * SECOND :], SECOND)
@@ -660,7 +663,8 @@ async def test_no_secret_is_logged_or_shown(
         async with resuming(world, secret, uid="other") as refused:
             await refused.ended()
         async with resuming(world, secret) as second:
-            shown = repr(vars(first.session)) + repr(world.server._shared)
+            held = [getattr(first.session, name) for name in Session.__slots__]
+            shown = repr(held) + repr(world.server._shared)
             await second.finish()
     captured = capsys.readouterr()
     assert "session_resumed" in captured.err

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from omi_rt.core.words import MAX_WORDS, HeardWord, SaidWords
 
@@ -61,3 +63,30 @@ def test_at_most_so_many_words_are_remembered_the_last_ones() -> None:
     assert [remembered.covers(each) for each in words[:4]] == [False, False, False, True]
     assert remembered.covers(words[-1])
     assert "w" not in repr(remembered).replace("SaidWords", "").replace("_w", "")
+
+
+@given(
+    st.lists(
+        st.tuples(st.integers(1, 4), st.integers(0, 60)).map(lambda step: (step, None))
+        | st.integers(0, 2000).map(lambda position: (None, position)),
+        max_size=12,
+    )
+)
+def test_a_word_keeps_the_bounds_of_its_own_final_whatever_is_forgotten(
+    steps: list[tuple[tuple[int, int] | None, int | None]],
+) -> None:
+    """Finals of some words each, with a pause before them, and positions before which all is forgotten."""
+    remembered, model = SaidWords(), list[tuple[int, int, int, int]]()
+    at = 0
+    for final, position in steps:
+        if final is not None:
+            count, pause = final
+            bounds = at + pause, at + pause + count * 50
+            words = [word("w", bounds[0] + n * 50, bounds[0] + n * 50 + 40) for n in range(count)]
+            remembered.add(words, bounds)
+            model += [(each.start, each.end, *bounds) for each in words]
+            at = bounds[1]
+        elif position is not None:
+            remembered.forget(position)
+            model = [each for each in model if each[1] >= position]
+        assert [numbers[1:] for numbers in remembered._each()] == model

@@ -113,3 +113,24 @@ class PrimingGate:
             return False
         self._full_until = now + FULL_SECONDS
         return True
+
+
+class OwnDial:
+    """The dial of a session's own connection, for which primed connections wait until it is over.
+
+    Args:
+        gate: of the primed connections; None where none has to wait.
+    """
+
+    __slots__ = ("_gate",)
+
+    def __init__(self, gate: PrimingGate | None) -> None:
+        self._gate = gate
+        if gate is not None:
+            gate.dialling += 1
+
+    def over(self) -> None:
+        """Let them wait no longer. A second call does nothing."""
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.dialling -= 1

@@ -81,6 +81,8 @@ LAST_WORDS_SECONDS = 1.0
 CHECK_SECONDS = 1.0
 """An exchange is checked at least this often."""
 _NORMAL_CLOSURE = 1000
+_NO_CHANNELS: frozenset[int] = frozenset()
+"""One for all: an empty set takes 216 bytes."""
 
 
 @frozen
@@ -184,7 +186,9 @@ class Exchange:
         self._lead_in = lead_in
         self._voices: Iterator[tuple[bytes, LeadInPart, int]] | None = None
         self._piece: tuple[bytes, LeadInPart, int] | None = None
-        self._undigested = set(range(self._format.channels))
+        channels = frozenset(range(self._format.channels))
+        self._undigested = channels if lead_in is not None else _NO_CHANNELS
+        """Channels on which no final covers the lead-in yet."""
         self._cursor = 0
         self._overlap: list[AudioChunk] = []
         self._is_planned = False
@@ -396,11 +400,11 @@ class Exchange:
         """Whether finals have covered the lead-in on every channel, or answered its Finalize."""
         if not self.has_sent_lead_in:
             return False
-        self._undigested = {
+        self._undigested = frozenset(
             channel
             for channel in self._undigested
             if self.timeline.heard_until(channel) < self.lead_in_end
-        }
+        )
         return not self._undigested
 
     # What is due.

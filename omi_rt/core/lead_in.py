@@ -14,6 +14,7 @@ from omi_rt.core.voices import Place, Voice
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterator, Sequence
+    from collections.abc import Set as AbstractSet
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.backlog import Backlog
@@ -48,6 +49,7 @@ _LEAST_SHARE_SECONDS = 2.4
 """A lead-in brings a speaker's clip only where this many seconds of its room fall to that speaker."""
 _PIECE_SECONDS = 1.2
 """A longer stretch is kept in pieces, so that a part of a clip can be sent."""
+_NOBODY: frozenset[int] = frozenset()
 RENEWAL_SECONDS = 10.0
 """A full clip stays as it is for this long, because copying every word cost a third of what a final
 costs."""
@@ -273,7 +275,7 @@ class VoiceClips:
         self._budget = BacklogBudget() if budget is None else budget
         self.held_bytes = 0
         """Bytes of audio that are kept; the budget has the sum over all sessions."""
-        self.identified: set[int] = set()
+        self.identified: AbstractSet[int] = _NOBODY
         """Speakers whom a stored voice finds again anyway, so that they come last."""
         self._clips: OrderedDict[int, _Clip] = OrderedDict()
         self._early: EarlySpeech | None = EarlySpeech(audio_format)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from array import array
+from itertools import islice
 from typing import TYPE_CHECKING
 
 from attrs import define, field
@@ -14,8 +15,8 @@ MAX_WORDS = 1024
 """At most this many words are remembered; a final with more would be the longest ever seen."""
 SAME_SHARE = 0.5
 """Two words lie on the same audio if they share this much of the shorter one."""
-_NUMBERS = 5
-"""The array has this many numbers for each word."""
+_NUMBERS = 3
+"""The arrays have this many numbers for each word and each final."""
 _END = 2
 """The place of the word's end among them."""
 
@@ -54,22 +55,28 @@ class SaidWords:
     horizon: int = 0
     """Session position before which nothing is remembered."""
     _numbers: array[int] = field(factory=lambda: array("q"), repr=False)
-    """Of each word a hash of its letters, its start and end, and those of the final that brought it. Numbers
-    in an array take a tenth of the memory that words take."""
+    """Of each word a hash of its letters, its start and its end. Numbers in an array take a tenth of the
+    memory that words take."""
+    _finals: array[int] = field(factory=lambda: array("q"), repr=False)
+    """Of each final that brought any of them the words up to its last, counted from the channel's first
+    word on, and the final's start and end."""
+    _forgotten: int = 0
+    """Words that were remembered once."""
 
     def add(self, words: list[HeardWord], bounds: tuple[int, int]) -> None:
         """Remember words that are delivered, and the bounds of the final that brought them."""
         if words:
-            end = self.end
-            extend = self._numbers.extend
+            end, numbers = self.end, self._numbers
+            extend = numbers.extend
             for word in words:
                 text = word.text
                 # `_letters`, which would be called for each word.
                 letters = text.casefold() if text.isalnum() else _letters(text)
-                extend((hash(letters), word.start, word.end, *bounds))
+                extend((hash(letters), word.start, word.end))
                 if word.end > end:
                     end = word.end
             self.end = end
+            self._finals.extend((self._forgotten + len(numbers) // _NUMBERS, *bounds))
 
     def forget(self, position: int) -> None:
         """Forget the words that end before ``position``."""
@@ -81,6 +88,10 @@ class SaidWords:
         while gone < size and numbers[gone + _END] < position:
             gone += _NUMBERS
         del numbers[:gone]
+        self._forgotten += gone // _NUMBERS
+        finals = self._finals
+        while finals and finals[0] <= self._forgotten:
+            del finals[:_NUMBERS]
 
     def has_same(self, word: HeardWord, bounds: tuple[int, int], tolerance: int) -> bool:
         """Tell whether this very word was delivered, in the same letters and at the same time.
@@ -125,8 +136,14 @@ class SaidWords:
         )
 
     def _each(self) -> Iterator[tuple[int, ...]]:
-        numbers = iter(self._numbers)
-        return zip(numbers, numbers, numbers, numbers, numbers, strict=True)
+        """Yield of each word a hash of its letters, its start and end, and those of its final."""
+        numbers, finals = iter(self._numbers), iter(self._finals)
+        words = zip(numbers, numbers, numbers, strict=True)
+        index = self._forgotten
+        for until, lower, upper in zip(finals, finals, finals, strict=True):
+            for said, start, end in islice(words, until - index):
+                yield said, start, end, lower, upper
+            index = until
 
 
 def _share_audio(word: HeardWord, start: int, end: int) -> bool:

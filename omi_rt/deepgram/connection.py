@@ -43,6 +43,7 @@ from omi_rt.net.tls import TLSStream
 
 if TYPE_CHECKING:
     from omi_rt.deepgram.credentials import Credentials
+    from omi_rt.light_event import LightEvent
 
 Dial = Callable[[str], Awaitable[trio.abc.Stream]]
 """Opens a stream to the host of a ws(s) URL, TLS included."""
@@ -102,13 +103,13 @@ class Connection:
         except trio_websocket.ConnectionClosed:
             self._stream.send_failed = True
 
-    async def pass_on(self, take: Callable[[Message], None]) -> None:
+    def pass_on(self, take: Callable[[Message], None]) -> Awaitable[None]:
         """Pass each message to ``take`` as it arrives; returns when `receive` is to be asked.
 
         A final is thus dealt with where it is noticed, without a switch of tasks. ``take`` must not
         wait; what it raises is raised here. Cancelling is safe: no message is lost.
         """
-        await self._stream.pass_texts_on(lambda text: take(parse_message(text)))
+        return self._stream.pass_texts_on(parse_message, take)
 
     async def receive(self) -> Message:
         """Wait for the provider's next message. Cancelling is safe: none is lost.
@@ -249,7 +250,7 @@ async def _handshake(
     return socket
 
 
-async def _cancel_when(event: trio.Event, scope: trio.CancelScope) -> None:
+async def _cancel_when(event: LightEvent, scope: trio.CancelScope) -> None:
     await event.wait()
     # A refusal and the end of the stream come together: the refusal is to be seen first.
     await trio.lowlevel.checkpoint()

@@ -6,12 +6,12 @@ What is sent, what a message means and when the connection is given up is decide
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import frozen
 
+from omi_rt.core.breaker import OwnDial
 from omi_rt.core.deepgram import Results
 from omi_rt.core.errors import ProviderClosed, ProviderError
 from omi_rt.core.exchange import Later
@@ -19,6 +19,7 @@ from omi_rt.core.groups import first_error
 from omi_rt.core.news import News
 from omi_rt.core.phase import Phase
 from omi_rt.core.speakers import EpochLabels
+from omi_rt.light_event import LightEvent
 from omi_rt.net.poller import put_off
 from omi_rt.timers import start_timer
 
@@ -92,13 +93,13 @@ class Epoch:
         self.labels = EpochLabels()
         self.error: ProviderError | None = None
         """Why it ended, unless it was closed as we asked."""
-        self.opened = trio.Event()
+        self.opened = LightEvent()
         """Set when the provider has accepted the connection."""
-        self.sent_lead_in = trio.Event()
+        self.sent_lead_in = LightEvent()
         """Set when all of the lead-in, and Finalize, has gone up."""
-        self.digested = trio.Event()
+        self.digested = LightEvent()
         """Set when finals cover the lead-in on every channel."""
-        self.ended = trio.Event()
+        self.ended = LightEvent()
         """Set when the connection is gone."""
         self._tell = tell
         self._connection: Connection | None = None
@@ -143,11 +144,11 @@ class Epoch:
     async def run(self, request: ListenRequest, provider: Provider) -> None:
         """Run from the dial to the end, which is then in ``error``. Cancelling drops the connection."""
         dialled_at = trio.current_time()
-        own = nullcontext(_do_nothing) if self.gives_way else provider.dialling_own()
+        dial = OwnDial(None if self.gives_way else provider.priming)
         try:
-            with self._scope, own as note_own_is_open:
+            with self._scope:
                 async with provider.connect(request) as connection:
-                    note_own_is_open()
+                    dial.over()
                     provider.note_open(trio.current_time() - dialled_at, self.cause)
                     if self.exchange.phase is not Phase.ENDED:
                         await self._converse(connection)
@@ -161,6 +162,8 @@ class Epoch:
                 gives_way=self.gives_way,
                 cause=self.cause,
             )
+        finally:
+            dial.over()
         self.exchange.end()
         self.ended.set()
 
@@ -172,24 +175,24 @@ class Epoch:
         Raises:
             ProviderError: the connection ended otherwise, or is no longer worth keeping.
         """
-        # From here on, whoever cancels the scope wants the connection closed politely, not dropped.
-        self._scope = trio.CancelScope()
-        self._connection = connection
-        self.exchange.open(trio.current_time())
-        self.opened.set()
-        self._tell(self, OPENED)
         failure: ProviderError | None = None
         try:
-            with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    timer = start_timer(self._check, trio.current_time(), self._nursery)
-                    self.wake()
-                    try:
-                        await self._receive(connection)
-                        self._nursery.cancel_scope.cancel()
-                    finally:
-                        timer.cancel()
-                        self._nursery = None
+            async with trio.open_nursery() as self._nursery:
+                # From here on, whoever cancels the scope wants the connection closed politely, not dropped.
+                self._scope = self._nursery.cancel_scope
+                self._connection = connection
+                now = trio.current_time()
+                self.exchange.open(now)
+                self.opened.set()
+                self._tell(self, OPENED)
+                timer = start_timer(self._check, now, self._nursery)
+                self.wake()
+                try:
+                    await self._receive(connection)
+                    self._scope.cancel()
+                finally:
+                    timer.cancel()
+                    self._nursery = None
         except* ProviderError as group:
             failure = first_error(group)
         try:
@@ -279,7 +282,3 @@ class Epoch:
     def _pass_on(self, news: Iterable[News]) -> None:
         for each in news:
             self._tell(self, each)
-
-
-def _do_nothing() -> None:
-    """Stand in for the note of an open connection where nobody wants it."""

@@ -24,6 +24,7 @@ from omi_rt.core.lead_in import (
 from omi_rt.core.short_lead_in import ShortLeadIn, make_short_lead_in
 from omi_rt.core.token_bucket import TokenBucket
 from omi_rt.core.votes import Vote, count_votes
+from omi_rt.light_event import LightEvent
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
@@ -90,9 +91,9 @@ class Primer:
         self._report = report
         self._dial = dial
         self._switch = switch
-        self._utterance_end = trio.Event()
+        self._utterance_end = LightEvent()
         self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
-        self._wanted = trio.Event()
+        self._wanted = LightEvent()
         self._relabel = False
         self._has_stored_voices = False
         self._short_are_of_use = True
@@ -145,7 +146,7 @@ class Primer:
             pause = RETRY_SECONDS * self._provider.random.uniform(1.0, 1.2)
             with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
-            self._wanted = trio.Event()
+            self._wanted = LightEvent()
             failure = await self._prime()
             if failure is not None:
                 self.tell(failure)
@@ -191,7 +192,7 @@ class Primer:
     def note_utterance_end(self) -> None:
         """Note that an utterance has ended in the epoch that serves, which is a good moment to switch."""
         self._utterance_end.set()
-        self._utterance_end = trio.Event()
+        self._utterance_end = LightEvent()
 
     async def _digest(
         self, epoch: Epoch, most_seconds: float, give_way: trio.Event | None = None
@@ -254,7 +255,7 @@ class Primer:
             self._switch(epoch, votes)
             has_switched = True
             # This epoch also serves the purpose of a reconnect that came while it was being primed.
-            self._wanted = trio.Event()
+            self._wanted = LightEvent()
             self._follow_up(lead_in)
         finally:
             self._provider.priming.primed -= 1

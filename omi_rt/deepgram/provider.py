@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager
 from random import Random
 from typing import TYPE_CHECKING
 
@@ -20,7 +19,6 @@ from omi_rt.deepgram.credentials import APIKey, Credentials, GrantedToken
 from omi_rt.metrics import Metrics, status_label
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
     from contextlib import AbstractAsyncContextManager
 
     from omi_rt.core.listen import ListenRequest
@@ -122,22 +120,6 @@ class Provider:
             if self.priming.may_begin(trio.current_time()):
                 return
             await trio.sleep(self.random.uniform(*_ROOM_CHECK_SECONDS))
-
-    @contextmanager
-    def dialling_own(self) -> Iterator[Callable[[], None]]:
-        """Make primed connections wait until the block ends, or until what this yields is called."""
-        self.priming.dialling += 1
-        is_over = False
-
-        def over() -> None:
-            nonlocal is_over
-            self.priming.dialling -= not is_over
-            is_over = True
-
-        try:
-            yield over
-        finally:
-            over()
 
     async def wait_for_turn(self, *, is_redial: bool) -> None:
         """Wait until this process may dial again. Cancelling gives the place up."""

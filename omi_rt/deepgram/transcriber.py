@@ -110,7 +110,9 @@ class Transcriber:
         self._finalize_sent: int | None = None
         self._configuring = ConfigureRequest()
         self._scope = trio.CancelScope()
-        self._between = trio.CancelScope()
+        """Of `run`."""
+        self._between: trio.CancelScope | None = None
+        """Of the wait for the next dial."""
         self._priming = trio.CancelScope()
         self._room: trio.Event | None = None
         """While `make_room` waits."""
@@ -217,12 +219,12 @@ class Transcriber:
         self._report.tell_initiating()
         refusal: ProviderError | None = None
         try:
-            with self._scope:
-                async with trio.open_nursery() as self._nursery:
-                    if self._primer is not None and not self._profile_first:
-                        self._nursery.start_soon(self._run_primer, self._primer)
-                    refusal = await self._keep_serving()
-                    self._nursery.cancel_scope.cancel()
+            async with trio.open_nursery() as self._nursery:
+                self._take_scope(self._nursery.cancel_scope)
+                if self._primer is not None and not self._profile_first:
+                    self._nursery.start_soon(self._run_primer, self._primer)
+                refusal = await self._keep_serving()
+                self._scope.cancel()
         finally:
             self._note_sent(self._serving)
             self._report.note_loss(self._coverage.lose_pending(self._sent_until))
@@ -230,6 +232,13 @@ class Transcriber:
             self._lateness.note_connection_end(trio.current_time())
         if refusal is not None:
             raise refusal
+
+    def _take_scope(self, scope: trio.CancelScope) -> None:
+        """Let the nursery's own scope be that of `run`: one around it would take 0.7 KB."""
+        scope.deadline = self._scope.deadline
+        if self._scope.cancel_called:
+            scope.cancel()
+        self._scope = scope
 
     async def _run_primer(self, primer: Primer) -> None:
         with self._priming:
@@ -239,15 +248,20 @@ class Transcriber:
         """Run one epoch after another; return the refusal that ends the session, if there is one."""
         wait_seconds = 0.0
         while not self._is_done():
-            if self._serving is None:
+            epoch = self._serving
+            if epoch is None:
                 with trio.CancelScope() as self._between:
                     await trio.sleep(wait_seconds)
                     await self._provider.wait_for_turn(is_redial=self._recovery.is_failing)
-                    self._serving = await self._dial_own()
-                # A switch may have come first: then a primed epoch serves already.
-                continue
-            epoch = self._serving
-            await epoch.ended.wait()
+                    epoch = self._serving = await self._make_own()
+                self._between = None
+                if epoch is None:
+                    # A switch came first: a primed epoch serves already.
+                    continue
+                # In this task, because one of its own would take 1.2 KB for as long as the session lasts.
+                await epoch.run(self._request, self._provider)
+            else:
+                await epoch.ended.wait()
             if epoch is not self._serving:
                 continue
             self._serving = None
@@ -257,7 +271,7 @@ class Transcriber:
             wait_seconds = decision.wait_seconds
         return None
 
-    async def _dial_own(self) -> Epoch:
+    async def _make_own(self) -> Epoch:
         lead_in: LeadIn | ShortLeadIn | None = None
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
@@ -266,16 +280,18 @@ class Transcriber:
             lead_in = self._primer.make_short()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
-        return self._start(lead_in, cause, gives_way=False)
+        return self._make(lead_in, cause, gives_way=False)
 
     def _dial(self, lead_in: LeadIn, cause: DialCause) -> Epoch:
         """Dial an epoch beside the session's own."""
-        return self._start(lead_in, cause, gives_way=True)
+        assert self._nursery is not None
+        epoch = self._make(lead_in, cause, gives_way=True)
+        self._nursery.start_soon(epoch.run, self._request, self._provider)
+        return epoch
 
-    def _start(
+    def _make(
         self, lead_in: LeadIn | ShortLeadIn | None, cause: DialCause, *, gives_way: bool
     ) -> Epoch:
-        assert self._nursery is not None
         exchange = Exchange(
             self._coverage,
             self._recovery.patience,
@@ -284,9 +300,7 @@ class Transcriber:
             trio.current_time(),
             lead_in,
         )
-        epoch = Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
-        self._nursery.start_soon(epoch.run, self._request, self._provider)
-        return epoch
+        return Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
 
     # Who serves.
 
@@ -302,7 +316,8 @@ class Transcriber:
             if was_open:
                 self._report.log_replaced(former, "switch")
                 self._lateness.note_connection_end(trio.current_time())
-        self._between.cancel()
+        if self._between is not None:
+            self._between.cancel()
         # These words are counted in the votes already; those that come later are the tail's.
         epoch.exchange.timeline.lead_in_words.clear()
         self._transcript.learn(

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
+from omi_rt.light_event import LightEvent
 from omi_rt.net.frames import TextFrames
-from omi_rt.net.poller import Kind
+from omi_rt.net.poller import Kind, running_poller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+T = TypeVar("T")
 TEXTS_PER_STEP = 16
 """This many of the messages that came at once are taken before other sessions get a turn: they take some
 5 ms."""
@@ -36,8 +38,8 @@ class WatchedStream(trio.abc.Stream):
         "_for_library",
         "_frames",
         "_given",
+        "_is_for_library",
         "_is_sending",
-        "_library",
         "_rest",
         "_send_at_once",
         "_stream",
@@ -51,14 +53,16 @@ class WatchedStream(trio.abc.Stream):
         self._frames = TextFrames(max_message_bytes)
         self._given = 0
         self._for_library = b""
-        self._library = trio.lowlevel.ParkingLot()
+        self._is_for_library = LightEvent()
+        """Set, and replaced, when the library may have something to read."""
         self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | bytearray | memoryview | None = None
         self._is_sending = False
-        self._waiting = trio.lowlevel.ParkingLot()
+        self._waiting: trio.lowlevel.ParkingLot | None = None
+        """Where who wants to send waits for a frame that is half sent."""
         self.send_failed = False
         """Whether a send met a broken connection; later ones do nothing."""
-        self.ended = trio.Event()
+        self.ended = LightEvent()
         """Set when nothing more will be received."""
 
     def send_nowait(self, frame: bytes) -> bool:
@@ -85,6 +89,8 @@ class WatchedStream(trio.abc.Stream):
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send as the stream below does, but raise nothing where it is broken."""
         while self._is_sending:
+            if self._waiting is None:
+                self._waiting = trio.lowlevel.ParkingLot()
             await self._waiting.park()
         if self.send_failed:
             return
@@ -95,7 +101,8 @@ class WatchedStream(trio.abc.Stream):
             # The library would throw away what has arrived if it knew.
             self.send_failed = True
         self._is_sending = False
-        self._waiting.unpark()
+        if self._waiting is not None:
+            self._waiting.unpark()
 
     async def wait_send_all_might_not_block(self) -> None:
         """Wait as the stream below does."""
@@ -122,14 +129,14 @@ class WatchedStream(trio.abc.Stream):
         self._given += 1
         return frames.texts.pop(0)
 
-    async def pass_texts_on(self, take: Callable[[str], None]) -> None:
-        """Pass each message to ``take`` as it arrives, as long as nothing else does.
+    async def pass_texts_on(self, parse: Callable[[str], T], take: Callable[[T], None]) -> None:
+        """Pass each message, as ``parse`` reads it, to ``take`` as it arrives, while nothing else does.
 
-        Returns at once where no poller runs, and when `receive_text` is to be asked. What ``take``
-        raises is raised here; it must not wait. Cancelling is safe.
+        Returns at once where no poller runs, and when `receive_text` is to be asked. What the two
+        raise is raised here; they must not wait. Cancelling is safe.
         """
         frames, serve = self._frames, getattr(self._stream, "serve", None)
-        if serve is None or frames.texts or frames.is_over:
+        if serve is None or running_poller() is None or frames.texts or frames.is_over:
             return
 
         def take_data(data: bytes, now: float) -> bool:
@@ -137,7 +144,7 @@ class WatchedStream(trio.abc.Stream):
             for _ in range(TEXTS_PER_STEP):
                 if not frames.texts:
                     return frames.is_over
-                take(frames.texts.pop(0))
+                take(parse(frames.texts.pop(0)))
             return bool(frames.texts) or frames.is_over
 
         with suppress(*NETWORK_ERRORS):
@@ -151,12 +158,16 @@ class WatchedStream(trio.abc.Stream):
             # rid of its pongs, it knows to read no further.
             self.hand_over()
         if self._for_library:
-            self._library.unpark()
+            self._wake_library()
 
     def hand_over(self) -> None:
         """Let the library read from here on. Nobody may be reading in `receive_text`."""
         self._for_library += self._frames.give_up()
-        self._library.unpark()
+        self._wake_library()
+
+    def _wake_library(self) -> None:
+        self._is_for_library.set()
+        self._is_for_library = LightEvent()
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes | bytearray:
         """Receive what is for the library."""
@@ -166,7 +177,7 @@ class WatchedStream(trio.abc.Stream):
                 data, self._for_library = self._for_library, b""
                 return data
             if frames.has_head and not frames.is_over:
-                await self._library.park()
+                await self._is_for_library.wait()
                 continue
             try:
                 received = await self._stream.receive_some(max_bytes)

@@ -383,7 +383,10 @@ class ServerOpening:
         for name, value in headers.items():
             response.headers[name] = value
         self._protocol.send_response(response)
-        opened = WebSocketProtocol(self._protocol)
+        # The library's parser of the handshake would keep the request for as long as the connection lasts.
+        protocol = Protocol(SERVER, max_size=self._protocol.max_message_size, logger=_silent)
+        protocol.writes += self._protocol.data_to_send()
+        opened = WebSocketProtocol(protocol)
         if rest:
             opened.receive(rest)
         return opened

@@ -11,8 +11,6 @@ from typing import TYPE_CHECKING
 
 import trio
 
-from omi_rt.net.poller import running_poller
-
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -140,20 +138,18 @@ class TLSStream(trio.abc.HalfCloseableStream):
             except ssl.SSLError as error:
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
-    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> bool:
+    async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> None:
         """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s."""
-        if running_poller() is None:
-            return False
         # Of what was read before a part may be left.
         if self._pass_on(take, trio.current_time()):
             await trio.lowlevel.checkpoint()
-            return True
+            return
 
         def take_encrypted(data: bytes, now: float) -> bool:
             self._add(data)
             return self._pass_on(take, now)
 
-        return await self._stream.serve(take_encrypted, kind)
+        await self._stream.serve(take_encrypted, kind)
 
     def _pass_on(self, take: Callable[[bytes, float], bool], now: float) -> bool:
         """Pass on what can be decrypted; returns whether ``take`` has enough."""

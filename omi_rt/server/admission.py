@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import uuid
 from collections.abc import Mapping
 from datetime import UTC, datetime
@@ -31,6 +30,7 @@ from omi_rt.core.resume import Outcome, Wish, parse_wish, split_wish
 from omi_rt.faces.face import Call
 from omi_rt.faces.table import FACES
 from omi_rt.log import get_logger
+from omi_rt.server.counts import Counts
 from omi_rt.server.gate import Gate, receive_proof
 from omi_rt.server.http import HTTPAnswer, deepgram_refusal, respond, unavailable
 from omi_rt.server.line import Line
@@ -62,7 +62,7 @@ class _Arrival:
 
     address: str
     """Of the client; empty where it is not known."""
-    leaving: contextlib.ExitStack
+    leaving: Counts
     """Closed when the connection ends."""
     wishes: Mapping[str, str]
     """What the client says of a connection before this one."""
@@ -120,7 +120,7 @@ class Admission:
             max_lag_ms=self._settings.max_lag_ms,
         )
 
-    def begin(self, peer: str, beginning: contextlib.ExitStack) -> tuple[str, str] | None:
+    def begin(self, peer: str, beginning: Counts) -> tuple[str, str] | None:
         """Count a new connection for its address until ``beginning`` is closed.
 
         Returns the limit and the reason where the address has too many that are no sessions yet. Those
@@ -135,12 +135,10 @@ class Admission:
             return None
         return self._count_beginning(host, beginning)
 
-    def _count_beginning(
-        self, address: str, beginning: contextlib.ExitStack
-    ) -> tuple[str, str] | None:
+    def _count_beginning(self, address: str, beginning: Counts) -> tuple[str, str] | None:
         if not self._beginning.enter(address):
             return "address", "too many connections of this address that are no sessions"
-        beginning.callback(self._beginning.leave, address)
+        beginning.add(self._beginning.leave, address)
         return None
 
     async def admit(
@@ -148,8 +146,8 @@ class Admission:
         handshake: ServerHandshake,
         peer: str,
         *,
-        leaving: contextlib.ExitStack,
-        beginning: contextlib.ExitStack,
+        leaving: Counts,
+        beginning: Counts,
         is_loopback: bool,
     ) -> Session | Line | None:
         """Answer a request; returns the session that it opens, or the line that takes one up.
@@ -230,7 +228,7 @@ class Admission:
         if not self._occupancy.enter(arrival.address):
             most = self._settings.max_address_connections
             raise TooManySessions(f"too many sessions of this address: {most} of {most}")
-        arrival.leaving.callback(self._occupancy.leave, arrival.address)
+        arrival.leaving.add(self._occupancy.leave, arrival.address)
 
     async def turn_away(self, handshake: ServerHandshake, limit: str, reason: str) -> None:
         """Answer 503 because of a limit."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -12,6 +11,7 @@ from omi_rt.core.acknowledgement import ACKNOWLEDGE_SECONDS, Acknowledgement
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
 from omi_rt.core.json import dumps
 from omi_rt.faces.face import SHORT_BYTES
+from omi_rt.light_event import LightEvent
 from omi_rt.net.turns import wait_turn
 from omi_rt.timers import start_timer
 
@@ -96,6 +96,7 @@ class Line:
     __slots__ = (
         "_acknowledgement",
         "_beat_due",
+        "_nursery",
         "_owner",
         "_shared",
         "_timers",
@@ -116,6 +117,7 @@ class Line:
         "websocket",
     )
 
+    _nursery: trio.Nursery
     _owner: Owner
 
     def __init__(
@@ -134,7 +136,7 @@ class Line:
         """When the last message came, which is more than a pong."""
         self.incoming = trio.CancelScope()
         """Of whoever reads."""
-        self.incoming_ended = trio.Event()
+        self.incoming_ended = LightEvent()
         self.is_reading = True
         """Whether a silence is the device's: the server may have stopped to read."""
         self.is_lost = False
@@ -146,10 +148,10 @@ class Line:
         """Whether it is sent what was told before it came; what is told meanwhile has to wait."""
         self.told = 0
         """While it catches up, the last number that it has been sent."""
-        self.has_caught_up = trio.Event()
+        self.has_caught_up = LightEvent()
         self.farewell = (1001, "")
         """The close code and reason that it gets where it is lost."""
-        self.over = trio.Event()
+        self.over = LightEvent()
         """Set when nothing of it is left but its stream."""
         self._timers: list[Timer] = []
         self._beat_due = 0.0
@@ -174,11 +176,11 @@ class Line:
                 again. None where nothing was told before.
             resent: what of its audio has come before.
         """
-        self._owner, self.resent = owner, resent
+        self._owner, self._nursery, self.resent = owner, nursery, resent
         if told is not None:
             self.told, self.is_catching_up = told, True
         self.send(greeting)
-        self.websocket.send_with(partial(nursery.start_soon, self._deliver))
+        self.websocket.send_with(self._start_writer)
         nursery.start_soon(self._serve_device)
         now, interval = trio.current_time(), self._shared.settings.heartbeat_seconds
         self._beat_due = now + interval
@@ -412,6 +414,9 @@ class Line:
         self.websocket.ping_nowait()
         self._beat_due += interval
         return self._beat_due
+
+    def _start_writer(self) -> None:
+        self._nursery.start_soon(self._deliver)
 
     async def _deliver(self) -> None:
         """Send what the kernel did not take at once, in order."""

@@ -11,6 +11,7 @@ from omi_rt.core import events
 from omi_rt.core.errors import OmiRtError
 from omi_rt.core.ids import ID_RULE, is_valid_id
 from omi_rt.core.voices import Identity
+from omi_rt.light_event import LightEvent
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,7 +53,7 @@ class Naming:
         self._tell = tell
         self._log = log
         self._is_storing = False
-        self._done = trio.Event()
+        self._done = LightEvent()
 
     def assign(self, ask: AssignSpeaker, nursery: trio.Nursery) -> None:
         """Let a speaker be called what the client says, and store the voice in ``nursery``."""
@@ -101,7 +102,7 @@ class Naming:
                 reason = None
         self._is_storing = False
         self._done.set()
-        self._done = trio.Event()
+        self._done = LightEvent()
         if reason is None:
             self._log.info("voice_stored", seconds=round(voice.seconds, 1))
         else:

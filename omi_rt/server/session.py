@@ -70,6 +70,44 @@ class Session:
         wish: what the client said of a connection before this one.
     """
 
+    # With so many attributes an instance's dictionary would not share its keys with the others': 1.6 KB.
+    __slots__ = (
+        "__weakref__",
+        "_account",
+        "_ending",
+        "_has_come_back",
+        "_has_logged_unknown",
+        "_has_taken_leave",
+        "_has_told_undecodable",
+        "_line",
+        "_listeners",
+        "_log",
+        "_loss",
+        "_metrics",
+        "_naming",
+        "_nursery",
+        "_observers",
+        "_presence",
+        "_request",
+        "_resumable",
+        "_resumes",
+        "_settings",
+        "_share",
+        "_tells_status",
+        "_transcriber",
+        "_transcript",
+        "_way_back",
+        "_wish",
+        "coverage",
+        "decoder",
+        "face",
+        "id",
+        "is_overheard",
+        "outbox",
+        "pass_on",
+        "takes_audio",
+    )
+
     def __init__(
         self,
         session_id: str,
@@ -127,10 +165,10 @@ class Session:
         settings, profiles = shared.settings, shared.profiles
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
-            load_anchors = partial(profiles.anchors, request.uid, request.audio_format)
+            load_anchors = partial(profiles.anchors, request.uid, self.coverage.audio_format)
         transcript = Transcript(
             self.id,
-            request.audio_format,
+            self.coverage.audio_format,
             tell=self._tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
@@ -157,7 +195,7 @@ class Session:
             id=self.id,
             uid=request.uid,
             language=request.language,
-            audio_format=request.audio_format,
+            audio_format=self.coverage.audio_format,
             began_at=datetime.now(UTC),
             last_segments=self._transcript.last_segments,
         )
@@ -187,7 +225,10 @@ class Session:
                 if self.face.idle_seconds is not None:
                     nursery.start_soon(self._end_when_idle, self.face.idle_seconds)
                 try:
-                    await self._transcribe()
+                    try:
+                        await self._transcriber.run()
+                    except ProviderError as error:
+                        self._note_refusal(error)
                     await self._take_leave()
                 finally:
                     # What a timer raises needs a nursery that is open.
@@ -412,14 +453,11 @@ class Session:
 
     # The provider's side.
 
-    async def _transcribe(self) -> None:
-        try:
-            await self._transcriber.run()
-        except ProviderError as error:
-            self._log.error("provider_failed", reason=str(error))
-            self._tell(events.service_status("stt_failed", str(error)))
-            self._ending = endings.STT_FAILED
-            self._presence = after_move(self._presence, Move.LEAVE)
+    def _note_refusal(self, error: ProviderError) -> None:
+        self._log.error("provider_failed", reason=str(error))
+        self._tell(events.service_status("stt_failed", str(error)))
+        self._ending = endings.STT_FAILED
+        self._presence = after_move(self._presence, Move.LEAVE)
 
     async def _take_leave(self) -> None:
         line = self._line

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import define, field
+from attrs import define
 
 from omi_rt.core.corrections import MAX_CORRECTED_SEGMENTS
 from omi_rt.core.errors import DeviceError, PeerClosed, PeerTooSlow
@@ -112,7 +112,7 @@ class WatchedSession(Observer):
 
     facts: SessionFacts
     leave: Callable[[WatchedSession], None]
-    watchers: set[Watcher] = field(factory=set)
+    watchers: frozenset[Watcher] = frozenset()
     face: OmiFace | None = None
     """What they have been told; None where nobody has watched since the last one left."""
 
@@ -134,11 +134,11 @@ class WatchedSession(Observer):
             self.face.take(self.facts.last_segments(MAX_CORRECTED_SEGMENTS))
         for message in self.face.write_last(MAX_KEPT_SEGMENTS):
             watcher.put(message)
-        self.watchers.add(watcher)
+        self.watchers |= {watcher}
 
     def part(self, watcher: Watcher) -> None:
         """Tell a watcher nothing more. It may be called twice."""
-        self.watchers.discard(watcher)
+        self.watchers -= {watcher}
         if not self.watchers:
             self.face = None
 

@@ -11,7 +11,6 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from hashlib import sha256
 from http import HTTPStatus
 from importlib.resources import files
@@ -27,6 +26,7 @@ from omi_rt.faces.face import Call, bearer_token
 from omi_rt.log import get_logger, pseudonym
 from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.protocol import HTTPRequest
+from omi_rt.server.counts import Counts
 from omi_rt.server.enrol import MAX_BYTES, Enrolment, as_json, body_bytes, refusal
 from omi_rt.server.gate import receive_proof
 from omi_rt.server.http import HTTPAnswer, answer, respond, unavailable
@@ -75,7 +75,7 @@ class Visit:
     peer: str
     is_loopback: bool
     """Whether it came in over the loopback interface, perhaps through a proxy there."""
-    beginning: ExitStack
+    beginning: Counts
     """Closed when the connection watches a session."""
 
 
