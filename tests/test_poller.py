@@ -399,8 +399,8 @@ async def test_what_a_final_puts_off_is_done_when_some_devices_have_been_read_an
             order.append("final")
             put_off(lambda: order.append("replaced"))
             put_off(lambda: order.append("rest"))
-            for _, sends_frame in devices:
-                sends_frame.send(b"x")
+            for device in devices:
+                device[1].send(b"x")
             trio.lowlevel.spawn_system_task(another_task)
             return False
 
