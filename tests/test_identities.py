@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import trio
+from attrs import evolve
 
 from omi_rt.codecs.wav import WavAudio, write_wav
-from omi_rt.deepgram.primer import NOT_RECOGNISED
+from omi_rt.deepgram.primer import NOT_HEARD
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.faults import (
     Close,
@@ -17,6 +18,7 @@ from omi_rt.fake.faults import (
     Drop,
     Fault,
     IgnoreCloseStream,
+    Late,
     Refuse,
     Silence,
 )
@@ -39,6 +41,7 @@ if TYPE_CHECKING:
 
     from trio.testing import MockClock
 
+    from omi_rt.fake.finals import FinalizeAnswer
     from omi_rt.fake.speech import SpokenWord
 
 USER = 1
@@ -339,7 +342,45 @@ async def test_a_lead_in_that_is_never_answered_is_given_up_soon_where_answers_c
     # The lead-in takes 22 s, since its first 2 s go up at once.
     assert (ended["sent"]["lead_in"], primed.closed_at - primed.opened_at < 30.0) == (29.36, True)
     told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
-    assert [each["reason"] for each in told] == [NOT_RECOGNISED]
+    assert [each["reason"] for each in told] == [NOT_HEARD]
+
+
+async def test_a_lead_in_that_was_not_answered_in_time_is_tried_again_after_growing_pauses(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER], 330.0)
+    faults = FaultScript.of([], [Silence()], [Late(seconds=90.0)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
+        _plain, first, second, third = fake.connections
+    assert_whole(device, script)
+    assert_identities(device, script, ended, {USER: None})
+    assert 270 < known_after(ended) < 310
+    assert first.closed_at is not None
+    assert second.closed_at is not None
+    assert 60 <= second.opened_at - first.closed_at <= 72
+    assert 120 <= third.opened_at - second.closed_at <= 144
+
+
+@pytest.mark.parametrize("finalize", ["never", "speech", "last_word"])
+async def test_the_user_is_known_where_a_finalize_in_silence_brings_nothing(
+    autojump_clock: MockClock, finalize: FinalizeAnswer
+) -> None:
+    """Nobody speaks before the lead-in is up, so that it ends with a stored voice and silence."""
+    said = conversation([USER, STRANGER], 60.0).words
+    script = Script([evolve(word, start=word.start + 20.0) for word in said], 80.0)
+    async with (
+        listening_server(profiles=stored(), options=Options(finalize=finalize)) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script)
+        assert len(fake.connections) == 2
+    assert_whole(device, script)
+    assert_identities(device, script, ended, {USER: None})
+    assert known_after(ended) < 25
 
 
 async def test_profile_first_lets_the_audio_go_up_after_twenty_seconds_without_an_answer(

@@ -53,6 +53,8 @@ MAX_FOLLOW_UPS = 2
 NO_PROFILE = "no speech profile is stored"
 NOT_RECOGNISED = "the voices of the lead-in were not recognised"
 """This is tried again only after the next reconnect, because each try costs a whole lead-in."""
+NOT_HEARD = "the lead-in was not answered in time"
+"""This is tried again after pauses that double each time, because each try costs a whole lead-in."""
 NO_ROOM = "Deepgram has no room for a second connection"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 _NOT_RETRIED = frozenset({NOT_RECOGNISED, ONE_SPEAKER})
@@ -69,7 +71,8 @@ class Primer:
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
         dial: dials an epoch with a lead-in beside the one that serves.
-        switch: lets a primed epoch serve the session.
+        switch: lets a primed epoch serve the session, with the votes on its labels; None where not all
+            of its lead-in has been heard yet.
     """
 
     def __init__(
@@ -81,7 +84,7 @@ class Primer:
         report: HealthReport,
         *,
         dial: Callable[[LeadIn, DialCause], Epoch],
-        switch: Callable[[Epoch, list[Vote]], None],
+        switch: Callable[[Epoch, list[Vote] | None], None],
     ) -> None:
         self._format = audio_format
         self._voices = voices
@@ -97,6 +100,7 @@ class Primer:
         self._has_stored_voices = False
         self._short_are_of_use = True
         self._follow_ups = 0
+        self._retry_seconds = RETRY_SECONDS
         self._has_told = False
         self._has_failed = False
 
@@ -108,6 +112,7 @@ class Primer:
         """
         self._relabel |= relabel
         self._follow_ups = 0
+        self._retry_seconds = RETRY_SECONDS
         self._wanted.set()
 
     def make_short(self) -> ShortLeadIn | None:
@@ -142,7 +147,9 @@ class Primer:
         failure: str | None = None
         while True:
             is_worth_a_retry = failure is not None and failure not in _NOT_RETRIED
-            pause = RETRY_SECONDS * self._provider.random.uniform(1.0, 1.2)
+            pause = self._retry_seconds * self._provider.random.uniform(1.0, 1.2)
+            if failure == NOT_HEARD:
+                self._retry_seconds *= 2
             with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
             self._wanted = trio.Event()
@@ -184,9 +191,9 @@ class Primer:
 
     async def hear_first(self, epoch: Epoch) -> None:
         """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        votes = await self._digest(epoch, FIRST_DIGEST_SECONDS)
+        await self._digest(epoch, FIRST_DIGEST_SECONDS)
         if not epoch.ended.is_set():
-            self._switch(epoch, votes or [])
+            self._switch(epoch, self._votes_of(epoch))
 
     def note_utterance_end(self) -> None:
         """Note that an utterance has ended in the epoch that serves, which is a good moment to switch."""
@@ -195,10 +202,10 @@ class Primer:
 
     async def _digest(
         self, epoch: Epoch, most_seconds: float, give_way: trio.Event | None = None
-    ) -> list[Vote] | None:
-        """Wait until an open epoch has heard its lead-in; return the votes.
+    ) -> None:
+        """Wait until an open epoch has heard its lead-in, as long as that may still come.
 
-        Returns None if the epoch does not hear it in time, ends, or gives way.
+        Returns as soon as the epoch ends or gives way.
         """
         ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
         await wait_any(epoch.sent_lead_in.wait, *ends)
@@ -208,9 +215,20 @@ class Primer:
                 with trio.move_on_after(_LOOK_SECONDS):
                     await wait_any(epoch.digested.wait, *ends)
                     break
-        if not epoch.digested.is_set() or epoch.ended.is_set():
-            return None
+
+    def _votes_of(self, epoch: Epoch) -> list[Vote] | None:
+        """The votes of an epoch that has heard its lead-in; None where some may still come."""
+        return self._count(epoch) if epoch.digested.is_set() else None
+
+    def _count(self, epoch: Epoch) -> list[Vote]:
         return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
+
+    def _recognises(self, epoch: Epoch, lead_in: LeadIn) -> bool:
+        """Whether an open epoch answers on all channels and has given a voice a label, besides the contrast.
+
+        It may not have answered all: a Finalize brings nothing where the provider has nothing left to say.
+        """
+        return epoch.exchange.answers_all_channels and _has_voices(self._count(epoch), lead_in)
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
@@ -236,22 +254,20 @@ class Primer:
         self._provider.priming.primed += 1
         try:
             await wait_any(epoch.opened.wait, epoch.ended.wait, give_way.wait)
-            votes: list[Vote] | None = None
             if epoch.opened.is_set() and not give_way.is_set():
-                votes = await self._digest(epoch, DIGEST_SECONDS, give_way)
-            has_voices = _has_voices(votes, lead_in)
-            if has_voices:
+                await self._digest(epoch, DIGEST_SECONDS, give_way)
+            if not give_way.is_set() and self._recognises(epoch, lead_in):
                 with trio.move_on_after(UTTERANCE_SECONDS):
-                    await self._utterance_end.wait()
+                    await wait_any(self._utterance_end.wait, epoch.ended.wait, give_way.wait)
             if give_way.is_set():
                 return NO_ROOM
             self._has_failed = epoch.ended.is_set()
             if self._has_failed:
                 return f"no primed connection: {epoch.error}"
-            if not has_voices or votes is None:
-                return NOT_RECOGNISED
+            if not self._recognises(epoch, lead_in):
+                return NOT_RECOGNISED if epoch.digested.is_set() else NOT_HEARD
             self._relabel = False
-            self._switch(epoch, votes)
+            self._switch(epoch, self._votes_of(epoch))
             has_switched = True
             # This epoch also serves the purpose of a reconnect that came while it was being primed.
             self._wanted = trio.Event()
@@ -279,8 +295,6 @@ class Primer:
             self._wanted.set()
 
 
-def _has_voices(votes: list[Vote] | None, lead_in: LeadIn) -> bool:
+def _has_voices(votes: list[Vote], lead_in: LeadIn) -> bool:
     """Whether any voice has won a label, besides the contrast."""
-    return any(
-        vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes or ()
-    )
+    return any(vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes)

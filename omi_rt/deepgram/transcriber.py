@@ -119,8 +119,9 @@ class Transcriber:
         """The session's own epoch, from its dial to its end. Only its finals count."""
         self._sent_until = 0
         self._has_dialled = False
-        self._unheard: ShortLeadIn | None = None
-        """The short lead-in in front of the session's audio, until a final covers any of that."""
+        self._unheard: LeadIn | ShortLeadIn | None = None
+        """The lead-in in front of the session's audio, of which not all has been heard, until a final covers
+        any of that audio."""
         self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
@@ -290,8 +291,11 @@ class Transcriber:
 
     # Who serves.
 
-    def _switch(self, epoch: Epoch, votes: list[Vote]) -> None:
-        """Let a primed epoch serve the session from the watermark on, in place of its own."""
+    def _switch(self, epoch: Epoch, votes: list[Vote] | None) -> None:
+        """Let a primed epoch serve the session from the watermark on, in place of its own.
+
+        Where ``votes`` is None they are counted as soon as all of the lead-in has been heard.
+        """
         assert epoch.lead_in is not None
         former, self._serving = self._serving, epoch
         replaces = former is not None and former is not epoch
@@ -303,25 +307,30 @@ class Transcriber:
                 self._report.log_replaced(former, "switch")
                 self._lateness.note_connection_end(trio.current_time())
         self._between.cancel()
-        # These words are counted in the votes already; those that come later are the tail's.
-        epoch.exchange.timeline.lead_in_words.clear()
-        self._transcript.learn(
-            epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
-        )
-        self._go_live(epoch, is_planned=is_planned)
+        if votes is not None:
+            # These words are counted in the votes already; those that come later are the tail's.
+            epoch.exchange.timeline.lead_in_words.clear()
+            self._transcript.learn(
+                epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
+            )
+        unheard = epoch.lead_in if votes is None else None
+        self._go_live(epoch, is_planned=is_planned, unheard=unheard)
         self._log.info(
             "connection_switched",
             request_id=epoch.request_id,
             at=self._coverage.audio_format.seconds(self._coverage.watermark),
-            votes=len(votes),
+            votes=len(votes or ()),
         )
 
-    def _go_live(self, epoch: Epoch, *, is_planned: bool) -> None:
+    def _go_live(
+        self, epoch: Epoch, *, is_planned: bool, unheard: LeadIn | ShortLeadIn | None = None
+    ) -> None:
         self._absence.note_open()
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
-        self._unheard = epoch.lead_in if isinstance(epoch.lead_in, ShortLeadIn) else None
-        epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=self._unheard is not None)
+        self._unheard = unheard
+        keeps_lead_in = isinstance(unheard, ShortLeadIn)
+        epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=keeps_lead_in)
         self._finalize_sent = None
         self._pass_finalize()
         if self._audio_ended:
@@ -365,7 +374,7 @@ class Transcriber:
         if isinstance(epoch.lead_in, ShortLeadIn):
             if self._primer is not None:
                 self._primer.note_short_begun(epoch.lead_in)
-            self._go_live(epoch, is_planned=False)
+            self._go_live(epoch, is_planned=False, unheard=epoch.lead_in)
         elif epoch.lead_in is None:
             lost_labels = self._has_served
             self._go_live(epoch, is_planned=False)
@@ -404,14 +413,14 @@ class Transcriber:
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
 
-    def _learn_from(self, lead_in: ShortLeadIn, epoch: Epoch) -> None:
+    def _learn_from(self, lead_in: LeadIn | ShortLeadIn, epoch: Epoch) -> None:
         """Learn who has which label, before the first words that have them are told."""
         self._unheard = None
         timeline, labels = epoch.exchange.timeline, epoch.labels
         votes = count_votes(timeline.lead_in_words, self._coverage.audio_format.sample_rate)
         timeline.lead_in_words.clear()
         self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
-        if self._primer is not None:
+        if self._primer is not None and isinstance(lead_in, ShortLeadIn):
             self._primer.note_short_heard(lead_in.recognised(votes, labels.contested))
 
     def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
