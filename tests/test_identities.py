@@ -10,7 +10,7 @@ import trio
 from attrs import evolve
 
 from omi_rt.codecs.wav import WavAudio, write_wav
-from omi_rt.deepgram.primer import NOT_HEARD
+from omi_rt.deepgram.primer import NOT_HEARD, NOT_RECOGNISED
 from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
 from omi_rt.fake.faults import (
     Close,
@@ -383,7 +383,7 @@ async def test_the_user_is_known_where_a_finalize_in_silence_brings_nothing(
     assert known_after(ended) < 25
 
 
-async def test_profile_first_lets_the_audio_go_up_after_twenty_seconds_without_an_answer(
+async def test_profile_first_lets_the_audio_follow_the_lead_in_though_nothing_is_answered_yet(
     autojump_clock: MockClock,
 ) -> None:
     script = conversation([STRANGER, USER])
@@ -394,15 +394,68 @@ async def test_profile_first_lets_the_audio_go_up_after_twenty_seconds_without_a
     ):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(device.stream_audio, synthesise(script, RATE), RATE * 2)
-            await trio.sleep(30.0)
-            heard = fake.connections[0].audio_seconds
-            await trio.sleep(6.0)
-            assert fake.connections[0].audio_seconds > heard
+            # The lead-in takes 11 s.
+            await trio.sleep(13.0)
+            assert fake.connections[0].audio_seconds > 15.8
         ended = await device.finish(120)
     assert_whole(device, script)
     assert len(fake.connections) == 1
-    # After 30 s only the lead-in had gone up, which takes 12 s.
-    assert heard == ended["sent"]["lead_in"] == 15.8
+    assert ended["sent"]["lead_in"] == 15.8
+    assert known_after(ended) == 0.0
+    assert_identities(device, script, ended, {USER: None})
+
+
+@pytest.mark.parametrize("seconds", [12.0, 25.0, 40.0])
+async def test_profile_first_knows_the_user_however_late_the_answers_are(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    script = conversation([STRANGER, USER, ANNA], 90.0)
+    async with (
+        listening_server(
+            profiles=stored(), profile_mode="first", options=Options(lateness=(seconds, seconds))
+        ) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, within=300.0, message_seconds=LONG_MESSAGES)
+        assert len(fake.connections) == 1
+    assert_whole(device, script)
+    assert known_after(ended) == 0.0
+    assert_identities(device, script, ended, {USER: None})
+
+
+async def test_profile_first_does_without_where_the_line_is_cut_too_often(
+    autojump_clock: MockClock,
+) -> None:
+    """Two whole lead-ins are all that is allowed at first; whoever speaks is known in the end."""
+    script = conversation([STRANGER, USER], 150.0)
+    faults = FaultScript.of(*[[Drop(after_audio=15.0)] for _ in range(5)])
+    async with (
+        listening_server(profiles=stored(), profile_mode="first", faults=faults) as (world, fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
+        opened = [each.opened_at - fake.connections[0].opened_at for each in fake.connections]
+    assert_whole(device, script)
+    assert opened[3] < 40.0
+    assert ended["sent"]["lead_in"] <= 30.0 + 50.0 + 15.0
+    last = [(voice, s) for voice, s in voices_in(device, script) if s["start"] > 120.0]
+    assert {voice for voice, _ in last} == {STRANGER, USER}
+    assert all(segment["is_user"] == (voice == USER) for voice, segment in last)
+
+
+async def test_a_session_of_profile_first_that_must_end_soon_does_without_the_rest_of_the_lead_in(
+    autojump_clock: MockClock,
+) -> None:
+    script = Script(utterance(TURN, USER, 0.5), 4.0)
+    async with (
+        listening_server(profiles=stored(), profile_mode="first") as (world, _fake),
+        world.device() as device,
+    ):
+        await device.stream_audio(synthesise(script, RATE), RATE * 2)
+        device.session.drain(6.0)
+        await device.ended()
+    assert words_of(device.segments) == script.transcript()
+    assert device.event("session_ended")["lost"] == 0.0
 
 
 async def test_profile_first_holds_the_audio_until_the_lead_in_is_heard(
@@ -620,17 +673,25 @@ async def test_audio_that_ends_during_the_lead_in_of_profile_first_is_not_lost(
     assert_whole(device, script)
 
 
-async def test_without_diarization_nobody_is_taken_for_the_user(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize("mode", ["switch", "first"])
+async def test_without_diarization_nobody_is_taken_for_the_user(
+    autojump_clock: MockClock, mode: str
+) -> None:
     script = conversation([STRANGER], 60.0)
     options = {"diarize": ("false",)}
     async with (
-        listening_server(profiles=stored(), deepgram_options=options) as (world, _fake),
+        listening_server(profiles=stored(), deepgram_options=options, profile_mode=mode) as (
+            world,
+            _fake,
+        ),
         world.device() as device,
     ):
         ended = await play(device, script)
     assert_whole(device, script)
     assert not any(segment["is_user"] for segment in device.segments)
     assert ended["identities_known_from"] is None
+    told = [e for e in device.events("service_status") if e["status"] == "identities_unavailable"]
+    assert [event["reason"] for event in told] == [NOT_RECOGNISED]
 
 
 async def test_a_drop_while_priming_is_answered_by_that_priming(autojump_clock: MockClock) -> None:

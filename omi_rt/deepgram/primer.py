@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 DIGEST_SECONDS = 60.0
 """The finals of a lead-in are awaited for at most this long after its Finalize: as long as answers take
 here, and as long as the provider says that it gets on."""
-FIRST_DIGEST_SECONDS = 20.0
-"""At most this long where the session's audio waits for them."""
 _LOOK_SECONDS = 1.0
 """What is known of the provider's lateness is looked at again after this time."""
 UTTERANCE_SECONDS = 5.0
@@ -103,6 +101,7 @@ class Primer:
         self._retry_seconds = RETRY_SECONDS
         self._has_told = False
         self._has_failed = False
+        self._is_hurried = trio.Event()
 
     def want(self, *, relabel: bool) -> None:
         """Ask for an epoch to be primed, because a plain one has opened.
@@ -182,6 +181,11 @@ class Primer:
         lead_in = LeadIn(known, self._voices, self._format, seconds)
         return lead_in or None, failure
 
+    @property
+    def may_hear_first(self) -> bool:
+        """Whether the allowance lets the session's own connection begin with a whole lead-in."""
+        return self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()) == 0.0
+
     async def gather_first(self) -> LeadIn | None:
         """Collect the voices for an epoch that hears them first, and tell the device what is missing."""
         lead_in, failure = await self.gather()
@@ -190,35 +194,39 @@ class Primer:
         return lead_in
 
     async def hear_first(self, epoch: Epoch) -> None:
-        """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        await self._digest(epoch, FIRST_DIGEST_SECONDS)
+        """Let the session's audio follow the lead-in in the same epoch, or at once where there is no time."""
+        await wait_any(epoch.sent_lead_in.wait, epoch.ended.wait, self._is_hurried.wait)
+        self._allowance.take(self._format.seconds(epoch.exchange.lead_in_end))
         if not epoch.ended.is_set():
-            self._switch(epoch, self._votes_of(epoch))
+            self._switch(epoch, None)
+
+    def hurry(self) -> None:
+        """Let no audio wait for a lead-in any more, because the session must end soon."""
+        self._is_hurried.set()
+
+    def note_heard(self, lead_in: LeadIn, votes: list[Vote]) -> None:
+        """Note the votes of a lead-in that was heard while its epoch served already."""
+        if not _has_voices(votes, lead_in):
+            self.tell(NOT_RECOGNISED)
 
     def note_utterance_end(self) -> None:
         """Note that an utterance has ended in the epoch that serves, which is a good moment to switch."""
         self._utterance_end.set()
         self._utterance_end = trio.Event()
 
-    async def _digest(
-        self, epoch: Epoch, most_seconds: float, give_way: trio.Event | None = None
-    ) -> None:
+    async def _digest(self, epoch: Epoch, give_way: trio.Event) -> None:
         """Wait until an open epoch has heard its lead-in, as long as that may still come.
 
         Returns as soon as the epoch ends or gives way.
         """
-        ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
+        ends = epoch.ended.wait, give_way.wait
         await wait_any(epoch.sent_lead_in.wait, *ends)
         sent_at, watch = trio.current_time(), epoch.exchange.watch
-        with trio.move_on_after(most_seconds):
+        with trio.move_on_after(DIGEST_SECONDS):
             while watch.may_answer(sent_at, trio.current_time()):
                 with trio.move_on_after(_LOOK_SECONDS):
                     await wait_any(epoch.digested.wait, *ends)
                     break
-
-    def _votes_of(self, epoch: Epoch) -> list[Vote] | None:
-        """The votes of an epoch that has heard its lead-in; None where some may still come."""
-        return self._count(epoch) if epoch.digested.is_set() else None
 
     def _count(self, epoch: Epoch) -> list[Vote]:
         return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
@@ -255,7 +263,7 @@ class Primer:
         try:
             await wait_any(epoch.opened.wait, epoch.ended.wait, give_way.wait)
             if epoch.opened.is_set() and not give_way.is_set():
-                await self._digest(epoch, DIGEST_SECONDS, give_way)
+                await self._digest(epoch, give_way)
             if not give_way.is_set() and self._recognises(epoch, lead_in):
                 with trio.move_on_after(UTTERANCE_SECONDS):
                     await wait_any(self._utterance_end.wait, epoch.ended.wait, give_way.wait)
@@ -267,7 +275,7 @@ class Primer:
             if not self._recognises(epoch, lead_in):
                 return NOT_RECOGNISED if epoch.digested.is_set() else NOT_HEARD
             self._relabel = False
-            self._switch(epoch, self._votes_of(epoch))
+            self._switch(epoch, self._count(epoch) if epoch.digested.is_set() else None)
             has_switched = True
             # This epoch also serves the purpose of a reconnect that came while it was being primed.
             self._wanted = trio.Event()

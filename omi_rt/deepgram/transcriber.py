@@ -66,8 +66,8 @@ class Transcriber:
         tell: takes events for the device.
         log: a structlog logger of the session's.
         load_anchors: loads the stored voices; None where no identities are wanted.
-        profile_first: hold the session's audio until an epoch has heard the voices, instead of
-            switching to such an epoch later.
+        profile_first: let the stored voices go up before the session's audio on its own connection,
+            instead of switching later to one that has heard them, as long as the allowance lasts.
     """
 
     def __init__(
@@ -200,6 +200,8 @@ class Transcriber:
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
         self._priming.cancel()
+        if within is not None and self._primer is not None:
+            self._primer.hurry()
         if self._serving is not None and self._serving.opened.is_set():
             self._finish(self._serving)
         elif self._is_done():
@@ -220,7 +222,7 @@ class Transcriber:
         try:
             with self._scope:
                 async with trio.open_nursery() as self._nursery:
-                    if self._primer is not None and not self._profile_first:
+                    if self._primer is not None:
                         self._nursery.start_soon(self._run_primer, self._primer)
                     refusal = await self._keep_serving()
                     self._nursery.cancel_scope.cancel()
@@ -260,11 +262,12 @@ class Transcriber:
 
     async def _dial_own(self) -> Epoch:
         lead_in: LeadIn | ShortLeadIn | None = None
-        if self._primer is not None and self._profile_first:
-            lead_in = await self._primer.gather_first()
-        elif self._primer is not None and self._recovery.may_lead_in and self._may_wait_for_work:
+        primer = self._primer
+        if primer is not None and self._recovery.may_lead_in and self._may_wait_for_work:
             # Where the end of the session has a limit, its last words have no time to wait.
-            lead_in = self._primer.make_short()
+            if self._profile_first and primer.may_hear_first:
+                lead_in = await primer.gather_first()
+            lead_in = lead_in or primer.make_short()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
         return self._start(lead_in, cause, gives_way=False)
@@ -380,7 +383,7 @@ class Transcriber:
             self._go_live(epoch, is_planned=False)
             if self._primer is not None:
                 self._primer.want(relabel=lost_labels)
-        elif self._profile_first and self._primer is not None and self._nursery is not None:
+        elif epoch is self._serving and self._primer is not None and self._nursery is not None:
             self._report.tell_serving(epoch.request_id)
             self._nursery.start_soon(self._primer.hear_first, epoch)
 
@@ -420,8 +423,12 @@ class Transcriber:
         votes = count_votes(timeline.lead_in_words, self._coverage.audio_format.sample_rate)
         timeline.lead_in_words.clear()
         self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
-        if self._primer is not None and isinstance(lead_in, ShortLeadIn):
+        if self._primer is None:
+            return
+        if isinstance(lead_in, ShortLeadIn):
             self._primer.note_short_heard(lead_in.recognised(votes, labels.contested))
+        else:
+            self._primer.note_heard(lead_in, votes)
 
     def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
         words = epoch.exchange.timeline.take_lead_in_words(final.heard)
