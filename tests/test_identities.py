@@ -423,6 +423,28 @@ async def test_profile_first_knows_the_user_however_late_the_answers_are(
     assert_identities(device, script, ended, {USER: None})
 
 
+async def test_profile_first_knows_the_user_on_each_channel_though_one_answers_later(
+    autojump_clock: MockClock,
+) -> None:
+    left = conversation([STRANGER], 60.0)
+    right = conversation([USER, ANNA], 60.0, "ulmo veska wido xelo yarrow zubin")
+    words = [*left.words, *(evolve(word, channel=1) for word in right.words)]
+    script = Script(words, 60.0, 2)
+    faults = FaultScript.of([Silence(seconds=30.0, channel=1)])
+    async with (
+        listening_server(profiles=stored(), profile_mode="first", faults=faults) as (world, fake),
+        world.device(channels=2) as device,
+    ):
+        ended = await play(device, script)
+        assert len(fake.connections) == 1
+    assert_whole(device, script)
+    assert known_after(ended) == 0.0
+    for segment in device.segments:
+        said = script.on_channel(segment["channel"])
+        word = min(said, key=lambda each: abs(each.start - segment["start"]))
+        assert segment["is_user"] == (word.voice == USER)
+
+
 async def test_profile_first_does_without_where_the_line_is_cut_too_often(
     autojump_clock: MockClock,
 ) -> None:

@@ -73,7 +73,7 @@ class EpochLabels:
     """Words of the session that the lead-in brought again, each with the number that its speaker had
     then."""
     since: int | None = None
-    """The number of segments that had gone out when the votes were counted; None before that."""
+    """The number of segments that had gone out when the first votes were counted; None before that."""
 
 
 @frozen
@@ -190,7 +190,8 @@ class Speakers:
             What the device must be told about speakers of whom segments have been sent.
         """
         before = dict(self._identities)
-        labels.since = self._sent.count
+        if labels.since is None:
+            labels.since = self._sent.count
         claims: defaultdict[Label, set[Voice]] = defaultdict(set)
         partly: defaultdict[Label, set[Voice]] = defaultdict(set)
         for vote in votes:

@@ -163,9 +163,9 @@ class Timeline:
     def take_lead_in_words(self, heard: Heard) -> list[LeadInWord]:
         """Return the words heard in anchors and forget them, once all of them have been heard.
 
-        That is so when a final covers any session audio, because that follows the anchors.
+        That is so when a final brings or covers any session audio, because that follows the anchors.
         """
-        if heard.covered is None:
+        if heard.covered is None and not heard.words:
             return []
         taken = [word for word in self.lead_in_words if word.channel in heard.channels]
         self.lead_in_words = [w for w in self.lead_in_words if w.channel not in heard.channels]

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results, UtteranceEnd
+    from omi_rt.core.heard import Heard
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.recovery import Decision
@@ -120,8 +121,9 @@ class Transcriber:
         self._sent_until = 0
         self._has_dialled = False
         self._unheard: LeadIn | ShortLeadIn | None = None
-        """The lead-in in front of the session's audio, of which not all has been heard, until a final covers
-        any of that audio."""
+        """The lead-in in front of the session's audio whose votes have not been counted on all channels."""
+        self._unheard_on: set[int] = set()
+        """Those channels: on each the votes are complete once a final covers any of the session's audio."""
         self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
@@ -332,6 +334,8 @@ class Transcriber:
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
         self._unheard = unheard
+        channels = 0 if unheard is None else self._coverage.audio_format.channels
+        self._unheard_on = set(range(channels))
         keeps_lead_in = isinstance(unheard, ShortLeadIn)
         epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=keeps_lead_in)
         self._finalize_sent = None
@@ -397,11 +401,11 @@ class Transcriber:
             # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
-        if self._unheard is not None:
-            if final.heard.covered is None and not final.heard.words:
+        if self._unheard is not None and not self._unheard_on.isdisjoint(heard.channels):
+            if heard.covered is None and not heard.words:
                 # A final of the lead-in alone is for the votes alone.
                 return
-            self._learn_from(self._unheard, epoch)
+            self._learn_from(self._unheard, epoch, heard)
         elif epoch.exchange.timeline.lead_in_words:
             self._recall(epoch, final)
         self._transcript.narrate(
@@ -416,17 +420,19 @@ class Transcriber:
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
 
-    def _learn_from(self, lead_in: LeadIn | ShortLeadIn, epoch: Epoch) -> None:
-        """Learn who has which label, before the first words that have them are told."""
-        self._unheard = None
-        timeline, labels = epoch.exchange.timeline, epoch.labels
-        votes = count_votes(timeline.lead_in_words, self._coverage.audio_format.sample_rate)
-        timeline.lead_in_words.clear()
+    def _learn_from(self, lead_in: LeadIn | ShortLeadIn, epoch: Epoch, heard: Heard) -> None:
+        """Learn who has which label on a final's channels, before the first words that have them are told."""
+        self._unheard_on -= set(heard.channels)
+        if not self._unheard_on:
+            self._unheard = None
+        words, labels = epoch.exchange.timeline.take_lead_in_words(heard), epoch.labels
+        votes = count_votes(words, self._coverage.audio_format.sample_rate)
         self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
         if self._primer is None:
             return
         if isinstance(lead_in, ShortLeadIn):
-            self._primer.note_short_heard(lead_in.recognised(votes, labels.contested))
+            share = lead_in.recognised(votes, labels.contested, len(heard.channels))
+            self._primer.note_short_heard(share)
         else:
             self._primer.note_heard(lead_in, votes)
 
