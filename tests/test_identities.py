@@ -164,6 +164,23 @@ async def test_the_user_is_known_by_a_provider_whose_answers_are_steadily_late(
     assert known_after(ended) < 70
 
 
+@pytest.mark.parametrize("seconds", [12.0, 20.0, 30.0, 35.0])
+async def test_a_switch_waits_for_the_first_answer_of_a_connection_that_has_replaced_a_lost_one(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    """A backlog of 60 s has no room for what is said while two connections in a row answer nothing."""
+    script = conversation([USER, STRANGER], 160.0)
+    options = Options(lateness=(seconds, seconds))
+    faults = FaultScript.of([Drop(after_audio=seconds - 2.0)])
+    async with (
+        listening_server(profiles=stored(), options=options, faults=faults) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, within=300.0, message_seconds=LONG_MESSAGES)
+    assert_whole(device, script)
+    assert_identities(device, script, ended, {USER: None})
+
+
 async def test_the_user_before_the_switch_only_is_told_by_a_correction(
     autojump_clock: MockClock,
 ) -> None:

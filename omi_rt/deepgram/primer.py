@@ -69,6 +69,7 @@ class Primer:
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
         dial: dials an epoch with a lead-in beside the one that serves.
+        owes_answer: tells whether the session's own epoch has had speech and has answered nothing yet.
         switch: lets a primed epoch serve the session, with the votes on its labels; None where not all
             of its lead-in has been heard yet.
     """
@@ -82,6 +83,7 @@ class Primer:
         report: HealthReport,
         *,
         dial: Callable[[LeadIn, DialCause], Epoch],
+        owes_answer: Callable[[], bool],
         switch: Callable[[Epoch, list[Vote] | None], None],
     ) -> None:
         self._format = audio_format
@@ -90,6 +92,7 @@ class Primer:
         self._provider = provider
         self._report = report
         self._dial = dial
+        self._owes_answer = owes_answer
         self._switch = switch
         self._utterance_end = trio.Event()
         self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
@@ -228,6 +231,21 @@ class Primer:
                     await wait_any(epoch.digested.wait, *ends)
                     break
 
+    async def _wait_for_pause(self, epoch: Epoch, give_way: trio.Event) -> None:
+        """Wait for the end of an utterance, and before that until the session's own epoch has answered.
+
+        A switch begins the wait for a first answer anew, and the backlog has room for two of them in a row
+        only where answers are not late. An epoch that answers nothing is given up at some time.
+        """
+        ends = epoch.ended.wait, give_way.wait
+        with trio.move_on_after(DIGEST_SECONDS):
+            while self._owes_answer():
+                with trio.move_on_after(_LOOK_SECONDS):
+                    await wait_any(*ends)
+                    return
+        with trio.move_on_after(UTTERANCE_SECONDS):
+            await wait_any(self._utterance_end.wait, *ends)
+
     def _count(self, epoch: Epoch) -> list[Vote]:
         return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
 
@@ -265,8 +283,7 @@ class Primer:
             if epoch.opened.is_set() and not give_way.is_set():
                 await self._digest(epoch, give_way)
             if not give_way.is_set() and self._recognises(epoch, lead_in):
-                with trio.move_on_after(UTTERANCE_SECONDS):
-                    await wait_any(self._utterance_end.wait, epoch.ended.wait, give_way.wait)
+                await self._wait_for_pause(epoch, give_way)
             if give_way.is_set():
                 return NO_ROOM
             self._has_failed = epoch.ended.is_set()

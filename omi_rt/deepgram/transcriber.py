@@ -105,6 +105,7 @@ class Transcriber:
                 provider,
                 self._report,
                 dial=self._dial,
+                owes_answer=self._owes_answer,
                 switch=self._switch,
             )
         self._finalizing = FinalizeRequests(coverage)
@@ -293,6 +294,12 @@ class Transcriber:
         epoch = Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
         self._nursery.start_soon(epoch.run, self._request, self._provider)
         return epoch
+
+    def _owes_answer(self) -> bool:
+        """Whether the session's own epoch has had speech and has answered nothing yet."""
+        if self._serving is None or self._serving.exchange.has_progressed:
+            return False
+        return self._serving.exchange.watch.unanswered_seconds(trio.current_time()) is not None
 
     # Who serves.
 
