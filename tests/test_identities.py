@@ -181,6 +181,22 @@ async def test_a_switch_waits_for_the_first_answer_of_a_connection_that_has_repl
     assert_identities(device, script, ended, {USER: None})
 
 
+@pytest.mark.parametrize("seconds", [75.0, 80.0, 90.0])
+async def test_a_session_that_ends_soon_after_a_switch_waits_for_late_answers(
+    autojump_clock: MockClock, seconds: float
+) -> None:
+    """The rest goes up for 33 s, and its answers come 40 s later."""
+    script = conversation([USER, STRANGER], seconds)
+    options = Options(lateness=(40.0, 40.0), finalize="never")
+    async with (
+        listening_server(profiles=stored(), options=options) as (world, _fake),
+        world.device() as device,
+    ):
+        ended = await play(device, script, message_seconds=LONG_MESSAGES)
+    assert_whole(device, script)
+    assert_identities(device, script, ended, {USER: None})
+
+
 async def test_the_user_before_the_switch_only_is_told_by_a_correction(
     autojump_clock: MockClock,
 ) -> None:

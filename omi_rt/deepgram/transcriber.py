@@ -51,7 +51,10 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.provider import Provider
 
 FINISHING_SECONDS = 30.0
-"""Ending a session may take this long, besides sending what is left of its audio."""
+"""Ending a session may take this long, besides sending what is left of its audio and waiting for answers
+that are usually late."""
+_MOST_LAG_SECONDS = 40.0
+"""Answers are taken to be no later than this then, so that a client need not wait for more than 2 minutes."""
 _ROOM_CHECK_SECONDS = 1.0
 """A device that is held back is looked at this often, since a provider that is away makes no room."""
 
@@ -193,12 +196,13 @@ class Transcriber:
         """Finish what there is, because no more audio comes.
 
         Args:
-            within: seconds that it may take; by default what sending the rest needs, and 30 s, which
-                begin again each time that a busy provider gets on with its work.
+            within: seconds that it may take; by default what sending the rest needs, as long as answers
+                take, and 30 s, which begin again each time that a busy provider gets on with its work.
         """
         audio_format = self._coverage.audio_format
         rest = audio_format.seconds(self._coverage.backlog.capacity) / UPSTREAM_RATE
-        limit = rest + FINISHING_SECONDS if within is None else within
+        lag = min(self._recovery.patience.lag_seconds, _MOST_LAG_SECONDS)
+        limit = rest + lag + FINISHING_SECONDS if within is None else within
         self._may_wait_for_work &= within is None
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
