@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.lead_in import Anchor, VoiceClips
+    from omi_rt.core.patience import Patience
     from omi_rt.deepgram.epoch import Epoch
     from omi_rt.deepgram.provider import Provider
     from omi_rt.deepgram.report import HealthReport
@@ -40,7 +41,7 @@ here, and as long as the provider says that it gets on."""
 _LOOK_SECONDS = 1.0
 """What is known of the provider's lateness is looked at again after this time."""
 UTTERANCE_SECONDS = 5.0
-"""The end of an utterance, at which to switch, is awaited for this long."""
+"""The end of an utterance, at which to switch, is awaited for this much longer than answers take."""
 RETRY_SECONDS = 60.0
 """Where nobody could be recognised for a reason that may pass, priming is tried again after this long."""
 RELABEL_KNOWN_SECONDS = 5.0
@@ -65,6 +66,7 @@ class Primer:
     Args:
         audio_format: the session's format.
         voices: the clips that are kept of the session's speakers.
+        patience: what the session knows of its provider's lateness.
         load_anchors: loads the stored voices.
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
@@ -78,6 +80,7 @@ class Primer:
         self,
         audio_format: AudioFormat,
         voices: VoiceClips,
+        patience: Patience,
         load_anchors: Callable[[], Awaitable[list[Anchor]]],
         provider: Provider,
         report: HealthReport,
@@ -88,6 +91,7 @@ class Primer:
     ) -> None:
         self._format = audio_format
         self._voices = voices
+        self._patience = patience
         self._load_anchors = load_anchors
         self._provider = provider
         self._report = report
@@ -243,7 +247,7 @@ class Primer:
                 with trio.move_on_after(_LOOK_SECONDS):
                     await wait_any(*ends)
                     return
-        with trio.move_on_after(UTTERANCE_SECONDS):
+        with trio.move_on_after(UTTERANCE_SECONDS + self._patience.lag_seconds):
             await wait_any(self._utterance_end.wait, *ends)
 
     def _count(self, epoch: Epoch) -> list[Vote]:

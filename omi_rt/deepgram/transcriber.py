@@ -104,6 +104,7 @@ class Transcriber:
             self._primer = Primer(
                 coverage.audio_format,
                 transcript.voices,
+                self._recovery.patience,
                 load_anchors,
                 provider,
                 self._report,
