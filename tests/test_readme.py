@@ -16,7 +16,7 @@ import pytest
 import trio
 
 from omi_rt.codecs.wav import WavAudio, write_wav
-from omi_rt.deepgram.primer import NO_PROFILE, NO_ROOM, NOT_RECOGNISED, ONE_SPEAKER
+from omi_rt.deepgram.primer import NO_PROFILE, NO_ROOM, NOT_HEARD, NOT_RECOGNISED, ONE_SPEAKER
 from omi_rt.fake import FaultScript, Options, random_script, synthesise
 from omi_rt.fake.faults import Close, Refuse, Say
 from omi_rt.local.wire import progress_message
@@ -182,7 +182,7 @@ async def test_the_reasons_that_readme_names_are_those_that_are_sent(
         if isinstance(message, dict) and message["type"] == "session_ended":
             assert f"`{message['reason']}`" in text
     words = " ".join(text.split())
-    for reason in (NO_PROFILE, NOT_RECOGNISED, NO_ROOM, ONE_SPEAKER):
+    for reason in (NO_PROFILE, NOT_RECOGNISED, NOT_HEARD, NO_ROOM, ONE_SPEAKER):
         assert f"`{reason}`" in words
 
 

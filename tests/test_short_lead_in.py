@@ -123,9 +123,9 @@ def test_the_recognised_share_counts_each_voice_on_each_channel_without_conteste
     lead_in = ShortLeadIn(STEREO, [], [0, 1])
     votes = [Vote(0, 0, {}, (0, 5)), Vote(1, 0, {}, (0, 6)), Vote(0, 1, {}, (1, 2))]
     votes.append(Vote(1, 1, {}, None))
-    assert lead_in.recognised(votes, set()) == 0.75
-    assert lead_in.recognised(votes, {(0, 5)}) == 0.5
-    assert lead_in.recognised([], set()) == 0.0
+    assert lead_in.recognised(votes, set(), 2) == 0.75
+    assert lead_in.recognised(votes, {(0, 5)}, 2) == 0.5
+    assert lead_in.recognised([], set(), 2) == 0.0
 
 
 # When there is one.
@@ -262,16 +262,20 @@ async def test_who_is_known_stays_known_and_a_stored_voice_is_still_recognised_l
             assert segment["person_id"] == ("anna" if voice == ANNA else None)
 
 
+@pytest.mark.parametrize("late", [None, 0, 1], ids=["neither-late", "left-late", "right-late"])
 @pytest.mark.parametrize("channel", [0, 1])
 async def test_on_two_channels_each_keeps_its_speakers(
-    autojump_clock: MockClock, channel: int
+    autojump_clock: MockClock, channel: int, late: int | None
 ) -> None:
+    """Though one channel of the new connection may answer later than the other."""
+    later = [] if late is None else [Silence(seconds=10.0, channel=late)]
     left = conversation([STRANGER, ANNA], 60.0)
     right = conversation([BEN], 60.0, "ulmo veska wido xelo yarrow zubin")
     words = [*left.words, *(type(w)(w.text, w.voice, w.start, 1) for w in right.words)]
     script = Script(words, 60.0, 2)
+    faults = FaultScript.of([Drop(after_audio=30.0)], later)
     async with (
-        listening_server(profiles=stored(user=False), faults=dropped(30.0)) as (world, fake),
+        listening_server(profiles=stored(user=False), faults=faults) as (world, fake),
         world.device(channels=2) as device,
     ):
         await play(device, script)

@@ -166,6 +166,19 @@ def test_merges_of_merged_numbers_follow_through() -> None:
     assert [speakers.current(number) for number in range(3)] == [0, 0, 0]
 
 
+def test_a_merge_on_one_channel_is_told_once_and_counts_on_the_next() -> None:
+    speakers = Speakers()
+    for _ in range(3):
+        speakers.number_of(EpochLabels(), 0, 0)
+    speakers.remember(sent("a", 1))
+    speakers.remember(sent("b", 2))
+    on_both = [won(0, 5), won(2, 5), won(0, 7, channel=1), won(2, 7, channel=1)]
+    assert speakers.resolve(EpochLabels(), on_both, [0, 1, 2]) == [Merged(2, 0, ("b",))]
+    votes = [won(0, 3), won(2, 3), won(1, 4, channel=1), won(2, 4, channel=1)]
+    assert speakers.resolve(EpochLabels(), votes, [0, 1, 2]) == [Merged(1, 0, ("a",))]
+    assert [speakers.current(number) for number in range(3)] == [0, 0, 0]
+
+
 def test_an_identity_keeps_the_number_that_it_has() -> None:
     speakers, first, second = Speakers(), EpochLabels(), EpochLabels()
     speakers.resolve(first, [won(0, 3), CONTRAST], [USER, None])

@@ -5,6 +5,7 @@ from __future__ import annotations
 from json import dumps
 from typing import Any
 
+import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
@@ -428,6 +429,24 @@ def test_words_of_the_lead_in_are_votes_and_never_appear() -> None:
     )
     assert [(w.text, w.start, w.label) for w in heard] == [("live", 1000, 4)]
     assert timeline.lead_in_words == [LeadInWord(0, 0, 4, 1000)]
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "heard_at"),
+    [(3.1, 4.4, (0, 400)), (2.8, 4.4, (0, 400)), (2.8, 4.1, None), (3.1, 3.9, None)],
+    ids=["begins-in-silence", "begins-in-an-anchor", "reaches-over-silence", "in-silence"],
+)
+def test_a_word_that_seems_to_lie_in_the_silence_before_the_session_is_where_most_of_it_is(
+    start: float, end: float, heard_at: tuple[int, int] | None
+) -> None:
+    coverage, timeline = received(10), Timeline(MONO)
+    timeline.record_foreign(3000, anchor=0)
+    timeline.record_foreign(1000)
+    timeline.record_sent(0, 2000)
+    heard = hear(timeline, final(2, 5, word("live", start, end)), coverage)
+    found = [(each.start, each.end) for each in heard.words]
+    assert found == ([] if heard_at is None else [heard_at])
+    assert timeline.lead_in_words == []
 
 
 def test_words_of_the_session_in_the_lead_in_know_where_they_were_said() -> None:

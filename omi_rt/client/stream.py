@@ -39,7 +39,7 @@ slow."""
 END_SECONDS: Final = 120.0
 """A session that was sent in real time ends at most this long after CloseStream. Where its provider is
 away the server tries for 30 s, and for as long as the audio that it keeps takes to be sent, which is 78 s
-in all with 60 s of audio."""
+in all with 60 s of audio; a provider whose answers were late before is given up to 40 s more."""
 CLOSE_SECONDS: Final = 10.0
 """The close comes at most this long after ``session_ended``."""
 PROGRESS_SECONDS: Final = 0.1

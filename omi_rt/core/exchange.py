@@ -407,6 +407,12 @@ class Exchange:
         )
         return not self._undigested
 
+    @property
+    def answers_all_channels(self) -> bool:
+        """Whether a final has come on every channel."""
+        channels = range(self._format.channels)
+        return all(self.timeline.heard_until(channel) > 0 for channel in channels)
+
     # What is due.
 
     def check(self, now: float) -> Iterable[News]:

@@ -32,12 +32,11 @@ VOICE_SECONDS: Final = 2.0
 class ShortLeadIn:
     """The clips of everybody who was heard for long enough, taken when it is made."""
 
-    __slots__ = ("_format", "_parts", "seconds", "whose")
+    __slots__ = ("_parts", "seconds", "whose")
 
     def __init__(
         self, audio_format: AudioFormat, parts: list[LeadInPart], whose: list[Voice | None]
     ) -> None:
-        self._format = audio_format
         self._parts = parts
         self.whose = whose
         """Whose voices they are; a part's ``anchor`` is a place in this list."""
@@ -55,11 +54,16 @@ class ShortLeadIn:
         """Yield nothing, because nobody speaks between this lead-in and the session's audio."""
         return iter(())
 
-    def recognised(self, votes: Iterable[Vote], contested: Container[Label]) -> float:
-        """The share (0..1) of the voices, on all channels, that won a label which nobody else has too."""
+    def recognised(
+        self, votes: Iterable[Vote], contested: Container[Label], channels: int
+    ) -> float:
+        """The share (0..1) of the voices that won a label which nobody else has too.
+
+        Each voice counts once on each of the ``channels`` that the votes are of.
+        """
         winners = [vote.winner for vote in votes if vote.winner is not None]
         own = sum(label not in contested for label in winners)
-        return own / (len(self.whose) * self._format.channels)
+        return own / (len(self.whose) * channels)
 
 
 def make_short_lead_in(voices: VoiceClips, audio_format: AudioFormat) -> ShortLeadIn | None:

@@ -76,7 +76,7 @@ class EpochLabels:
     """Words of the session that the lead-in brought again, each with the number that its speaker had
     then."""
     since: int | None = None
-    """The number of segments that had gone out when the votes were counted; None before that."""
+    """The number of segments that had gone out when the first votes were counted; None before that."""
 
 
 @frozen
@@ -193,7 +193,8 @@ class Speakers:
             What the device must be told about speakers of whom segments have been sent.
         """
         before = dict(self._identities)
-        labels.since = self._sent.count
+        if labels.since is None:
+            labels.since = self._sent.count
         claims: defaultdict[Label, set[Voice]] = defaultdict(set)
         partly: defaultdict[Label, set[Voice]] = defaultdict(set)
         for vote in votes:
@@ -212,10 +213,12 @@ class Speakers:
         self._apart.note_claims(claims)
         self._take_back(claims)
         merges: list[Merged] = []
-        for label, claimants in sorted(claims.items()):
+        for label, claims_of_label in sorted(claims.items()):
+            # A label on one channel may have merged those who claim another on the next.
+            claimants = self._current_voices(claims_of_label)
             labels.stored[label] = {who for who in claimants if isinstance(who, Identity)}
             has_contrast = any(vote.is_against(label) for vote in votes)
-            if self._apart.has_pair(claimants | partly[label]):
+            if self._apart.has_pair(claimants | self._current_voices(partly[label])):
                 self._contest(labels, label, {who for who in claimants if isinstance(who, int)})
                 continue
             merges += self._claim(labels, label, claimants, has_contrast=has_contrast)
@@ -396,6 +399,9 @@ class Speakers:
         )
 
     # Numbers.
+
+    def _current_voices(self, voices: Iterable[Voice]) -> set[Voice]:
+        return {self.current(who) if isinstance(who, int) else who for who in voices}
 
     def _new_number(self) -> int:
         self._next += 1

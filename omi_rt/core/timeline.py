@@ -165,9 +165,9 @@ class Timeline:
     def take_lead_in_words(self, heard: Heard) -> list[LeadInWord]:
         """Return the words heard in anchors and forget them, once all of them have been heard.
 
-        That is so when a final covers any session audio, because that follows the anchors.
+        That is so when a final brings or covers any session audio, because that follows the anchors.
         """
-        if heard.covered is None:
+        if heard.covered is None and not heard.words:
             return []
         taken = [word for word in self.lead_in_words if word.channel in heard.channels]
         self.lead_in_words = [w for w in self.lead_in_words if w.channel not in heard.channels]
@@ -471,7 +471,7 @@ class Timeline:
     def _locate(
         self, word: Word, start: int, end: int, channel: int, label: int
     ) -> HeardWord | LeadInWord | None:
-        middle = self._run_at((start + end) // 2)
+        middle = self._heard_in(start, end)
         if middle is None:
             return None
         if middle.position is None:
@@ -503,6 +503,21 @@ class Timeline:
             word.word,
             word.language,
         )
+
+    def _heard_in(self, start: int, end: int) -> Run | None:
+        """The run that a word was heard in: where its middle lies.
+
+        Nobody speaks in silence that was put in. A word that seems to has a start that is too early, if
+        it reaches into the session's audio behind, and no less than into an anchor before.
+        """
+        run = self._run_at((start + end) // 2)
+        if run is None or run.position is not None or run.anchor is not None:
+            return run
+        first, last = self._run_at(start), self._run_at(end - 1)
+        if last is None or last.position is None:
+            return run
+        in_anchor = 0 if first is None or first.anchor is None else first.end - start
+        return last if end - last.provider >= in_anchor else run
 
     def _run_at(self, sample: int) -> Run | None:
         """The run that holds a provider's sample; the last run for what lies behind all of them."""

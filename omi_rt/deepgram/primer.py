@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.audio import AudioFormat
     from omi_rt.core.lead_in import Anchor, VoiceClips
+    from omi_rt.core.patience import Patience
     from omi_rt.deepgram.epoch import Epoch
     from omi_rt.deepgram.provider import Provider
     from omi_rt.deepgram.report import HealthReport
@@ -38,12 +39,10 @@ if TYPE_CHECKING:
 DIGEST_SECONDS = 60.0
 """The finals of a lead-in are awaited for at most this long after its Finalize: as long as answers take
 here, and as long as the provider says that it gets on."""
-FIRST_DIGEST_SECONDS = 20.0
-"""At most this long where the session's audio waits for them."""
 _LOOK_SECONDS = 1.0
 """What is known of the provider's lateness is looked at again after this time."""
 UTTERANCE_SECONDS = 5.0
-"""The end of an utterance, at which to switch, is awaited for this long."""
+"""The end of an utterance, at which to switch, is awaited for this much longer than answers take."""
 RETRY_SECONDS = 60.0
 """Where nobody could be recognised for a reason that may pass, priming is tried again after this long."""
 RELABEL_KNOWN_SECONDS = 5.0
@@ -54,6 +53,8 @@ MAX_FOLLOW_UPS = 2
 NO_PROFILE = "no speech profile is stored"
 NOT_RECOGNISED = "the voices of the lead-in were not recognised"
 """This is tried again only after the next reconnect, because each try costs a whole lead-in."""
+NOT_HEARD = "the lead-in was not answered in time"
+"""This is tried again after pauses that double each time, because each try costs a whole lead-in."""
 NO_ROOM = "Deepgram has no room for a second connection"
 ONE_SPEAKER = "this recogniser does not tell speakers apart"
 _NOT_RETRIED = frozenset({NOT_RECOGNISED, ONE_SPEAKER})
@@ -66,30 +67,37 @@ class Primer:
     Args:
         audio_format: the session's format.
         voices: the clips that are kept of the session's speakers.
+        patience: what the session knows of its provider's lateness.
         load_anchors: loads the stored voices.
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
         dial: dials an epoch with a lead-in beside the one that serves.
-        switch: lets a primed epoch serve the session.
+        owes_answer: tells whether the session's own epoch has had speech and has answered nothing yet.
+        switch: lets a primed epoch serve the session, with the votes on its labels; None where not all
+            of its lead-in has been heard yet.
     """
 
     def __init__(
         self,
         audio_format: AudioFormat,
         voices: VoiceClips,
+        patience: Patience,
         load_anchors: Callable[[], Awaitable[list[Anchor]]],
         provider: Provider,
         report: HealthReport,
         *,
         dial: Callable[[LeadIn, DialCause], Epoch],
-        switch: Callable[[Epoch, list[Vote]], None],
+        owes_answer: Callable[[], bool],
+        switch: Callable[[Epoch, list[Vote] | None], None],
     ) -> None:
         self._format = audio_format
         self._voices = voices
+        self._patience = patience
         self._load_anchors = load_anchors
         self._provider = provider
         self._report = report
         self._dial = dial
+        self._owes_answer = owes_answer
         self._switch = switch
         self._utterance_end = LightEvent()
         self._allowance = TokenBucket.full(ALLOWANCE_RATE, ALLOWANCE_SECONDS, trio.current_time())
@@ -98,8 +106,10 @@ class Primer:
         self._has_stored_voices = False
         self._short_are_of_use = True
         self._follow_ups = 0
+        self._retry_seconds = RETRY_SECONDS
         self._has_told = False
         self._has_failed = False
+        self._is_hurried = trio.Event()
 
     def want(self, *, relabel: bool) -> None:
         """Ask for an epoch to be primed, because a plain one has opened.
@@ -109,6 +119,7 @@ class Primer:
         """
         self._relabel |= relabel
         self._follow_ups = 0
+        self._retry_seconds = RETRY_SECONDS
         self._wanted.set()
 
     def make_short(self) -> ShortLeadIn | None:
@@ -143,7 +154,9 @@ class Primer:
         failure: str | None = None
         while True:
             is_worth_a_retry = failure is not None and failure not in _NOT_RETRIED
-            pause = RETRY_SECONDS * self._provider.random.uniform(1.0, 1.2)
+            pause = self._retry_seconds * self._provider.random.uniform(1.0, 1.2)
+            if failure == NOT_HEARD:
+                self._retry_seconds *= 2
             with trio.move_on_after(pause if is_worth_a_retry else math.inf):
                 await self._wanted.wait()
             self._wanted = LightEvent()
@@ -176,6 +189,11 @@ class Primer:
         lead_in = LeadIn(known, self._voices, self._format, seconds)
         return lead_in or None, failure
 
+    @property
+    def may_hear_first(self) -> bool:
+        """Whether the allowance lets the session's own connection begin with a whole lead-in."""
+        return self._allowance.delay(ALLOWANCE_TO_BEGIN_SECONDS, trio.current_time()) == 0.0
+
     async def gather_first(self) -> LeadIn | None:
         """Collect the voices for an epoch that hears them first, and tell the device what is missing."""
         lead_in, failure = await self.gather()
@@ -184,34 +202,64 @@ class Primer:
         return lead_in
 
     async def hear_first(self, epoch: Epoch) -> None:
-        """Let the session's audio follow the lead-in in the same epoch, whatever it has brought."""
-        votes = await self._digest(epoch, FIRST_DIGEST_SECONDS)
+        """Let the session's audio follow the lead-in in the same epoch, or at once where there is no time."""
+        await wait_any(epoch.sent_lead_in.wait, epoch.ended.wait, self._is_hurried.wait)
+        self._allowance.take(self._format.seconds(epoch.exchange.lead_in_end))
         if not epoch.ended.is_set():
-            self._switch(epoch, votes or [])
+            self._switch(epoch, None)
+
+    def hurry(self) -> None:
+        """Let no audio wait for a lead-in any more, because the session must end soon."""
+        self._is_hurried.set()
+
+    def note_heard(self, lead_in: LeadIn, votes: list[Vote]) -> None:
+        """Note the votes of a lead-in that was heard while its epoch served already."""
+        if not _has_voices(votes, lead_in):
+            self.tell(NOT_RECOGNISED)
 
     def note_utterance_end(self) -> None:
         """Note that an utterance has ended in the epoch that serves, which is a good moment to switch."""
         self._utterance_end.set()
         self._utterance_end = LightEvent()
 
-    async def _digest(
-        self, epoch: Epoch, most_seconds: float, give_way: trio.Event | None = None
-    ) -> list[Vote] | None:
-        """Wait until an open epoch has heard its lead-in; return the votes.
+    async def _digest(self, epoch: Epoch, give_way: trio.Event) -> None:
+        """Wait until an open epoch has heard its lead-in, as long as that may still come.
 
-        Returns None if the epoch does not hear it in time, ends, or gives way.
+        Returns as soon as the epoch ends or gives way.
         """
-        ends = [epoch.ended.wait] if give_way is None else [epoch.ended.wait, give_way.wait]
+        ends = epoch.ended.wait, give_way.wait
         await wait_any(epoch.sent_lead_in.wait, *ends)
         sent_at, watch = trio.current_time(), epoch.exchange.watch
-        with trio.move_on_after(most_seconds):
+        with trio.move_on_after(DIGEST_SECONDS):
             while watch.may_answer(sent_at, trio.current_time()):
                 with trio.move_on_after(_LOOK_SECONDS):
                     await wait_any(epoch.digested.wait, *ends)
                     break
-        if not epoch.digested.is_set() or epoch.ended.is_set():
-            return None
+
+    async def _wait_for_pause(self, epoch: Epoch, give_way: trio.Event) -> None:
+        """Wait for the end of an utterance, and before that until the session's own epoch has answered.
+
+        A switch begins the wait for a first answer anew, and the backlog has room for two of them in a row
+        only where answers are not late. An epoch that answers nothing is given up at some time.
+        """
+        ends = epoch.ended.wait, give_way.wait
+        with trio.move_on_after(DIGEST_SECONDS):
+            while self._owes_answer():
+                with trio.move_on_after(_LOOK_SECONDS):
+                    await wait_any(*ends)
+                    return
+        with trio.move_on_after(UTTERANCE_SECONDS + self._patience.lag_seconds):
+            await wait_any(self._utterance_end.wait, *ends)
+
+    def _count(self, epoch: Epoch) -> list[Vote]:
         return count_votes(epoch.exchange.timeline.lead_in_words, self._format.sample_rate)
+
+    def _recognises(self, epoch: Epoch, lead_in: LeadIn) -> bool:
+        """Whether an open epoch answers on all channels and has given a voice a label, besides the contrast.
+
+        It may not have answered all: a Finalize brings nothing where the provider has nothing left to say.
+        """
+        return epoch.exchange.answers_all_channels and _has_voices(self._count(epoch), lead_in)
 
     def tell(self, reason: str) -> None:
         """Tell the device, once a session, why identities are not to be had."""
@@ -237,22 +285,19 @@ class Primer:
         self._provider.priming.primed += 1
         try:
             await wait_any(epoch.opened.wait, epoch.ended.wait, give_way.wait)
-            votes: list[Vote] | None = None
             if epoch.opened.is_set() and not give_way.is_set():
-                votes = await self._digest(epoch, DIGEST_SECONDS, give_way)
-            has_voices = _has_voices(votes, lead_in)
-            if has_voices:
-                with trio.move_on_after(UTTERANCE_SECONDS):
-                    await self._utterance_end.wait()
+                await self._digest(epoch, give_way)
+            if not give_way.is_set() and self._recognises(epoch, lead_in):
+                await self._wait_for_pause(epoch, give_way)
             if give_way.is_set():
                 return NO_ROOM
             self._has_failed = epoch.ended.is_set()
             if self._has_failed:
                 return f"no primed connection: {epoch.error}"
-            if not has_voices or votes is None:
-                return NOT_RECOGNISED
+            if not self._recognises(epoch, lead_in):
+                return NOT_RECOGNISED if epoch.digested.is_set() else NOT_HEARD
             self._relabel = False
-            self._switch(epoch, votes)
+            self._switch(epoch, self._count(epoch) if epoch.digested.is_set() else None)
             has_switched = True
             # This epoch also serves the purpose of a reconnect that came while it was being primed.
             self._wanted = LightEvent()
@@ -280,8 +325,6 @@ class Primer:
             self._wanted.set()
 
 
-def _has_voices(votes: list[Vote] | None, lead_in: LeadIn) -> bool:
+def _has_voices(votes: list[Vote], lead_in: LeadIn) -> bool:
     """Whether any voice has won a label, besides the contrast."""
-    return any(
-        vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes or ()
-    )
+    return any(vote.winner is not None and lead_in.whose[vote.anchor] is not None for vote in votes)

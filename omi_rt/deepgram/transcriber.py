@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results, UtteranceEnd
+    from omi_rt.core.heard import Heard
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.recovery import Decision
@@ -50,7 +51,10 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.provider import Provider
 
 FINISHING_SECONDS = 30.0
-"""Ending a session may take this long, besides sending what is left of its audio."""
+"""Ending a session may take this long, besides sending what is left of its audio and waiting for answers
+that are usually late."""
+_MOST_LAG_SECONDS = 40.0
+"""Answers are taken to be no later than this then, so that a client need not wait for more than 2 minutes."""
 _ROOM_CHECK_SECONDS = 1.0
 """A device that is held back is looked at this often, since a provider that is away makes no room."""
 
@@ -66,8 +70,8 @@ class Transcriber:
         tell: takes events for the device.
         log: a structlog logger of the session's.
         load_anchors: loads the stored voices; None where no identities are wanted.
-        profile_first: hold the session's audio until an epoch has heard the voices, instead of
-            switching to such an epoch later.
+        profile_first: let the stored voices go up before the session's audio on its own connection,
+            instead of switching later to one that has heard them, as long as the allowance lasts.
     """
 
     def __init__(
@@ -100,10 +104,12 @@ class Transcriber:
             self._primer = Primer(
                 coverage.audio_format,
                 transcript.voices,
+                self._recovery.patience,
                 load_anchors,
                 provider,
                 self._report,
                 dial=self._dial,
+                owes_answer=self._owes_answer,
                 switch=self._switch,
             )
         self._finalizing = FinalizeRequests(coverage)
@@ -121,8 +127,10 @@ class Transcriber:
         """The session's own epoch, from its dial to its end. Only its finals count."""
         self._sent_until = 0
         self._has_dialled = False
-        self._unheard: ShortLeadIn | None = None
-        """The short lead-in in front of the session's audio, until a final covers any of that."""
+        self._unheard: LeadIn | ShortLeadIn | None = None
+        """The lead-in in front of the session's audio whose votes have not been counted on all channels."""
+        self._unheard_on: set[int] = set()
+        """Those channels: on each the votes are complete once a final covers any of the session's audio."""
         self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
@@ -191,16 +199,19 @@ class Transcriber:
         """Finish what there is, because no more audio comes.
 
         Args:
-            within: seconds that it may take; by default what sending the rest needs, and 30 s, which
-                begin again each time that a busy provider gets on with its work.
+            within: seconds that it may take; by default what sending the rest needs, as long as answers
+                take, and 30 s, which begin again each time that a busy provider gets on with its work.
         """
         audio_format = self._coverage.audio_format
         rest = audio_format.seconds(self._coverage.backlog.capacity) / UPSTREAM_RATE
-        limit = rest + FINISHING_SECONDS if within is None else within
+        lag = min(self._recovery.patience.lag_seconds, _MOST_LAG_SECONDS)
+        limit = rest + lag + FINISHING_SECONDS if within is None else within
         self._may_wait_for_work &= within is None
         self._scope.deadline = min(self._scope.deadline, trio.current_time() + limit)
         self._audio_ended = True
         self._priming.cancel()
+        if within is not None and self._primer is not None:
+            self._primer.hurry()
         if self._serving is not None and self._serving.opened.is_set():
             self._finish(self._serving)
         elif self._is_done():
@@ -221,7 +232,7 @@ class Transcriber:
         try:
             async with trio.open_nursery() as self._nursery:
                 self._take_scope(self._nursery.cancel_scope)
-                if self._primer is not None and not self._profile_first:
+                if self._primer is not None:
                     self._nursery.start_soon(self._run_primer, self._primer)
                 refusal = await self._keep_serving()
                 self._scope.cancel()
@@ -273,11 +284,12 @@ class Transcriber:
 
     async def _make_own(self) -> Epoch:
         lead_in: LeadIn | ShortLeadIn | None = None
-        if self._primer is not None and self._profile_first:
-            lead_in = await self._primer.gather_first()
-        elif self._primer is not None and self._recovery.may_lead_in and self._may_wait_for_work:
+        primer = self._primer
+        if primer is not None and self._recovery.may_lead_in and self._may_wait_for_work:
             # Where the end of the session has a limit, its last words have no time to wait.
-            lead_in = self._primer.make_short()
+            if self._profile_first and primer.may_hear_first:
+                lead_in = await primer.gather_first()
+            lead_in = lead_in or primer.make_short()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
         return self._make(lead_in, cause, gives_way=False)
@@ -302,10 +314,19 @@ class Transcriber:
         )
         return Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
 
+    def _owes_answer(self) -> bool:
+        """Whether the session's own epoch has had speech and has answered nothing yet."""
+        if self._serving is None or self._serving.exchange.has_progressed:
+            return False
+        return self._serving.exchange.watch.unanswered_seconds(trio.current_time()) is not None
+
     # Who serves.
 
-    def _switch(self, epoch: Epoch, votes: list[Vote]) -> None:
-        """Let a primed epoch serve the session from the watermark on, in place of its own."""
+    def _switch(self, epoch: Epoch, votes: list[Vote] | None) -> None:
+        """Let a primed epoch serve the session from the watermark on, in place of its own.
+
+        Where ``votes`` is None they are counted as soon as all of the lead-in has been heard.
+        """
         assert epoch.lead_in is not None
         former, self._serving = self._serving, epoch
         replaces = former is not None and former is not epoch
@@ -318,25 +339,32 @@ class Transcriber:
                 self._lateness.note_connection_end(trio.current_time())
         if self._between is not None:
             self._between.cancel()
-        # These words are counted in the votes already; those that come later are the tail's.
-        epoch.exchange.timeline.lead_in_words.clear()
-        self._transcript.learn(
-            epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
-        )
-        self._go_live(epoch, is_planned=is_planned)
+        if votes is not None:
+            # These words are counted in the votes already; those that come later are the tail's.
+            epoch.exchange.timeline.lead_in_words.clear()
+            self._transcript.learn(
+                epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
+            )
+        unheard = epoch.lead_in if votes is None else None
+        self._go_live(epoch, is_planned=is_planned, unheard=unheard)
         self._log.info(
             "connection_switched",
             request_id=epoch.request_id,
             at=self._coverage.audio_format.seconds(self._coverage.watermark),
-            votes=len(votes),
+            votes=len(votes or ()),
         )
 
-    def _go_live(self, epoch: Epoch, *, is_planned: bool) -> None:
+    def _go_live(
+        self, epoch: Epoch, *, is_planned: bool, unheard: LeadIn | ShortLeadIn | None = None
+    ) -> None:
         self._absence.note_open()
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
-        self._unheard = epoch.lead_in if isinstance(epoch.lead_in, ShortLeadIn) else None
-        epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=self._unheard is not None)
+        self._unheard = unheard
+        channels = 0 if unheard is None else self._coverage.audio_format.channels
+        self._unheard_on = set(range(channels))
+        keeps_lead_in = isinstance(unheard, ShortLeadIn)
+        epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=keeps_lead_in)
         self._finalize_sent = None
         self._pass_finalize()
         if self._audio_ended:
@@ -382,13 +410,13 @@ class Transcriber:
         if isinstance(epoch.lead_in, ShortLeadIn):
             if self._primer is not None:
                 self._primer.note_short_begun(epoch.lead_in)
-            self._go_live(epoch, is_planned=False)
+            self._go_live(epoch, is_planned=False, unheard=epoch.lead_in)
         elif epoch.lead_in is None:
             lost_labels = self._has_served
             self._go_live(epoch, is_planned=False)
             if self._primer is not None:
                 self._primer.want(relabel=lost_labels)
-        elif self._profile_first and self._primer is not None and self._nursery is not None:
+        elif epoch is self._serving and self._primer is not None and self._nursery is not None:
             self._report.tell_serving(epoch.request_id)
             self._nursery.start_soon(self._primer.hear_first, epoch)
 
@@ -402,11 +430,11 @@ class Transcriber:
             # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
-        if self._unheard is not None:
-            if final.heard.covered is None and not final.heard.words:
+        if self._unheard is not None and not self._unheard_on.isdisjoint(heard.channels):
+            if heard.covered is None and not heard.words:
                 # A final of the lead-in alone is for the votes alone.
                 return
-            self._learn_from(self._unheard, epoch)
+            self._learn_from(self._unheard, epoch, heard)
         elif epoch.exchange.timeline.lead_in_words:
             self._recall(epoch, final)
         self._transcript.narrate(
@@ -422,15 +450,21 @@ class Transcriber:
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
 
-    def _learn_from(self, lead_in: ShortLeadIn, epoch: Epoch) -> None:
-        """Learn who has which label, before the first words that have them are told."""
-        self._unheard = None
-        timeline, labels = epoch.exchange.timeline, epoch.labels
-        votes = count_votes(timeline.lead_in_words, self._coverage.audio_format.sample_rate)
-        timeline.lead_in_words.clear()
+    def _learn_from(self, lead_in: LeadIn | ShortLeadIn, epoch: Epoch, heard: Heard) -> None:
+        """Learn who has which label on a final's channels, before the first words that have them are told."""
+        self._unheard_on -= set(heard.channels)
+        if not self._unheard_on:
+            self._unheard = None
+        words, labels = epoch.exchange.timeline.take_lead_in_words(heard), epoch.labels
+        votes = count_votes(words, self._coverage.audio_format.sample_rate)
         self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
-        if self._primer is not None:
-            self._primer.note_short_heard(lead_in.recognised(votes, labels.contested))
+        if self._primer is None:
+            return
+        if isinstance(lead_in, ShortLeadIn):
+            share = lead_in.recognised(votes, labels.contested, len(heard.channels))
+            self._primer.note_short_heard(share)
+        else:
+            self._primer.note_heard(lead_in, votes)
 
     def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
         words = epoch.exchange.timeline.take_lead_in_words(final.heard)
