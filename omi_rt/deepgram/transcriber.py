@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import trio
-from attrs import evolve
 
 from omi_rt.core.absence import Absence, away_seconds
-from omi_rt.core.deepgram import SpeechStarted, configure
+from omi_rt.core.deepgram import SpeechStarted
 from omi_rt.core.dials import DialCause
 from omi_rt.core.errors import ProviderError, ProviderRefused
 from omi_rt.core.exchange import Exchange
@@ -26,14 +25,14 @@ from omi_rt.core.news import (
 from omi_rt.core.patience import Patience
 from omi_rt.core.phase import Phase
 from omi_rt.core.recovery import EpochEnd, Finish, Recovery, Redial
-from omi_rt.core.requests import ConfigureRequest, FinalizeRequests
 from omi_rt.core.short_lead_in import ShortLeadIn
 from omi_rt.core.token_bucket import UPSTREAM_RATE
-from omi_rt.core.updates import Configured, Final, SpeechBegan, SpeechPaused
-from omi_rt.core.votes import count_votes
+from omi_rt.core.updates import SpeechBegan, SpeechPaused
+from omi_rt.deepgram.asked import ClientRequests
 from omi_rt.deepgram.epoch import Epoch, Opened
 from omi_rt.deepgram.lateness import LatenessReport
 from omi_rt.deepgram.primer import Primer
+from omi_rt.deepgram.recognition import Recognition
 from omi_rt.deepgram.report import HealthReport
 
 if TYPE_CHECKING:
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results, UtteranceEnd
-    from omi_rt.core.heard import Heard
     from omi_rt.core.lead_in import Anchor, LeadIn
     from omi_rt.core.listen import ListenRequest
     from omi_rt.core.recovery import Decision
@@ -87,7 +85,6 @@ class Transcriber:
         profile_first: bool = False,
     ) -> None:
         self.cost = Cost()
-        self._request = request
         self._provider = provider
         self._coverage = coverage
         self._transcript = transcript
@@ -112,9 +109,8 @@ class Transcriber:
                 owes_answer=self._owes_answer,
                 switch=self._switch,
             )
-        self._finalizing = FinalizeRequests(coverage)
-        self._finalize_sent: int | None = None
-        self._configuring = ConfigureRequest()
+        self._recognition = Recognition(coverage, transcript, self._primer)
+        self._asked = ClientRequests(request, coverage, transcript)
         self._scope = trio.CancelScope()
         """Of `run`."""
         self._between: trio.CancelScope | None = None
@@ -127,10 +123,6 @@ class Transcriber:
         """The session's own epoch, from its dial to its end. Only its finals count."""
         self._sent_until = 0
         self._has_dialled = False
-        self._unheard: LeadIn | ShortLeadIn | None = None
-        """The lead-in in front of the session's audio whose votes have not been counted on all channels."""
-        self._unheard_on: set[int] = set()
-        """Those channels: on each the votes are complete once a final covers any of the session's audio."""
         self._has_served = False
         self._audio_ended = False
         self._may_wait_for_work = True
@@ -153,31 +145,12 @@ class Transcriber:
                 self._serving.offer(payload, samples, now)
 
     def finalize(self, channel: int | None = None) -> None:
-        """Finalise what has come so far, on one channel (counted from 0) or on all.
-
-        The answer is a `Final` that says so. Any number of requests costs the provider one at a time.
-        """
-        answered = self._finalizing.ask(channel, trio.current_time())
-        for each in answered or ():
-            self._answer_finalize(each)
-        self._pass_finalize()
+        """Finalise what has come so far, on one channel (counted from 0) or on all."""
+        self._asked.finalize(channel, self._serving)
 
     def configure(self, keyterms: tuple[str, ...] | None, *, numerals: bool | None) -> None:
-        """Pass the client's options on to the provider; what is None stays as it is.
-
-        The answer is a `Configured`, once the provider has said what became of it.
-        """
-        now, epoch = trio.current_time(), self._serving
-        model = ((self._request.options or {}).get("model") or ("",))[0]
-        obstacle = self._configuring.find_obstacle(keyterms, model, now)
-        if obstacle is None and (epoch is None or epoch.exchange.phase is not Phase.LIVE):
-            obstacle = "CONFIGURE_INTERNAL_ERROR"
-        if obstacle is not None:
-            self._transcript.tell(Configured(keyterms, obstacle))
-        elif epoch is not None:
-            self._configuring.begin(keyterms, now)
-            epoch.exchange.send_control(configure(keyterms, numerals=numerals))
-            epoch.wake()
+        """Pass the client's options on to the provider; what is None stays as it is."""
+        self._asked.configure(keyterms, numerals=numerals, serving=self._serving)
 
     async def make_room(self) -> None:
         """Return when the backlog can take more. Cancelling is safe.
@@ -270,7 +243,7 @@ class Transcriber:
                     # A switch came first: a primed epoch serves already.
                     continue
                 # In this task, because one of its own would take 1.2 KB for as long as the session lasts.
-                await epoch.run(self._request, self._provider)
+                await epoch.run(self._asked.request, self._provider)
             else:
                 await epoch.ended.wait()
             if epoch is not self._serving:
@@ -298,7 +271,7 @@ class Transcriber:
         """Dial an epoch beside the session's own."""
         assert self._nursery is not None
         epoch = self._make(lead_in, cause, gives_way=True)
-        self._nursery.start_soon(epoch.run, self._request, self._provider)
+        self._nursery.start_soon(epoch.run, self._asked.request, self._provider)
         return epoch
 
     def _make(
@@ -340,11 +313,7 @@ class Transcriber:
         if self._between is not None:
             self._between.cancel()
         if votes is not None:
-            # These words are counted in the votes already; those that come later are the tail's.
-            epoch.exchange.timeline.lead_in_words.clear()
-            self._transcript.learn(
-                epoch.labels, votes, epoch.lead_in.whose, self._coverage.high_watermark
-            )
+            self._recognition.learn_at_once(epoch, epoch.lead_in, votes)
         unheard = epoch.lead_in if votes is None else None
         self._go_live(epoch, is_planned=is_planned, unheard=unheard)
         self._log.info(
@@ -360,13 +329,10 @@ class Transcriber:
         self._absence.note_open()
         self._has_served = True
         self._report.tell_serving(epoch.request_id)
-        self._unheard = unheard
-        channels = 0 if unheard is None else self._coverage.audio_format.channels
-        self._unheard_on = set(range(channels))
+        self._recognition.begin(unheard)
         keeps_lead_in = isinstance(unheard, ShortLeadIn)
         epoch.exchange.go_live(is_planned=is_planned, keeps_lead_in=keeps_lead_in)
-        self._finalize_sent = None
-        self._pass_finalize()
+        self._asked.note_serving(epoch)
         if self._audio_ended:
             self._finish(epoch)
         epoch.wake()
@@ -400,7 +366,7 @@ class Transcriber:
             case SpeechNoticed(message, position):
                 self._take_speech(epoch, message, position)
             case ConfigureAnswered(failure):
-                self._take_configured(failure)
+                self._asked.take_configured(failure)
             case Opened():
                 self._take_open(epoch)
 
@@ -430,46 +396,17 @@ class Transcriber:
             # This epoch is being primed, so what it hears is for the votes alone.
             return
         self._recovery.note_results()
-        if self._unheard is not None and not self._unheard_on.isdisjoint(heard.channels):
-            if heard.covered is None and not heard.words:
-                # A final of the lead-in alone is for the votes alone.
-                return
-            self._learn_from(self._unheard, epoch, heard)
-        elif epoch.exchange.timeline.lead_in_words:
-            self._recall(epoch, final)
+        if not self._recognition.take(epoch, heard):
+            return
         self._transcript.narrate(
             epoch.labels,
             heard,
             self._coverage.backlog,
             speech_final=final.results.speech_final,
-            from_finalize=self._finalizing.is_open
-            and self._finalizing.take_final(
-                heard, from_finalize=final.results.from_finalize, now=trio.current_time()
-            ),
+            from_finalize=self._asked.answers(heard, from_finalize=final.results.from_finalize),
         )
         if final.results.speech_final and self._primer is not None:
             self._primer.note_utterance_end()
-
-    def _learn_from(self, lead_in: LeadIn | ShortLeadIn, epoch: Epoch, heard: Heard) -> None:
-        """Learn who has which label on a final's channels, before the first words that have them are told."""
-        self._unheard_on -= set(heard.channels)
-        if not self._unheard_on:
-            self._unheard = None
-        words, labels = epoch.exchange.timeline.take_lead_in_words(heard), epoch.labels
-        votes = count_votes(words, self._coverage.audio_format.sample_rate)
-        self._transcript.learn(labels, votes, lead_in.whose, self._coverage.high_watermark)
-        if self._primer is None:
-            return
-        if isinstance(lead_in, ShortLeadIn):
-            share = lead_in.recognised(votes, labels.contested, len(heard.channels))
-            self._primer.note_short_heard(share)
-        else:
-            self._primer.note_heard(lead_in, votes)
-
-    def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
-        words = epoch.exchange.timeline.take_lead_in_words(final.heard)
-        if words and epoch.lead_in is not None:
-            self._transcript.recall(epoch.labels, words, epoch.lead_in.whose)
 
     def _take_work(self, epoch: Epoch, seconds_behind: float) -> None:
         """Wait for a provider that is busy, as long as it gets on, and tell where it is behind."""
@@ -482,7 +419,7 @@ class Transcriber:
             self._scope.deadline = max(self._scope.deadline, now + FINISHING_SECONDS)
 
     def _take_interim(self, epoch: Epoch, results: Results) -> None:
-        if self._request.wants_interims and epoch is self._serving:
+        if self._asked.request.wants_interims and epoch is self._serving:
             heard = epoch.exchange.timeline.preview(results, self._coverage)
             self._transcript.preview(epoch.labels, heard)
 
@@ -500,40 +437,10 @@ class Transcriber:
             SpeechBegan(channels, position) if began else SpeechPaused(channels, position)
         )
 
-    def _take_configured(self, failure: str | None) -> None:
-        if not self._configuring.end():
-            return
-        keyterms = self._configuring.keyterms
-        if failure is None and keyterms is not None:
-            # The next connection begins with them.
-            options = {**(self._request.options or {}), "keyterm": keyterms}
-            self._request = evolve(self._request, options=options)
-        self._transcript.tell(Configured(keyterms, failure))
-
-    def _pass_finalize(self) -> None:
-        """Ask the provider for what the client wants finalised, once for each position."""
-        position, epoch = self._finalizing.position, self._serving
-        if position in {None, self._finalize_sent} or epoch is None:
-            return
-        if epoch.exchange.phase is Phase.LIVE:
-            self._finalize_sent = position
-            epoch.exchange.finalize_behind(position or 0)
-            epoch.wake()
-
-    def _answer_finalize(self, channel: int) -> None:
-        """Tell the client that its Finalize is done, where no final of the provider's says so."""
-        if channel == 0 or not self._request.is_mixed_down:
-            covered = self._coverage.watermark_of(channel)
-            channels = range(channel, channel + 1)
-            self._transcript.tell(Final(channels, covered, (), (), from_finalize=True))
-
     def _note_room(self, now: float) -> None:
         """Note that the watermark has moved, so that the backlog may have room."""
         self._report.note_progress(self._coverage.watermark, now)
-        if self._finalizing.is_open:
-            for channel in self._finalizing.take_progress(now):
-                self._answer_finalize(channel)
-            self._pass_finalize()
+        self._asked.note_progress(now, self._serving)
         self._tell_room()
 
     def _tell_room(self) -> None:
