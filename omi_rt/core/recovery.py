@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from attrs import frozen
 
 from omi_rt.core.backoff import Backoff
+from omi_rt.core.clock import METADATA_TOLERANCE_SECONDS
 from omi_rt.core.errors import ProviderError, ProviderRefused
-from omi_rt.core.timeline import METADATA_TOLERANCE_SECONDS
 
 if TYPE_CHECKING:
     from random import Random

@@ -1,8 +1,7 @@
 """One connection to Deepgram, as the session sees it: what was sent, and what its answers mean.
 
-Deepgram's times and speaker labels mean something inside one connection only. An epoch keeps *runs*
-(provider sample, session position, samples), a new one at every discontinuity, and looks times up
-in them: never is one offset added to everything.
+Deepgram's times and speaker labels mean something inside one connection only; `omi_rt.core.clock` turns
+the times into positions on the session's clock.
 
 The rules that keep a transcript whole over several epochs:
 
@@ -25,16 +24,14 @@ The rules that keep a transcript whole over several epochs:
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections import Counter
-from operator import attrgetter
 from typing import TYPE_CHECKING
 
-from attrs import define, evolve
+from attrs import evolve
 
+from omi_rt.core.clock import ConnectionClock, Run
 from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.heard import Discard, Heard, LeadInWord, counted
-from omi_rt.core.voices import Place
 from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
@@ -45,8 +42,6 @@ if TYPE_CHECKING:
     from omi_rt.core.deepgram import Results, Word
     from omi_rt.core.words import SaidWords
 
-METADATA_TOLERANCE_SECONDS = 0.5
-"""Deepgram's own count of the audio may differ from ours by this much and still mean all of it."""
 
 _SAID_SECONDS = 10.0
 """Delivered words are remembered for this long; a word for earlier audio counts as one that comes again."""
@@ -64,69 +59,30 @@ sooner. Borders that are no more than untidy lie closer."""
 MAX_LEAD_IN_WORDS = 4000
 """So many words of a connection's lead-in count at most: 8 channels with 30 s of voices have 1,000."""
 
-_provider = attrgetter("provider")
 
-
-@define
-class Run:
-    """A stretch without discontinuity on both clocks."""
-
-    provider: int
-    """First sample on the connection's clock."""
-    position: int | None
-    """Session position of that sample; None where the audio is not the session's (lead-in, filler)."""
-    samples: int
-    """The run's length per channel."""
-    anchor: int | None = None
-    """The number of the lead-in's anchor that it is; None where it is no anchor."""
-    said_at: Place | None = None
-    """Where in the session the first sample here was said, where the anchor is from the session."""
-
-    @property
-    def end(self) -> int:
-        """The provider's sample just behind the run."""
-        return self.provider + self.samples
-
-
-class Timeline:
-    """The clock and the words of one connection."""
+class Timeline(ConnectionClock):
+    """The clock of one connection, and the words that were said at its times."""
 
     __slots__ = (
-        "_first_position",
-        "_format",
         "_has_times",
         "_heard_until",
         "_labels",
         "_lacked_times",
         "_origins",
         "_reached",
-        "_runs",
         "lead_in_words",
-        "sent_position",
-        "sent_samples",
     )
 
     def __init__(self, audio_format: AudioFormat) -> None:
-        self._format = audio_format
-        self._runs: list[Run] = []
+        super().__init__(audio_format)
         self._labels: dict[int, int] = {}
-        self._first_position = 0
         self._heard_until = [0] * audio_format.channels
         self._origins: list[int] = []
         self._reached: list[int] = []
         self._has_times = False
         self._lacked_times = False
-        self.sent_samples = 0
-        """Samples of everything that went up, which is the connection's own clock."""
-        self.sent_position: int | None = None
-        """Session position just behind the last session sample sent; None before the first."""
         self.lead_in_words: list[LeadInWord] = []
         """Words heard in anchors that nobody has taken yet."""
-
-    @property
-    def sent_seconds(self) -> float:
-        """Everything that went up, in seconds."""
-        return self.sent_samples / self._format.sample_rate
 
     @property
     def lacks_times(self) -> bool:
@@ -142,25 +98,6 @@ class Timeline:
         if not self._origins:
             self._origins = [coverage.watermark_of(c) for c in range(self._format.channels)]
             self._reached = list(self._origins)
-
-    def record_sent(self, position: int, samples: int) -> None:
-        """Record session audio that goes up."""
-        runs = self._runs
-        if runs and self.sent_position == position and runs[-1].position is not None:
-            runs[-1].samples += samples
-        else:
-            runs.append(Run(self.sent_samples, position, samples))
-            if self.sent_position is None:
-                self._first_position = position
-        self.sent_samples += samples
-        self.sent_position = position + samples
-
-    def record_foreign(
-        self, samples: int, anchor: int | None = None, said_at: Place | None = None
-    ) -> None:
-        """Record audio that goes up but is not session audio: an anchor, or silence."""
-        self._runs.append(Run(self.sent_samples, None, samples, anchor, said_at))
-        self.sent_samples += samples
 
     def take_lead_in_words(self, heard: Heard) -> list[LeadInWord]:
         """Return the words heard in anchors and forget them, once all of them have been heard.
@@ -189,7 +126,7 @@ class Timeline:
         new beyond doubt. This is the same as each rule in turn, in a third of the calls.
         """
         channel, channels = self._channels(results)
-        run = self._runs[-1] if self._runs else None
+        run = self.runs[-1] if self.runs else None
         start, duration = results.start, results.duration
         if (
             run is None
@@ -217,8 +154,8 @@ class Timeline:
             if covered > self._reached[each]:
                 self._reached[each] = covered
         said.forget(words[0].start - round(_SAID_SECONDS * rate))
-        if len(self._runs) > 1:
-            self._forget_runs()
+        if len(self.runs) > 1:
+            self.forget(min(self._heard_until))
         return Heard(words, channels, covered)
 
     def _hear_carefully(self, results: Results, coverage: Coverage) -> Heard:
@@ -233,15 +170,15 @@ class Timeline:
         claims_unsent = self._claims_unsent(end)
         believed = coverage.trusts_ends and not claims_unsent
         provider_end = self._provider_end(results, end if believed else None, channel)
-        covered = self._position_of_end(provider_end)
-        start, said = self._sample(results.start or 0.0), coverage.said[channel]
-        bounds = self._position_of_start(start), covered or 0
+        covered = self.position_of_end(provider_end)
+        start, said = self.sample_of(results.start or 0.0), coverage.said[channel]
+        bounds = self.position_of_start(start), covered or 0
         new, discarded = self._sifted(results, channel, start, coverage, bounds)
         if coverage.trusts_ends and self._contradicts(new, channel):
             coverage.trusts_ends = False
             claims_unsent = True
             provider_end = self._provider_end(results, None, channel)
-            covered = self._position_of_end(provider_end)
+            covered = self.position_of_end(provider_end)
         # Words are remembered as they were heard, not as they are moved below, to be known when they come again.
         said.add(new, bounds)
         words = [self._moved_to_origin(word) for word in new]
@@ -252,7 +189,7 @@ class Timeline:
         said.forget(
             (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
         )
-        self._forget_runs()
+        self.forget(min(self._heard_until))
         return Heard(words, channels, covered, discarded or None, claims_unsent)
 
     def _located_plainly(
@@ -264,7 +201,7 @@ class Timeline:
         behind the origin, all that was delivered, and all that an earlier final can be wrong about.
         For twelve words that takes 11 µs, where each rule in turn takes 39.
         """
-        run = self._runs[-1]
+        run = self.runs[-1]
         if not words or run.position is None:
             return None
         rate, most = self._format.sample_rate, self.sent_samples
@@ -337,7 +274,7 @@ class Timeline:
         if channel >= self._format.channels or not self._origins:
             return Heard([], range(0), None)
         labels = dict(self._labels)
-        located, _ = self._located(results, channel, self._sample(results.start or 0.0))
+        located, _ = self._located(results, channel, self.sample_of(results.start or 0.0))
         self._labels = labels
         watermark, said = coverage.watermark_of(channel), coverage.said[channel]
         words = [
@@ -348,16 +285,8 @@ class Timeline:
             and not said.covers(word)
         ]
         end = results.end
-        covered = None if end is None else self._position_of_end(self._sample(end))
+        covered = None if end is None else self.position_of_end(self.sample_of(end))
         return Heard(words, channels, covered)
-
-    def position_of(self, seconds: float) -> int | None:
-        """Session position of a time of this connection; None in audio that is not the session's."""
-        sample = self._sample(seconds)
-        run = self._run_at(sample)
-        if run is None or run.position is None:
-            return None
-        return run.position + min(sample - run.provider, run.samples)
 
     def _channels(self, results: Results) -> tuple[int, range]:
         """The channel of a result, and those that it speaks for."""
@@ -387,7 +316,7 @@ class Timeline:
         tolerance, piece = self._format.samples(SAME_SECONDS), self._format.samples(PIECE_SECONDS)
         if middle < 2 * origin:
             # Where the epoch's audio begins inside a word, the piece that was heard is no word of its own.
-            begun = self._first_position
+            begun = self.first_position
             is_piece = word.start <= begun + tolerance // 2 and word.end <= begun + piece
             is_whole = not is_piece and not is_bare
             is_across = word.end > origin and said.end > 0 and is_whole
@@ -419,25 +348,14 @@ class Timeline:
         limit -= self._format.samples(CONTRADICTION_SECONDS)
         return any(word.end < limit for word in new)
 
-    def covers_all(self, metadata_duration: float | None) -> bool:
-        """Tell whether the provider's count of seconds is all that was sent."""
-        return (
-            metadata_duration is not None
-            and abs(metadata_duration - self.sent_seconds) <= METADATA_TOLERANCE_SECONDS
-        )
-
-    def _sample(self, seconds: float) -> int:
-        # A provider may say 1e300; nothing beyond what was sent can be meant.
-        return min(round(min(seconds, 1e9) * self._format.sample_rate), self.sent_samples)
-
     def _provider_end(self, results: Results, believed_end: float | None, channel: int) -> int:
         """How far a final covers the audio, in samples; its own end counts where it is believed."""
         if believed_end is not None:
-            return self._sample(believed_end)
+            return self.sample_of(believed_end)
         unsent = self.sent_samples / self._format.sample_rate + CLAIM_TOLERANCE_SECONDS
         ends = [w.end for w in results.words if w.end is not None and (w.start or 0.0) <= unsent]
         # Where the claimed end is of no use, a final without words covers nothing new.
-        return self._sample(max(ends)) if ends else self._heard_until[channel]
+        return self.sample_of(max(ends)) if ends else self._heard_until[channel]
 
     def _located(
         self, results: Results, channel: int, previous_end: int
@@ -456,8 +374,8 @@ class Timeline:
             if word.start is not None and word.start * self._format.sample_rate > unsent:
                 discarded[Discard.UNSENT] += 1
                 continue
-            start = previous_end if word.start is None else self._sample(word.start)
-            end = start if word.end is None else max(start, self._sample(word.end))
+            start = previous_end if word.start is None else self.sample_of(word.start)
+            end = start if word.end is None else max(start, self.sample_of(word.end))
             previous_end = end
             found = self._locate(word, start, end, channel, label)
             if found is not None:
@@ -484,14 +402,14 @@ class Timeline:
             if place is not None:
                 place = evolve(place, position=place.position + start - middle.provider)
             return LeadInWord(middle.anchor, channel, label, end - start, place)
-        first = self._run_at(start) or middle
+        first = self.run_at(start) or middle
         # A start in audio that is not the session's moves to where the session's audio begins.
         begin = (
             middle.position
             if first.position is None
             else first.position + max(0, start - first.provider)
         )
-        finish = self._position_of_end(end)
+        finish = self.position_of_end(end)
         confidence = 1.0 if word.confidence is None else word.confidence
         return HeardWord(
             word.text,
@@ -510,46 +428,11 @@ class Timeline:
         Nobody speaks in silence that was put in. A word that seems to has a start that is too early, if
         it reaches into the session's audio behind, and no less than into an anchor before.
         """
-        run = self._run_at((start + end) // 2)
+        run = self.run_at((start + end) // 2)
         if run is None or run.position is not None or run.anchor is not None:
             return run
-        first, last = self._run_at(start), self._run_at(end - 1)
+        first, last = self.run_at(start), self.run_at(end - 1)
         if last is None or last.position is None:
             return run
         in_anchor = 0 if first is None or first.anchor is None else first.end - start
         return last if end - last.provider >= in_anchor else run
-
-    def _run_at(self, sample: int) -> Run | None:
-        """The run that holds a provider's sample; the last run for what lies behind all of them."""
-        runs = self._runs
-        if runs and runs[-1].provider <= sample:
-            # This is nearly always so, because a connection that is not lost has one run.
-            return runs[-1]
-        index = bisect_right(runs, sample, key=_provider) - 1
-        return runs[index] if index >= 0 else None
-
-    def _position_of_start(self, sample: int) -> int:
-        """Session position of the start of a stretch; 0 where that is not the session's audio."""
-        run = self._run_at(sample)
-        return 0 if run is None or run.position is None else run.position + sample - run.provider
-
-    def _position_of_end(self, sample: int) -> int | None:
-        """Session position of the end of a stretch; in a foreign run, where the session's audio stopped."""
-        runs = self._runs
-        index = len(runs) - 1
-        if index >= 0 and runs[index].provider >= sample:
-            index = bisect_right(runs, sample - 1, key=_provider) - 1
-        while index >= 0:
-            run = runs[index]
-            if run.position is not None:
-                return run.position + min(sample - run.provider, run.samples)
-            index -= 1
-        return None
-
-    def _forget_runs(self) -> None:
-        until = min(self._heard_until)
-        while len(self._runs) > 1 and self._runs[1].provider <= until:
-            # The run before stays, because an end that falls on the border is looked up in it.
-            if self._runs[1].end > until:
-                break
-            del self._runs[0]
