@@ -248,16 +248,20 @@ class Transcriber:
         """Run one epoch after another; return the refusal that ends the session, if there is one."""
         wait_seconds = 0.0
         while not self._is_done():
-            if self._serving is None:
+            epoch = self._serving
+            if epoch is None:
                 with trio.CancelScope() as self._between:
                     await trio.sleep(wait_seconds)
                     await self._provider.wait_for_turn(is_redial=self._recovery.is_failing)
-                    self._serving = await self._dial_own()
+                    epoch = self._serving = await self._make_own()
                 self._between = None
-                # A switch may have come first: then a primed epoch serves already.
-                continue
-            epoch = self._serving
-            await epoch.ended.wait()
+                if epoch is None:
+                    # A switch came first: a primed epoch serves already.
+                    continue
+                # In this task, because one of its own would take 1.2 KB for as long as the session lasts.
+                await epoch.run(self._request, self._provider)
+            else:
+                await epoch.ended.wait()
             if epoch is not self._serving:
                 continue
             self._serving = None
@@ -267,7 +271,7 @@ class Transcriber:
             wait_seconds = decision.wait_seconds
         return None
 
-    async def _dial_own(self) -> Epoch:
+    async def _make_own(self) -> Epoch:
         lead_in: LeadIn | ShortLeadIn | None = None
         if self._primer is not None and self._profile_first:
             lead_in = await self._primer.gather_first()
@@ -276,16 +280,18 @@ class Transcriber:
             lead_in = self._primer.make_short()
         cause = DialCause.REDIAL if self._has_dialled else DialCause.FIRST
         self._has_dialled = True
-        return self._start(lead_in, cause, gives_way=False)
+        return self._make(lead_in, cause, gives_way=False)
 
     def _dial(self, lead_in: LeadIn, cause: DialCause) -> Epoch:
         """Dial an epoch beside the session's own."""
-        return self._start(lead_in, cause, gives_way=True)
+        assert self._nursery is not None
+        epoch = self._make(lead_in, cause, gives_way=True)
+        self._nursery.start_soon(epoch.run, self._request, self._provider)
+        return epoch
 
-    def _start(
+    def _make(
         self, lead_in: LeadIn | ShortLeadIn | None, cause: DialCause, *, gives_way: bool
     ) -> Epoch:
-        assert self._nursery is not None
         exchange = Exchange(
             self._coverage,
             self._recovery.patience,
@@ -294,9 +300,7 @@ class Transcriber:
             trio.current_time(),
             lead_in,
         )
-        epoch = Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
-        self._nursery.start_soon(epoch.run, self._request, self._provider)
-        return epoch
+        return Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
 
     # Who serves.
 
