@@ -109,7 +109,7 @@ class Connection:
         A final is thus dealt with where it is noticed, without a switch of tasks. ``take`` must not
         wait; what it raises is raised here. Cancelling is safe: no message is lost.
         """
-        return self._stream.pass_texts_on(lambda text: take(parse_message(text)))
+        return self._stream.pass_texts_on(parse_message, take)
 
     async def receive(self) -> Message:
         """Wait for the provider's next message. Cancelling is safe: none is lost.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import trio
 
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 NETWORK_ERRORS = (trio.BrokenResourceError, trio.ClosedResourceError)
+T = TypeVar("T")
 TEXTS_PER_STEP = 16
 """This many of the messages that came at once are taken before other sessions get a turn: they take some
 5 ms."""
@@ -128,11 +129,11 @@ class WatchedStream(trio.abc.Stream):
         self._given += 1
         return frames.texts.pop(0)
 
-    async def pass_texts_on(self, take: Callable[[str], None]) -> None:
-        """Pass each message to ``take`` as it arrives, as long as nothing else does.
+    async def pass_texts_on(self, parse: Callable[[str], T], take: Callable[[T], None]) -> None:
+        """Pass each message, as ``parse`` reads it, to ``take`` as it arrives, while nothing else does.
 
-        Returns at once where no poller runs, and when `receive_text` is to be asked. What ``take``
-        raises is raised here; it must not wait. Cancelling is safe.
+        Returns at once where no poller runs, and when `receive_text` is to be asked. What the two
+        raise is raised here; they must not wait. Cancelling is safe.
         """
         frames, serve = self._frames, getattr(self._stream, "serve", None)
         if serve is None or running_poller() is None or frames.texts or frames.is_over:
@@ -143,7 +144,7 @@ class WatchedStream(trio.abc.Stream):
             for _ in range(TEXTS_PER_STEP):
                 if not frames.texts:
                     return frames.is_over
-                take(frames.texts.pop(0))
+                take(parse(frames.texts.pop(0)))
             return bool(frames.texts) or frames.is_over
 
         with suppress(*NETWORK_ERRORS):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import partial
 from typing import TYPE_CHECKING, Any, Protocol
 
 import trio
@@ -97,6 +96,7 @@ class Line:
     __slots__ = (
         "_acknowledgement",
         "_beat_due",
+        "_nursery",
         "_owner",
         "_shared",
         "_timers",
@@ -117,6 +117,7 @@ class Line:
         "websocket",
     )
 
+    _nursery: trio.Nursery
     _owner: Owner
 
     def __init__(
@@ -175,11 +176,11 @@ class Line:
                 again. None where nothing was told before.
             resent: what of its audio has come before.
         """
-        self._owner, self.resent = owner, resent
+        self._owner, self._nursery, self.resent = owner, nursery, resent
         if told is not None:
             self.told, self.is_catching_up = told, True
         self.send(greeting)
-        self.websocket.send_with(partial(nursery.start_soon, self._deliver))
+        self.websocket.send_with(self._start_writer)
         nursery.start_soon(self._serve_device)
         now, interval = trio.current_time(), self._shared.settings.heartbeat_seconds
         self._beat_due = now + interval
@@ -413,6 +414,9 @@ class Line:
         self.websocket.ping_nowait()
         self._beat_due += interval
         return self._beat_due
+
+    def _start_writer(self) -> None:
+        self._nursery.start_soon(self._deliver)
 
     async def _deliver(self) -> None:
         """Send what the kernel did not take at once, in order."""

@@ -165,10 +165,10 @@ class Session:
         settings, profiles = shared.settings, shared.profiles
         load_anchors = None
         if profiles is not None and request.include_speech_profile:
-            load_anchors = partial(profiles.anchors, request.uid, request.audio_format)
+            load_anchors = partial(profiles.anchors, request.uid, self.coverage.audio_format)
         transcript = Transcript(
             self.id,
-            request.audio_format,
+            self.coverage.audio_format,
             tell=self._tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
@@ -195,7 +195,7 @@ class Session:
             id=self.id,
             uid=request.uid,
             language=request.language,
-            audio_format=request.audio_format,
+            audio_format=self.coverage.audio_format,
             began_at=datetime.now(UTC),
             last_segments=self._transcript.last_segments,
         )
