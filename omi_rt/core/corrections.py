@@ -73,8 +73,8 @@ class SentSegments:
         self._numbers = array("q")
         """Of each segment its speaker, start, end, channel and the samples that its words take."""
         self._whose: list[Identity | None] = []
-        self._names: list[tuple[str, str]] = []
-        """The ids and texts of the youngest."""
+        self._names: list[str] = []
+        """The ids and texts of the youngest, in turns: a pair would take 72 bytes."""
         self._characters = 0
         """Those of the texts among them."""
         self._blocks: list[_Block] = []
@@ -91,10 +91,11 @@ class SentSegments:
         )
         self._whose.append(self._identity(segment))
         text = " ".join(segment.words)
-        self._names.append((segment.id, text))
+        self._names += (segment.id, text)
         self._characters += len(text)
-        if len(self._names) == _BLOCK_SEGMENTS or self._characters >= _BLOCK_CHARACTERS:
-            block = _Block(len(self._names), dumps(self._names).encode())
+        young = len(self._names) // 2
+        if young == _BLOCK_SEGMENTS or self._characters >= _BLOCK_CHARACTERS:
+            block = _Block(young, dumps(self._names).encode())
             self._blocks.append(block)
             self._block_bytes += len(block.text)
             self._names, self._characters = [], 0
@@ -119,7 +120,10 @@ class SentSegments:
         """Return the last segments, ``most`` of them at most, the oldest first."""
         first = max(self._first, len(self._whose) - most)
         names = [*chain.from_iterable(loads(block.text) for block in self._blocks), *self._names]
-        return [self._at(index, *names[index]) for index in range(first, len(names))]
+        return [
+            self._at(index, names[2 * index], names[2 * index + 1])
+            for index in range(first, len(names) // 2)
+        ]
 
     def merge(self, source: int, into: int) -> tuple[str, ...]:
         """Give the segments of one number to another; return their ids."""
@@ -211,7 +215,7 @@ class SentSegments:
             if number != read:
                 read, is_block = number, number < len(self._blocks)
                 names = loads(self._blocks[number].text) if is_block else self._names
-            yield names[index - starts[number]][0]
+            yield names[2 * (index - starts[number])]
 
 
 def is_verified(segment: Segment, words: Sequence[HeardAgain], labels: set[Label]) -> bool:
