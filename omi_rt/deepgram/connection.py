@@ -168,6 +168,8 @@ async def open_connection(
                 socket = await _handshake(nursery, stream, url, authorization)
             if limit.cancelled_caught:
                 raise ProviderUnreachable(f"no connection within {within:g} s")
+            # The body may last for days.
+            del url, dialling, limit, authorization
             try:
                 yield Connection(socket, watched)
             except Exception as error:  # noqa: BLE001 - raised again below, out of the nursery
