@@ -672,6 +672,19 @@ async def test_no_secret_is_logged_or_shown(
     assert secret not in captured.out + captured.err + shown
 
 
+async def test_a_device_that_is_lost_counts_for_what_it_leaves_behind_in_memory(
+    autojump_clock: MockClock,
+) -> None:
+    async with listening_server() as (world, _fake), world.device() as first:
+        secret = await until_ready(first)
+        before = world.server.gone_connections
+        await drop(first)
+        assert world.server.gone_connections == before + 1
+        async with resuming(world, secret) as second:
+            assert world.server.gone_connections == before + 1
+            await second.finish()
+
+
 async def test_neither_lost_lines_nor_lost_connections_leave_timers_behind(
     autojump_clock: MockClock,
 ) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from inspect import unwrap
 from urllib.parse import parse_qsl, urlsplit
 
 from attrs import evolve, field, frozen
@@ -32,6 +33,8 @@ MAX_OPUS_CHANNELS = 2
 _BOOLEANS = {"true": True, "1": True, "false": False, "0": False}
 LANGUAGE = re.compile(r"[A-Za-z]{2,8}(-[A-Za-z0-9]{1,8}){0,3}")
 """A BCP 47 tag, as far as any provider knows them; ``multi`` and ``auto`` have its form."""
+_split_url = unwrap(urlsplit)
+"""Without its cache: no two clients' targets are the same, and they say whose sessions they are."""
 _RAW_RATE = "16000"
 """Hz of the raw audio of clients that do not say what they send."""
 
@@ -81,7 +84,7 @@ def split_target(target: str) -> tuple[str, tuple[tuple[str, str], ...]]:
         BadRequest: it is no target.
     """
     try:
-        parts = urlsplit(target)
+        parts = _split_url(target)
     except ValueError:
         raise BadRequest("not a request target") from None
     pairs = parse_qsl(parts.query, keep_blank_values=True, errors="surrogateescape")

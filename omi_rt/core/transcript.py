@@ -68,6 +68,8 @@ class Transcript:
         self._tell_client = tell
         self._new_id = new_id
         self._keeps_voices = keeps_voices
+        if not keeps_voices:
+            self.voices.forget_early()
 
     def narrate(
         self,

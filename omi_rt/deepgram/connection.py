@@ -132,16 +132,27 @@ class Connection:
 
 @asynccontextmanager
 async def open_connection(
-    url: str, credentials: Credentials, dial: Dial, within: float
+    url: str,
+    credentials: Credentials,
+    dial: Dial,
+    within: float,
+    dialling: trio.CancelScope | None = None,
 ) -> AsyncIterator[Connection]:
     """Dial ``url`` and hold the connection for the body.
 
     Leaving the body normally closes with a closing handshake, `CLOSE_SECONDS` at most; leaving it
     with an error or by cancellation drops the connection.
 
+    Args:
+        url: of the provider, with all parameters.
+        credentials: for the provider.
+        dial: opens the stream.
+        within: seconds that dial and handshake may take.
+        dialling: a scope of the caller's, entered for them; to cancel it gives the dial up.
+
     Raises:
         ProviderRefused: the upgrade was answered with an HTTP status.
-        ProviderUnreachable: no connection within ``within`` seconds, or none at all.
+        ProviderUnreachable: no connection within ``within`` seconds, none at all, or it was given up.
         ProviderClosed: the library's own reader failed while the body ran.
     """
     body_error: Exception | None = None
@@ -149,12 +160,16 @@ async def open_connection(
     stream: WatchedStream | None = None
     try:
         async with trio.open_nursery() as nursery:
-            with trio.move_on_after(within) as limit:
+            limit = trio.CancelScope() if dialling is None else dialling
+            limit.deadline = trio.current_time() + within
+            with limit:
                 authorization = await credentials.authorization()
                 stream = watched = WatchedStream(await _dialled(dial, url), MAX_RESULT_BYTES)
                 socket = await _handshake(nursery, stream, url, authorization)
             if limit.cancelled_caught:
                 raise ProviderUnreachable(f"no connection within {within:g} s")
+            # The body may last for days.
+            del url, dialling, limit, authorization
             try:
                 yield Connection(socket, watched)
             except Exception as error:  # noqa: BLE001 - raised again below, out of the nursery

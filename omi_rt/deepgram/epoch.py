@@ -104,6 +104,7 @@ class Epoch:
         self._tell = tell
         self._connection: Connection | None = None
         self._scope = trio.CancelScope()
+        """Of the dial, then of the conversation."""
         self._nursery: trio.Nursery | None = None
         """While the connection is open."""
         self._sends = False
@@ -146,22 +147,22 @@ class Epoch:
         dialled_at = trio.current_time()
         dial = OwnDial(None if self.gives_way else provider.priming)
         try:
-            with self._scope:
-                async with provider.connect(request) as connection:
-                    dial.over()
-                    provider.note_open(trio.current_time() - dialled_at, self.cause)
-                    if self.exchange.phase is not Phase.ENDED:
-                        await self._converse(connection)
+            async with provider.connect(request, self._scope) as connection:
+                dial.over()
+                provider.note_open(trio.current_time() - dialled_at, self.cause)
+                if self.exchange.phase is not Phase.ENDED:
+                    await self._converse(connection)
         except ProviderError as error:
             # The error's frames hold this epoch, which would hold the error: a cycle.
             error.__context__ = error.__cause__ = None
-            self.error = error.with_traceback(None)
-            provider.note_failure(
-                error,
-                was_open=self.opened.is_set(),
-                gives_way=self.gives_way,
-                cause=self.cause,
-            )
+            if self.opened.is_set() or self.exchange.phase is not Phase.ENDED:
+                self.error = error.with_traceback(None)
+                provider.note_failure(
+                    error,
+                    was_open=self.opened.is_set(),
+                    gives_way=self.gives_way,
+                    cause=self.cause,
+                )
         finally:
             dial.over()
         self.exchange.end()

@@ -57,10 +57,12 @@ class Provider:
     give_way: trio.Event = field(factory=trio.Event)
     """Set, and replaced, when there is no room at the provider for a session's own connection."""
 
-    def connect(self, request: ListenRequest) -> AbstractAsyncContextManager[Connection]:
+    def connect(
+        self, request: ListenRequest, dialling: trio.CancelScope | None = None
+    ) -> AbstractAsyncContextManager[Connection]:
         """Open a connection for ``request``; see `open_connection`."""
         url = listen_url(self.base_url, request, self.options)
-        return open_connection(url, self.credentials, self.dial, self.connect_timeout)
+        return open_connection(url, self.credentials, self.dial, self.connect_timeout, dialling)
 
     def has_room(self, count: Callable[[], int]) -> bool:
         """Whether the provider can carry another session; ``count`` counts those that it has."""

@@ -68,6 +68,11 @@ class Server:
         """How many connections have no session."""
         return self._connections - len(self.sessions) - self._resumed - self._admission.watchers
 
+    @property
+    def gone_connections(self) -> int:
+        """How many connections have ended, or were lost while their tasks keep a session waiting."""
+        return self.ended_connections + self._shared.resumable.losses
+
     async def serve(self, listeners: Sequence[trio.SocketListener]) -> None:
         """Serve until `drain` is called and the sessions have ended.
 

@@ -37,6 +37,8 @@ class ResumableSessions(Generic[S]):
     _hashes: dict[S, bytes] = field(factory=dict)
     _waiting: dict[S, None] = field(factory=dict)
     """In the order in which they began to wait."""
+    losses: int = 0
+    """How many devices were lost whose sessions then waited for them."""
 
     def issue(self, session: S) -> str:
         """Return the secret with which ``session`` can be found from now on."""
@@ -66,6 +68,7 @@ class ResumableSessions(Generic[S]):
     def wait(self, session: S) -> S | None:
         """Note that a session waits; returns the one that must give way, where too many do."""
         self._waiting[session] = None
+        self.losses += 1
         return next(iter(self._waiting)) if len(self._waiting) > self.max_waiting else None
 
     def stop_waiting(self, session: S) -> None:

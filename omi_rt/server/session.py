@@ -143,7 +143,8 @@ class Session:
         peer, uid_hash = line.websocket.peer, pseudonym(request.uid)
         self._log = get_logger(session=self.id, uid_hash=uid_hash, peer=peer)
         self.decoder = open_decoder(request.codec, request.sample_rate, request.channels)
-        self._transcript, self._transcriber = self._make_transcriber(request, shared)
+        tell = self._tell  # one for all: each bound method is an object
+        self._transcript, self._transcriber = self._make_transcriber(request, shared, tell)
         self._observers = self._observe(request, shared)
         self._listeners = [observer for observer in self._observers if observer.hears_audio]
         self.is_overheard = bool(self._listeners) or self.face.hears_audio
@@ -151,7 +152,7 @@ class Session:
         self.pass_on: Callable[[bytes, float], None] = self._transcriber.receive
         """Takes decoded audio that nobody else hears."""
         self._account = AudioAccount(self.coverage, self._transcriber.cost, self.decoder)
-        self._naming = Naming(request, shared, self._transcript, tell=self._tell, log=self._log)
+        self._naming = Naming(request, shared, self._transcript, tell=tell, log=self._log)
         self.takes_audio = True
         """Whether more audio may come: the session is not ending yet."""
         self._has_told_undecodable = False
@@ -160,7 +161,7 @@ class Session:
         self._ending = endings.CANCELLED
 
     def _make_transcriber(
-        self, request: ListenRequest, shared: Shared
+        self, request: ListenRequest, shared: Shared, tell: Callable[[Update], None]
     ) -> tuple[Transcript, Transcriber | ClientTranscriber]:
         settings, profiles = shared.settings, shared.profiles
         load_anchors = None
@@ -169,21 +170,21 @@ class Session:
         transcript = Transcript(
             self.id,
             self.coverage.audio_format,
-            tell=self._tell,
+            tell=tell,
             new_id=_new_id,
             keeps_voices=load_anchors is not None,
             budget=shared.budget,
         )
         if request.is_transcribed_by_client:
             return transcript, ClientTranscriber(
-                self.coverage, transcript, tell=self._tell, log=self._log
+                self.coverage, transcript, tell=tell, log=self._log
             )
         transcriber = Transcriber(
             request,
             shared.provider,
             self.coverage,
             transcript,
-            tell=self._tell,
+            tell=tell,
             log=self._log,
             load_anchors=load_anchors,
             profile_first=settings.profile_mode == "first",
