@@ -156,6 +156,17 @@ def test_the_lead_in_and_its_tail_are_bounded_and_then_the_speech_is_let_go_of()
     assert list(lead_in.tail()) == []
 
 
+def test_the_tail_is_no_longer_where_the_lead_in_had_no_early_speech() -> None:
+    """All that was said early was told only when the lead-in was up, as by a provider that is late."""
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    lead_in = LeadIn(known(), voices, MONO)
+    assert all(part.said_at is None for part in lead_in.parts())
+    for second in range(0, 60, 2):
+        voices.hear([(0, spoken(second, second + 2))], backlog)
+    tail = [part for part in lead_in.tail() if part.anchor is not None]
+    assert [part.said_at and part.said_at.position for part in tail] == [0, 2000, 4000]
+
+
 def test_early_speech_has_the_room_that_the_stored_voices_leave() -> None:
     voices, backlog = VoiceClips(MONO), recorded(60)
     for second in range(0, 20, 2):
