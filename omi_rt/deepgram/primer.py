@@ -106,6 +106,7 @@ class Primer:
         self._short_are_of_use = True
         self._follow_ups = 0
         self._retry_seconds = RETRY_SECONDS
+        self._has_recognised = False
         self._has_told = False
         self._has_failed = False
         self._is_hurried = trio.Event()
@@ -211,9 +212,13 @@ class Primer:
         """Let no audio wait for a lead-in any more, because the session must end soon."""
         self._is_hurried.set()
 
-    def note_heard(self, lead_in: LeadIn, votes: list[Vote]) -> None:
-        """Note the votes of a lead-in that was heard while its epoch served already."""
-        if not _has_voices(votes, lead_in):
+    def note_heard(self, lead_in: LeadIn, votes: list[Vote], *, is_all: bool) -> None:
+        """Note votes of a lead-in that was heard while its epoch served already.
+
+        ``is_all`` says that none of its votes are left, on any channel.
+        """
+        self._has_recognised |= _has_voices(votes, lead_in)
+        if is_all and not self._has_recognised:
             self.tell(NOT_RECOGNISED)
 
     def note_utterance_end(self) -> None:

@@ -446,7 +446,7 @@ class Transcriber:
             share = lead_in.recognised(votes, labels.contested, len(heard.channels))
             self._primer.note_short_heard(share)
         else:
-            self._primer.note_heard(lead_in, votes)
+            self._primer.note_heard(lead_in, votes, is_all=self._unheard is None)
 
     def _recall(self, epoch: Epoch, final: FinalHeard) -> None:
         words = epoch.exchange.timeline.take_lead_in_words(final.heard)
