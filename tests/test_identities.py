@@ -673,6 +673,23 @@ async def test_a_lead_in_that_is_never_answered_brings_no_switch(autojump_clock:
     assert ended["sent"]["overlap"] == 0.0
 
 
+async def test_a_connection_that_heard_the_lead_in_on_one_channel_only_does_not_serve(
+    autojump_clock: MockClock,
+) -> None:
+    left, right = conversation([USER, STRANGER], 60.0), conversation([ANNA], 60.0)
+    words = [*left.words, *(evolve(word, channel=1) for word in right.words)]
+    script = Script(words, 60.0, 2)
+    faults = FaultScript.of([], [Silence(channel=1)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, _fake),
+        world.device(channels=2) as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script)
+    assert ended["identities_known_from"] is None
+    assert ended["sent"]["overlap"] == 0.0
+
+
 async def test_two_channels_have_speakers_of_their_own_and_one_user(
     autojump_clock: MockClock,
 ) -> None:

@@ -249,6 +249,16 @@ def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     assert speakers.number_of(third, 0, 1) == 2
 
 
+def test_what_went_out_before_the_votes_of_a_second_channel_came_needs_no_proof_either() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    assert speakers.number_of(EpochLabels(), 0, 5) == 0
+    speakers.remember(sent("before", 0))
+    assert speakers.resolve(labels, [won(1, 9)], [USER, 0]) == []
+    speakers.remember(sent("after", 0))
+    votes = [won(0, 7, channel=1), won(1, 7, channel=1), won(2, 3, channel=1)]
+    assert speakers.resolve(labels, votes, [USER, 0, None]) == [Identified(0, USER, ("after",))]
+
+
 @pytest.mark.parametrize(("second", "is_contested"), [(4, False), (9, True)])
 def test_a_label_under_which_two_speakers_are_heard_again_after_the_lead_in_is_nobodys(
     second: int, is_contested: bool
