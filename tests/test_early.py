@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -12,8 +13,11 @@ from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
+from omi_rt.core.patience import Patience
 from omi_rt.core.voices import USER, Identity, Place
+from omi_rt.core.votes import Vote
 from omi_rt.core.words import HeardWord
+from omi_rt.deepgram.primer import NOT_RECOGNISED, Primer
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, synthesise
 from omi_rt.profiles.store import StoreUnavailable
@@ -27,6 +31,8 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 RATE = 1000
+WON = Vote(0, 0, {1: 1.0}, (0, 1))
+"""The first anchor's vote for a label."""
 MONO = AudioFormat(RATE, 1)
 STEREO = AudioFormat(RATE, 2)
 
@@ -230,6 +236,39 @@ def test_clips_are_kept_of_those_whom_no_stored_voice_finds_again() -> None:
         voices.hear([(number, spoken(2 * number + 1, 2 * number + 2))], backlog)
     kept = {number for number, _ in voices.clips(60 * RATE)}
     assert kept == {0, 1, 2, 4, 5, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [([], [], [NOT_RECOGNISED]), ([WON], [], []), ([], [WON], [])],
+    ids=["nobody", "left", "right"],
+)
+async def test_that_nobody_was_recognised_is_told_when_no_channel_has_votes_left(
+    autojump_clock: MockClock, first: list[Vote], second: list[Vote], told: list[str]
+) -> None:
+    reasons: list[str] = []
+    report: Any = SimpleNamespace(
+        tell_identities_unavailable=lambda reason, is_failure: reasons.append(reason)
+    )
+    nothing: Any = None
+    voices = VoiceClips(STEREO)
+    primer = Primer(
+        STEREO,
+        voices,
+        Patience(60.0),
+        nothing,
+        nothing,
+        report,
+        dial=nothing,
+        owes_answer=nothing,
+        switch=nothing,
+    )
+    lead_in = LeadIn(known(), voices, MONO)
+    assert len(list(lead_in.parts())) == 4
+    primer.note_heard(lead_in, first, is_all=False)
+    assert reasons == []
+    primer.note_heard(lead_in, second, is_all=True)
+    assert reasons == told
 
 
 # In a session.
