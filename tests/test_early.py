@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backlog import Backlog
@@ -268,6 +269,7 @@ async def test_that_nobody_was_recognised_is_told_when_no_channel_has_votes_left
     primer.note_heard(lead_in, first, is_all=False)
     assert reasons == []
     primer.note_heard(lead_in, second, is_all=True)
+    await trio.lowlevel.checkpoint()
     assert reasons == told
 
 
