@@ -660,6 +660,24 @@ async def test_the_setting_bounds_the_primed_connections_of_all_sessions(
     assert most == 4
 
 
+async def test_a_primed_connection_soon_replaces_a_first_one_that_answers_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER], 60.0)
+    faults = FaultScript.of([Silence()])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(play, device, script)
+        await device.until(lambda: device.segments, within=25.0)
+        await device.until(lambda: device.events("session_ended"))
+        assert len(fake.connections) == 2
+    assert_whole(device, script)
+    assert_identities(device, script, device.event("session_ended"), {USER: None})
+
+
 async def test_a_lead_in_that_is_never_answered_brings_no_switch(autojump_clock: MockClock) -> None:
     script = conversation([USER, STRANGER], 50.0)
     faults = FaultScript.of([], [Silence()])

@@ -71,7 +71,7 @@ class Primer:
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
         dial: dials an epoch with a lead-in beside the one that serves.
-        owes_answer: tells whether the session's own epoch has had speech and has answered nothing yet.
+        owes_answer: tells whether a switch should wait for the first answer of the session's own epoch.
         switch: lets a primed epoch serve the session, with the votes on its labels; None where not all
             of its lead-in has been heard yet.
     """
