@@ -4,16 +4,21 @@ from __future__ import annotations
 
 from array import array
 from functools import cache
+from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 import pytest
+import trio
 
 from omi_rt.core.audio import AudioFormat
 from omi_rt.core.backlog import Backlog
 from omi_rt.core.early import EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
 from omi_rt.core.lead_in import LEAD_IN_SECONDS, Anchor, LeadIn, LeadInPart, VoiceClips
+from omi_rt.core.patience import Patience
 from omi_rt.core.voices import USER, Identity, Place
+from omi_rt.core.votes import Vote
 from omi_rt.core.words import HeardWord
+from omi_rt.deepgram.primer import NOT_RECOGNISED, Primer
 from omi_rt.deepgram.transcriber import Transcriber
 from omi_rt.fake import Options, synthesise
 from omi_rt.profiles.store import StoreUnavailable
@@ -27,6 +32,8 @@ if TYPE_CHECKING:
     from trio.testing import MockClock
 
 RATE = 1000
+WON = Vote(0, 0, {1: 1.0}, (0, 1))
+"""The first anchor's vote for a label."""
 MONO = AudioFormat(RATE, 1)
 STEREO = AudioFormat(RATE, 2)
 
@@ -156,6 +163,17 @@ def test_the_lead_in_and_its_tail_are_bounded_and_then_the_speech_is_let_go_of()
     assert list(lead_in.tail()) == []
 
 
+def test_the_tail_is_no_longer_where_the_lead_in_had_no_early_speech() -> None:
+    """All that was said early was told only when the lead-in was up, as by a provider that is late."""
+    voices, backlog = VoiceClips(MONO), recorded(60)
+    lead_in = LeadIn(known(), voices, MONO)
+    assert all(part.said_at is None for part in lead_in.parts())
+    for second in range(0, 60, 2):
+        voices.hear([(0, spoken(second, second + 2))], backlog)
+    tail = [part for part in lead_in.tail() if part.anchor is not None]
+    assert [part.said_at and part.said_at.position for part in tail] == [0, 2000, 4000]
+
+
 def test_early_speech_has_the_room_that_the_stored_voices_leave() -> None:
     voices, backlog = VoiceClips(MONO), recorded(60)
     for second in range(0, 20, 2):
@@ -219,6 +237,40 @@ def test_clips_are_kept_of_those_whom_no_stored_voice_finds_again() -> None:
         voices.hear([(number, spoken(2 * number + 1, 2 * number + 2))], backlog)
     kept = {number for number, _ in voices.clips(60 * RATE)}
     assert kept == {0, 1, 2, 4, 5, 6, 7, 8}
+
+
+@pytest.mark.parametrize(
+    ("first", "second", "told"),
+    [([], [], [NOT_RECOGNISED]), ([WON], [], []), ([], [WON], [])],
+    ids=["nobody", "left", "right"],
+)
+async def test_that_nobody_was_recognised_is_told_when_no_channel_has_votes_left(
+    autojump_clock: MockClock, first: list[Vote], second: list[Vote], told: list[str]
+) -> None:
+    reasons: list[str] = []
+    report: Any = SimpleNamespace(
+        tell_identities_unavailable=lambda reason, is_failure: reasons.append(reason)
+    )
+    nothing: Any = None
+    voices = VoiceClips(STEREO)
+    primer = Primer(
+        STEREO,
+        voices,
+        Patience(60.0),
+        nothing,
+        nothing,
+        report,
+        dial=nothing,
+        owes_answer=nothing,
+        switch=nothing,
+    )
+    lead_in = LeadIn(known(), voices, MONO)
+    assert len(list(lead_in.parts())) == 4
+    primer.note_heard(lead_in, first, is_all=False)
+    assert reasons == []
+    primer.note_heard(lead_in, second, is_all=True)
+    await trio.lowlevel.checkpoint()
+    assert reasons == told
 
 
 # In a session.

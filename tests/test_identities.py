@@ -660,12 +660,47 @@ async def test_the_setting_bounds_the_primed_connections_of_all_sessions(
     assert most == 4
 
 
+async def test_a_primed_connection_soon_replaces_a_first_one_that_answers_nothing(
+    autojump_clock: MockClock,
+) -> None:
+    script = conversation([USER, STRANGER], 60.0)
+    faults = FaultScript.of([Silence()])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, fake),
+        world.device() as device,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(play, device, script)
+        await device.until(lambda: device.segments, within=25.0)
+        await device.until(lambda: device.events("session_ended"))
+        assert len(fake.connections) == 2
+    assert_whole(device, script)
+    assert_identities(device, script, device.event("session_ended"), {USER: None})
+
+
 async def test_a_lead_in_that_is_never_answered_brings_no_switch(autojump_clock: MockClock) -> None:
     script = conversation([USER, STRANGER], 50.0)
     faults = FaultScript.of([], [Silence()])
     async with (
         listening_server(profiles=stored(), faults=faults) as (world, _fake),
         world.device() as device,
+    ):
+        ended = await play(device, script)
+    assert_whole(device, script)
+    assert ended["identities_known_from"] is None
+    assert ended["sent"]["overlap"] == 0.0
+
+
+async def test_a_connection_that_heard_the_lead_in_on_one_channel_only_does_not_serve(
+    autojump_clock: MockClock,
+) -> None:
+    left, right = conversation([USER, STRANGER], 60.0), conversation([ANNA], 60.0)
+    words = [*left.words, *(evolve(word, channel=1) for word in right.words)]
+    script = Script(words, 60.0, 2)
+    faults = FaultScript.of([], [Silence(channel=1)])
+    async with (
+        listening_server(profiles=stored(), faults=faults) as (world, _fake),
+        world.device(channels=2) as device,
     ):
         ended = await play(device, script)
     assert_whole(device, script)

@@ -249,6 +249,46 @@ def test_a_label_that_two_voices_share_which_were_apart_is_nobodys() -> None:
     assert speakers.number_of(third, 0, 1) == 2
 
 
+def test_what_went_out_before_the_votes_of_a_second_channel_came_needs_no_proof_either() -> None:
+    speakers, labels = Speakers(), EpochLabels()
+    assert speakers.number_of(EpochLabels(), 0, 5) == 0
+    speakers.remember(sent("before", 0))
+    assert speakers.resolve(labels, [won(1, 9)], [USER, 0]) == []
+    speakers.remember(sent("after", 0))
+    votes = [won(0, 7, channel=1), won(1, 7, channel=1), won(2, 3, channel=1)]
+    assert speakers.resolve(labels, votes, [USER, 0, None]) == [Identified(0, USER, ("after",))]
+
+
+@pytest.mark.parametrize(("second", "is_contested"), [(4, False), (9, True)])
+def test_a_label_under_which_two_speakers_are_heard_again_after_the_lead_in_is_nobodys(
+    second: int, is_contested: bool
+) -> None:
+    speakers, first, labels = Speakers(), EpochLabels(), EpochLabels()
+    assert [speakers.number_of(first, 0, label) for label in (0, 1)] == [0, 1]
+    speakers.remember(sent("a", 0))
+    speakers.resolve(labels, [won(0, 9), CONTRAST], [USER, None])
+    again = [(number, heard_again(label=label)) for number, label in ((0, 9), (1, second))]
+    assert speakers.recall(labels, again) == []
+    assert (0, 9) not in labels.contested, "a single word of each may be a mistake"
+    assert speakers.recall(labels, again) == []
+    assert ((0, 9) in labels.contested) == is_contested
+    number = speakers.number_of(labels, 0, 9)
+    assert number == 2
+    assert speakers.identity_of(number) == (None if is_contested else USER)
+
+
+@pytest.mark.parametrize("words", [1, 2])
+def test_who_was_apart_from_the_user_and_is_heard_again_under_the_users_label_contests_it(
+    words: int,
+) -> None:
+    speakers, first, labels = Speakers(), EpochLabels(), EpochLabels()
+    speakers.resolve(first, [won(0, 3), CONTRAST], [USER, None])
+    stranger = speakers.number_of(first, 0, 0)
+    speakers.resolve(labels, [won(0, 9), CONTRAST], [USER, None])
+    speakers.recall(labels, [(stranger, heard_again(label=9))] * words)
+    assert (speakers.identity_of(speakers.number_of(labels, 0, 9)) == USER) == (words < 2)
+
+
 @pytest.mark.parametrize(("mislabelled", "is_contested"), [(1, False), (2, True)])
 def test_two_words_of_a_strangers_clip_under_the_users_label_contest_it_and_one_does_not(
     mislabelled: int, is_contested: bool

@@ -154,13 +154,22 @@ def never_apart(labellings: Sequence[Labelling]) -> set[int]:
     return found - {USER}
 
 
-async def session(kind: str, seed: int, *, is_cut: bool) -> Outcome:
+async def session(
+    kind: str,
+    seed: int,
+    *,
+    is_cut: bool = False,
+    most_strangers: int = 5,
+    late_seconds: float = 0.0,
+) -> Outcome:
     rng = Random(f"{kind}/{seed}")
-    strangers = rng.sample(STRANGERS, rng.randint(1, 5))
+    strangers = rng.sample(STRANGERS, rng.randint(1, most_strangers))
     voices = strangers.copy()
     voices.insert(rng.randint(0, 2), USER)
     script = conversation(voices, 90.0)
-    options = Options(seed=seed, labellings=KINDS[kind](rng, strangers))
+    labellings = KINDS[kind](rng, strangers)
+    lateness = late_seconds / 2, late_seconds
+    options = Options(seed=seed, labellings=labellings, lateness=lateness)
     drops = [[Drop(after_audio=rng.uniform(20.0, 60.0))] if is_cut else [] for _ in "12"]
     async with (
         listening_server(
@@ -195,3 +204,16 @@ async def test_no_stranger_is_the_user_and_the_user_is_wherever_the_label_is_the
         assert outcome.user_recognised == outcome.user_words > 0 or is_cut
     if kind == "one_label":
         assert outcome.user_recognised == 0
+
+
+@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("late_seconds", [4.0, 12.0, 25.0])
+@pytest.mark.parametrize("kind", ["permuted", "user_merged_later"])
+async def test_no_stranger_is_the_user_to_a_provider_that_is_late_as_well(
+    autojump_clock: MockClock, kind: str, late_seconds: float, seed: int
+) -> None:
+    """Of what was said before the switch 8 s are heard again, and only after the lead-in: not known before."""
+    outcome = await session(kind, seed, most_strangers=2, late_seconds=late_seconds)
+    assert outcome.strangers_marked == []
+    if kind in OWN_LABEL:
+        assert outcome.user_recognised == outcome.user_words > 0

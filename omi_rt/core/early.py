@@ -24,10 +24,11 @@ EARLY_SECONDS = 14.0
 """A lead-in holds at most this much early speech, which is what ten seconds of the user's profile leave
 room for."""
 TAIL_SECONDS = 5.0
-"""At most this much early speech, said too late for the lead-in, goes up when the epoch takes over."""
+"""At most this much early speech, said too late for the lead-in, goes up when the epoch takes over, and one
+stretch more."""
 CLEAR_CONFIDENCE = 0.6
 """A word counts as clear from this confidence (0 to 1) on."""
-_STRETCH_SECONDS = 3.0
+STRETCH_SECONDS = 3.0
 """A longer stretch is kept in pieces, so that a part of it can be sent."""
 _GAP_SECONDS = 0.5
 """A pause between two words that is longer than this is not kept."""
@@ -61,7 +62,7 @@ class EarlySpeech:
         """Keep the audio of new words, each with its speaker's number, while it is there."""
         if self._is_full:
             return
-        most = self._format.samples(_STRETCH_SECONDS)
+        most = self._format.samples(STRETCH_SECONDS)
         longest_gap = self._format.samples(_GAP_SECONDS)
         run: list[HeardWord] = []
         speaker = 0

@@ -9,7 +9,13 @@ from attrs import define, evolve, field, frozen
 
 from omi_rt.core.audio import BYTES_PER_SAMPLE
 from omi_rt.core.budget import BacklogBudget
-from omi_rt.core.early import CLEAR_CONFIDENCE, EARLY_SECONDS, TAIL_SECONDS, EarlySpeech
+from omi_rt.core.early import (
+    CLEAR_CONFIDENCE,
+    EARLY_SECONDS,
+    STRETCH_SECONDS,
+    TAIL_SECONDS,
+    EarlySpeech,
+)
 from omi_rt.core.voices import Place, Voice
 
 if TYPE_CHECKING:
@@ -147,9 +153,12 @@ class LeadIn:
         yield from self._contrast_parts()
 
     def tail(self) -> Iterator[LeadInPart]:
-        """Yield the early speech said since then, `TAIL_SECONDS` at most, right before the session's audio."""
-        self._early_room += self._format.samples(TAIL_SECONDS)
-        self._room = self._early_room
+        """Yield the early speech said since then, right before the session's audio.
+
+        It is `TAIL_SECONDS` at most, and one stretch more that the lead-in had room for in part.
+        """
+        left = min(self._early_room, self._format.samples(STRETCH_SECONDS))
+        self._room = self._early_room = left + self._format.samples(TAIL_SECONDS)
         yield from self._early_parts(TAIL_SILENCE_SECONDS)
         self._voices.forget_early()
         self._stretches = ()

@@ -248,9 +248,25 @@ class Speakers:
     def recall(
         self, labels: EpochLabels, words: Iterable[tuple[int, HeardAgain]]
     ) -> list[Identified]:
-        """Take words of the session, with their speakers' numbers, that an epoch has heard again."""
+        """Take words of the session, with their speakers' numbers, that an epoch has heard again.
+
+        A label for which they stand turns out to be contested where voices that are apart share it.
+        """
         labels.again += words
-        return self._identified_since(dict(self._identities), labels)
+        before = dict(self._identities)
+        under = Counter((word.label, self.current(who)) for who, word in labels.again)
+        of_number = Counter(self.current(who) for who, _ in labels.again)
+        sharing: defaultdict[Label, set[Voice]] = defaultdict(set)
+        for (label, number), count in under.items():
+            if count >= PART_WORDS and count >= PART_SHARE * of_number[number]:
+                sharing[label].add(number)
+        for label, voices in sharing.items():
+            known = {labels.identities[label]} if label in labels.identities else set()
+            if label not in labels.contested and self._apart.has_pair(voices | known):
+                labels.identities.pop(label, None)
+                labels.pending.pop(label, None)
+                self._contest(labels, label, {who for who in voices if isinstance(who, int)})
+        return self._identified_since(before, labels)
 
     def assign(
         self, number: int, identity: Identity, segment_ids: Sequence[str] = ()

@@ -72,7 +72,7 @@ class Primer:
         provider: where the second connection is dialled.
         report: tells the device why nobody is known.
         dial: dials an epoch with a lead-in beside the one that serves.
-        owes_answer: tells whether the session's own epoch has had speech and has answered nothing yet.
+        owes_answer: tells whether a switch should wait for the first answer of the session's own epoch.
         switch: lets a primed epoch serve the session, with the votes on its labels; None where not all
             of its lead-in has been heard yet.
     """
@@ -107,6 +107,7 @@ class Primer:
         self._short_are_of_use = True
         self._follow_ups = 0
         self._retry_seconds = RETRY_SECONDS
+        self._has_recognised = False
         self._has_told = False
         self._has_failed = False
         self._is_hurried = trio.Event()
@@ -212,9 +213,13 @@ class Primer:
         """Let no audio wait for a lead-in any more, because the session must end soon."""
         self._is_hurried.set()
 
-    def note_heard(self, lead_in: LeadIn, votes: list[Vote]) -> None:
-        """Note the votes of a lead-in that was heard while its epoch served already."""
-        if not _has_voices(votes, lead_in):
+    def note_heard(self, lead_in: LeadIn, votes: list[Vote], *, is_all: bool) -> None:
+        """Note votes of a lead-in that was heard while its epoch served already.
+
+        ``is_all`` says that none of its votes are left, on any channel.
+        """
+        self._has_recognised |= _has_voices(votes, lead_in)
+        if is_all and not self._has_recognised:
             self.tell(NOT_RECOGNISED)
 
     def note_utterance_end(self) -> None:

@@ -78,7 +78,7 @@ class Recognition:
             share = lead_in.recognised(votes, epoch.labels.contested, len(heard.channels))
             self._primer.note_short_heard(share)
         else:
-            self._primer.note_heard(lead_in, votes)
+            self._primer.note_heard(lead_in, votes, is_all=self._unheard is None)
 
     def _learn(self, epoch: Epoch, lead_in: LeadIn | ShortLeadIn, votes: list[Vote]) -> None:
         position = self._coverage.high_watermark

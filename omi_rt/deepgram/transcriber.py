@@ -293,10 +293,14 @@ class Transcriber:
         return Epoch(exchange, cause, self._take_news, lead_in, gives_way=gives_way)
 
     def _owes_answer(self) -> bool:
-        """Whether the session's own epoch has had speech and has answered nothing yet."""
-        if self._serving is None or self._serving.exchange.has_progressed:
+        """Whether a switch should wait for the first answer of the session's own epoch to what was said.
+
+        Not for that of the session's first epoch, which was opened no later than one that has answered.
+        """
+        epoch = self._serving
+        if epoch is None or epoch.cause is DialCause.FIRST or epoch.exchange.has_progressed:
             return False
-        return self._serving.exchange.watch.unanswered_seconds(trio.current_time()) is not None
+        return epoch.exchange.watch.unanswered_seconds(trio.current_time()) is not None
 
     # Who serves.
 
