@@ -25,6 +25,7 @@ FLOORS = [
         "omi_rt.setting_forms",
         "omi_rt.settings",
         "omi_rt.settings_table",
+        "omi_rt.light_event",
         "omi_rt.timers",
         "omi_rt.net",
         "omi_rt.codecs",

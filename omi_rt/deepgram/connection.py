@@ -180,19 +180,17 @@ async def open_connection(
                     await socket.aclose()
             nursery.cancel_scope.cancel()
     except* Exception as group:  # noqa: BLE001 - the seam: the library's background task ends here
-        library_error = first_error(group)
+        library_error = _as_provider_error(first_error(group))
     finally:
         if stream is not None:
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
                 await trio.aclose_forcefully(stream)
     try:
-        if body_error is not None:
-            raise body_error
-        if library_error is not None:
-            raise _as_provider_error(library_error)
+        if (error := body_error or library_error) is not None:
+            raise error
     finally:
         # Or each error would hold this frame, and the frame the error.
-        body_error = library_error = None
+        error = body_error = library_error = None
 
 
 async def dial_tcp(url: str) -> trio.abc.Stream:
