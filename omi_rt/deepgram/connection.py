@@ -186,11 +186,11 @@ async def open_connection(
             with trio.CancelScope(shield=True, deadline=trio.current_time() + CLOSE_SECONDS):
                 await trio.aclose_forcefully(stream)
     try:
-        if (error := body_error or library_error) is not None:
-            raise error
+        if (failure := body_error or library_error) is not None:
+            raise failure
     finally:
         # Or each error would hold this frame, and the frame the error.
-        error = body_error = library_error = None
+        failure = body_error = library_error = None
 
 
 async def dial_tcp(url: str) -> trio.abc.Stream:
