@@ -58,6 +58,7 @@ RECOLOURINGS = """() => {
                 target.dataset.id, target.querySelector("p").textContent, oldValue,
                 colours.get(target), getComputedStyle(target).borderLeftColor,
             ]);
+            list.dataset.recoloured = "";
         }
         note();
     }).observe(list, { subtree: true, childList: true, attributeFilter: ["data-voice"], attributeOldValue: true });
@@ -189,7 +190,7 @@ def test_why_a_voice_was_not_stored_that_was_to_be_is_said(
 def test_what_the_speech_profile_tells_later_recolours_what_is_there(
     browser: Browser, tmp_path: Path
 ) -> None:
-    script = conversation((STRANGER, USER), 24.0)
+    script = conversation((STRANGER, USER), 40.0)
     path = recording(tmp_path / "a.wav", script)
     stored = tmp_path / "voices" / "me" / "speech_profile.wav"
     stored.parent.mkdir(parents=True)
@@ -204,9 +205,9 @@ def test_what_the_speech_profile_tells_later_recolours_what_is_there(
         play(page, path)
         wait_for_state(page, "live")
         page.evaluate(RECOLOURINGS)
-        hasten(page, "#transcript li[data-voice=user]")
-        put_forward(page, 24.0)
-        assert wait_for_the_end(page) == account_of(24.0)
+        hasten(page, "#transcript[data-recoloured]", 60)
+        put_forward(page, 40.0)
+        assert wait_for_the_end(page) == account_of(40.0)
         shown = {each["id"]: each for each in segments(page)}
         assert words(segments(page)) == script.transcript()
         voices = dict(zip(shown, voices_of(script), strict=True))
