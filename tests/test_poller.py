@@ -526,6 +526,41 @@ async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it_with_its_
         assert order == ["cancel", "rest", "woken"]
 
 
+async def test_a_socket_that_is_released_before_the_rest_ends_once_and_the_poller_goes_on() -> None:
+    with ExitStack() as stack:
+        provider, sends_final = pair(stack)
+        device, sends_frame = pair(stack)
+        order: list[str] = []
+
+        def final(_: float) -> bool:
+            provider.recv(1)
+            put_off(lambda: order.append("rest"))
+            sends_frame.send(b"x")
+            return True
+
+        async def own(poller: Poller) -> None:
+            with pytest.raises(trio.ClosedResourceError):
+                await poller.serve(provider.fileno(), final, Kind.PROVIDER)
+            order.append("closed")
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+
+            def frame(_: float) -> bool:
+                device.recv(1)
+                poller.release(provider.fileno())
+                return False
+
+            nursery.start_soon(poller.serve, device.fileno(), frame, Kind.DEVICE)
+            nursery.start_soon(own, poller)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            sends_final.send(b"x")
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            sends_final.send(b"y")
+            await poller.serve(provider.fileno(), lambda _: provider.recv(1) == b"y", Kind.PROVIDER)
+            nursery.cancel_scope.cancel()
+        assert order == ["rest", "closed"]
+
+
 async def test_finals_are_left_over_until_a_turn_has_taken_the_last(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

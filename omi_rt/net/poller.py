@@ -230,7 +230,8 @@ class Poller:
         except Exception as raised:  # noqa: BLE001 - raised again in the owner's task
             error = error or raised
         served.rest = None
-        if error is not None or served.is_done or served.is_cancelled:
+        is_over = error is not None or served.is_done or served.is_cancelled
+        if is_over and self._served.get(fd) is served:
             self._finish(fd, served, error)
         error = None
 
