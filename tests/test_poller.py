@@ -26,6 +26,14 @@ PATIENCE_SECONDS = 10.0
 both_kinds = pytest.mark.parametrize("kind", list(Kind))
 
 
+@pytest.fixture(params=["while Trio waits", "in a task"], autouse=True)
+def where(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Where the poller takes its turns; all that it promises holds in either place."""
+    if request.param == "in a task":
+        monkeypatch.setattr(poller_module, "find_loop_wait", lambda: None)
+    return str(request.param)
+
+
 @asynccontextmanager
 async def polling() -> AsyncIterator[Poller]:
     with trio.fail_after(PATIENCE_SECONDS):

@@ -1,4 +1,4 @@
-"""Serves the sockets of all sessions from one task: what arrives is dealt with where it is noticed.
+"""Serves the sockets of all sessions in one place: what arrives is dealt with where it is noticed.
 
 A task that waits for its socket costs two registrations with the system and a switch of tasks for each
 read, half of what a frame of 20 ms costs in all. Here a socket stays registered as long as its task
@@ -6,7 +6,7 @@ waits in `Poller.serve`, and a function of that task's is called whenever there 
 The task remains the owner: it is what is cancelled, and what the function raises is raised there.
 
 A turn reads each device once, and then takes finals for a share of the time that the devices took; then
-the others of Trio's tasks have theirs. So who is always readable has one read in a turn, like everybody
+Trio's tasks have theirs, as many as can run (`loop_wait`). So who is always readable has one read in a turn, like everybody
 else. Finals are in a set of their own, because a thousand devices that are always readable would
 otherwise keep them waiting for good. Their share is small as long as they get done soon all the same: a
 burst of them, which costs ten times the work of as many frames, then delays no frame for long.
@@ -21,12 +21,14 @@ import select
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from enum import Enum
+from time import perf_counter
 from typing import TYPE_CHECKING
 
 import trio
 from attrs import define
 
 from omi_rt.core.load import finals_seconds
+from omi_rt.net.loop_wait import find_loop_wait
 
 if TYPE_CHECKING:
     from typing import Any
@@ -70,13 +72,25 @@ class _Served:
 class Poller:
     """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
 
-    __slots__ = ("_called", "_devices", "_left_since", "_providers", "_providers_fd", "_served")
+    __slots__ = (
+        "_called",
+        "_clock",
+        "_devices",
+        "_left_since",
+        "_loop_fd",
+        "_providers",
+        "_providers_fd",
+        "_served",
+    )
 
     def __init__(self) -> None:
         self._devices, self._providers = select.epoll(), select.epoll()
         self._providers_fd = self._providers.fileno()
         self._devices.register(self._providers_fd, select.EPOLLIN)
         self._served: dict[int, _Served] = {}
+        self._loop_fd = -1
+        """It is readable when Trio has something to do, where turns are taken while Trio waits."""
+        self._clock = trio.lowlevel.current_clock().current_time
         self._left_since: float | None = None
         """Since when there have been finals left over; None where the last turn took all."""
         self._called: _Served | None = None
@@ -145,39 +159,50 @@ class Poller:
             pause: says after each turn for how many seconds nobody is to be read. What comes
                 meanwhile is read in one go then, so a turn costs less for the same audio.
         """
+        loop_wait = find_loop_wait()
         try:
-            devices_fd = self._devices.fileno()
-            while True:
-                await trio.lowlevel.wait_readable(devices_fd)
-                self._take_turn()
-                seconds = pause()
-                if seconds > 0.0:
-                    await trio.sleep(seconds)
+            if loop_wait is None:
+                await self._run_in_task(pause)
+            else:
+                self._loop_fd = loop_wait.fd
+                self._devices.register(self._loop_fd, select.EPOLLIN)
+                await loop_wait.serve(self._take_turn, pause)
         finally:
             for fd, served in list(self._served.items()):
                 self._finish(fd, served, trio.ClosedResourceError("the poller has ended"))
             self._devices.close()
             self._providers.close()
 
-    def _take_turn(self) -> None:
-        now = trio.current_time()
-        has_finals, providers = False, self._providers_fd
+    async def _run_in_task(self, pause: Callable[[], float]) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._devices.fileno())
+            self._take_turn(0.0)
+            seconds = pause()
+            if seconds > 0.0:
+                await trio.sleep(seconds)
+
+    def _take_turn(self, timeout: float) -> bool:
+        """Wait for ``timeout`` seconds at most and serve; return whether Trio has something to do."""
         # As many as there are: each device is read once before anybody is read twice.
-        for fd, _ in self._devices.poll(0, len(self._served) + 1):
-            if fd == providers:
+        events = self._devices.poll(timeout, len(self._served) + 2)
+        now, begun = self._clock(), perf_counter()
+        has_loops = has_finals = False
+        for fd, _ in events:
+            if fd == self._providers_fd:
                 has_finals = True
+            elif fd == self._loop_fd:
+                has_loops = True
             else:
                 self._call(fd, now)
         if has_finals:
-            self._take_finals(now)
+            self._take_finals(now, begun)
         else:
             self._left_since = None
+        return has_loops
 
-    def _take_finals(self, now: float) -> None:
-        """Take finals in a turn that began at ``now`` and has had the devices."""
-        begun = trio.current_time()
-        left_over_seconds = 0.0 if self._left_since is None else begun - self._left_since
-        until = begun + finals_seconds(begun - now, left_over_seconds)
+    def _take_finals(self, now: float, begun: float) -> None:
+        """Take finals in a turn at ``now`` that had the devices from ``begun`` on, by `perf_counter`."""
+        has_had, until = perf_counter(), 0.0
         while True:
             # The system hands them out in the order in which they came, each in turn.
             events = self._providers.poll(0, FINALS_PER_POLL)
@@ -193,14 +218,17 @@ class Poller:
             if len(events) < FINALS_PER_POLL:
                 self._left_since = None
                 return
-            if trio.current_time() >= until:
-                self._left_since = begun if self._left_since is None else self._left_since
+            if not until:
+                waited = 0.0 if self._left_since is None else has_had - self._left_since
+                until = has_had + finals_seconds(has_had - begun, waited)
+            if perf_counter() >= until:
+                self._left_since = has_had if self._left_since is None else self._left_since
                 return
 
     def _call(self, fd: int, now: float) -> None:
         served = self._served.get(fd)
         if served is None:
-            # Another's function has ended it in this turn.
+            # It is a set of others, or another's function has ended it in this turn.
             return
         served.is_called = True
         error: Exception | None = None
@@ -219,8 +247,7 @@ class Poller:
 
     def _read_some_devices(self, now: float) -> None:
         for fd, _ in self._devices.poll(0, DEVICES_BETWEEN):
-            if fd != self._providers_fd:
-                self._call(fd, now)
+            self._call(fd, now)
 
     def _call_rest(self, fd: int, served: _Served, rest: Callable[[], None]) -> None:
         """Do what a socket's function has put off, and end what was to end then."""

@@ -1,0 +1,375 @@
+"""Sockets that are served while Trio waits take nothing from Trio: all that it has to do is on time."""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket
+import threading
+from collections import Counter
+from contextlib import contextmanager
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import pytest
+import trio
+import trio.testing
+
+from omi_rt.net.loop_wait import LoopWait, find_loop_wait
+from omi_rt.net.poller import Kind, Poller, open_poller
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    import outcome
+
+pytestmark = pytest.mark.realtime
+
+PATIENCE_SECONDS = 10.0
+SOON_SECONDS = 1.0
+"""Far more than anything here takes, and far less than `PATIENCE_SECONDS`, Trio's only other deadline."""
+
+
+def no_pause() -> float:
+    return 0.0
+
+
+class Served:
+    """A socket pair of which the poller serves one end."""
+
+    def __init__(self, serve: Callable[[bytes], bool] = lambda _: False) -> None:
+        self.ours, self.theirs = socket.socketpair()
+        self.ours.setblocking(False)
+        self.got: list[bytes] = []
+        self._serve = serve
+
+    def read(self, _: float) -> bool:
+        self.got.append(self.ours.recv(100))
+        return self._serve(self.got[-1])
+
+    async def run(self, poller: Poller, kind: Kind = Kind.DEVICE) -> None:
+        await poller.serve(self.ours.fileno(), self.read, kind)
+
+    def close(self) -> None:
+        self.ours.close()
+        self.theirs.close()
+
+
+@contextmanager
+def served(serve: Callable[[bytes], bool] = lambda _: False) -> Iterator[Served]:
+    pair = Served(serve)
+    try:
+        yield pair
+    finally:
+        pair.close()
+
+
+class Turns(trio.abc.Instrument):
+    """Counts how often Trio has waited, and which tasks have run."""
+
+    def __init__(self) -> None:
+        self.waits = 0
+        self.steps: Counter[str] = Counter()
+
+    def after_io_wait(self, timeout: float) -> None:
+        self.waits += 1
+
+    def before_task_step(self, task: trio.lowlevel.Task) -> None:
+        self.steps[task.name] += 1
+
+
+async def test_what_arrives_costs_no_turn_of_trios_loop() -> None:
+    messages = 200
+    all_came = threading.Event()
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+
+        def converse() -> None:
+            for _ in range(messages):
+                pair.theirs.send(b"x")
+                # The next one goes when this one has been dealt with, so each is noticed by itself.
+                assert pair.theirs.recv(1) == b"y"
+            all_came.set()
+
+        def answer(_: bytes) -> bool:
+            pair.ours.send(b"y")
+            return False
+
+        pair._serve = answer
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            await trio.testing.wait_all_tasks_blocked()
+            turns = Turns()
+            trio.lowlevel.add_instrument(turns)
+            await trio.to_thread.run_sync(converse)
+            trio.lowlevel.remove_instrument(turns)
+            nursery.cancel_scope.cancel()
+    assert len(pair.got) == messages
+    assert turns.waits < 10, turns.steps
+
+
+async def test_a_task_that_a_served_function_wakes_runs_at_once() -> None:
+    woken = trio.Event()
+
+    def wake(_: bytes) -> bool:
+        woken.set()
+        return False
+
+    with trio.fail_after(PATIENCE_SECONDS), served(wake) as pair:
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            await trio.testing.wait_all_tasks_blocked()
+            threading.Timer(0.05, pair.theirs.send, [b"x"]).start()
+            with trio.fail_after(SOON_SECONDS * 5):
+                begun = trio.current_time()
+                await woken.wait()
+                assert trio.current_time() - begun < SOON_SECONDS
+            nursery.cancel_scope.cancel()
+
+
+async def test_a_deadline_that_a_served_function_brings_nearer_is_kept() -> None:
+    scope = trio.CancelScope()
+
+    def hurry(_: bytes) -> bool:
+        scope.deadline = trio.current_time() + 0.05
+        return False
+
+    with trio.fail_after(PATIENCE_SECONDS), served(hurry) as pair:
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            await trio.testing.wait_all_tasks_blocked()
+            threading.Timer(0.05, pair.theirs.send, [b"x"]).start()
+            begun = trio.current_time()
+            with scope:
+                await trio.sleep_forever()
+            assert 0.05 <= trio.current_time() - begun < SOON_SECONDS
+            nursery.cancel_scope.cancel()
+
+
+async def test_what_is_served_meanwhile_makes_no_sleep_longer() -> None:
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            await trio.testing.wait_all_tasks_blocked()
+            threading.Timer(0.5, pair.theirs.send, [b"x"]).start()
+            begun = trio.current_time()
+            await trio.sleep(0.6)
+            assert 0.6 <= trio.current_time() - begun < 1.0
+            nursery.cancel_scope.cancel()
+    assert pair.got == [b"x"]
+
+
+@pytest.mark.parametrize("kind", list(Kind))
+async def test_whoever_is_always_readable_holds_up_nothing_of_trios(kind: Kind) -> None:
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair, served() as other:
+        pair.theirs.send(b"never read")
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            serve = partial(poller.serve, pair.ours.fileno(), lambda _: False, kind)
+            nursery.start_soon(serve)
+            begun = trio.current_time()
+            await trio.sleep(0.05)
+            assert 0.05 <= trio.current_time() - begun < SOON_SECONDS
+            # A socket of somebody else's, and a thread.
+            threading.Timer(0.02, other.theirs.send, [b"x"]).start()
+            await trio.lowlevel.wait_readable(other.ours)
+            assert await trio.to_thread.run_sync(lambda: "done") == "done"
+            await trio.lowlevel.checkpoint()
+            nursery.cancel_scope.cancel()
+
+
+async def test_sockets_threads_and_signals_wake_trio_while_it_waits_for_nothing_else() -> None:
+    with trio.fail_after(PATIENCE_SECONDS), served() as other:
+        async with open_poller(no_pause) as poller:
+            assert poller is not None
+            begun = trio.current_time()
+            threading.Timer(0.03, other.theirs.send, [b"x"]).start()
+            await trio.lowlevel.wait_readable(other.ours)
+            token, called = trio.lowlevel.current_trio_token(), trio.Event()
+            threading.Timer(0.03, token.run_sync_soon, [called.set]).start()
+            await called.wait()
+            with trio.open_signal_receiver(signal.SIGUSR1) as signals:
+                threading.Timer(0.03, os.kill, [os.getpid(), signal.SIGUSR1]).start()
+                assert await anext(aiter(signals)) == signal.SIGUSR1
+            assert trio.current_time() - begun < SOON_SECONDS
+
+
+async def test_trios_tasks_are_on_time_while_nobody_is_to_be_read() -> None:
+    long_pause = PATIENCE_SECONDS * 2
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair, served() as other:
+        async with open_poller(lambda: long_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            pair.theirs.send(b"the turn that brings the pause")
+            await trio.sleep(0.05)
+            pair.theirs.send(b"in the pause")
+            begun = trio.current_time()
+            threading.Timer(0.02, other.theirs.send, [b"x"]).start()
+            await trio.lowlevel.wait_readable(other.ours)
+            await trio.sleep(0.05)
+            assert trio.current_time() - begun < SOON_SECONDS
+            nursery.cancel_scope.cancel()
+    assert b"in the pause" not in pair.got
+
+
+async def test_an_interrupt_in_a_served_function_ends_the_poller_and_not_the_run() -> None:
+    def interrupt(_: bytes) -> bool:
+        raise KeyboardInterrupt
+
+    with trio.fail_after(PATIENCE_SECONDS), served(interrupt) as pair, served() as other:
+        closed = trio.ClosedResourceError
+        with pytest.RaisesGroup(KeyboardInterrupt, closed, closed, flatten_subgroups=True):
+            async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+                assert poller is not None
+                nursery.start_soon(other.run, poller)
+                nursery.start_soon(pair.run, poller)
+                pair.theirs.send(b"x")
+        # Trio goes on as before.
+        await trio.sleep(0.01)
+        assert find_loop_wait() is not None
+
+
+async def test_an_interrupt_of_a_function_that_has_cancelled_the_poller_is_not_lost() -> None:
+    scope = trio.CancelScope()
+
+    def interrupt(_: bytes) -> bool:
+        scope.cancel()
+        raise KeyboardInterrupt
+
+    with trio.fail_after(PATIENCE_SECONDS), served(interrupt) as pair:
+        closed = trio.ClosedResourceError
+        with pytest.RaisesGroup(KeyboardInterrupt, closed, flatten_subgroups=True), scope:
+            async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+                assert poller is not None
+                nursery.start_soon(pair.run, poller)
+                pair.theirs.send(b"x")
+                await trio.sleep_forever()
+        await trio.sleep(0.01)
+
+
+async def test_it_ends_with_the_poller_and_leaves_trio_as_it_was() -> None:
+    runner: Any = trio._core._run.GLOBAL_RUN_CONTEXT.runner
+    before = runner.io_manager
+    with trio.fail_after(PATIENCE_SECONDS):
+        async with open_poller(no_pause):
+            await trio.testing.wait_all_tasks_blocked()
+            assert isinstance(runner.io_manager, LoopWait)
+            # Whoever asks Trio about itself is answered.
+            assert trio.lowlevel.current_statistics().io_statistics.backend == "epoll"
+        assert runner.io_manager is before
+
+
+async def test_where_another_poller_serves_while_trio_waits_the_second_uses_a_task() -> None:
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair, served() as other:
+        async with open_poller(no_pause) as first, trio.open_nursery() as nursery:
+            assert first is not None
+            nursery.start_soon(pair.run, first)
+            await trio.testing.wait_all_tasks_blocked()
+            assert find_loop_wait() is None
+            async with open_poller(no_pause) as second:
+                assert second is not None
+                nursery.start_soon(other.run, second)
+                await trio.testing.wait_all_tasks_blocked()
+                pair.theirs.send(b"first")
+                other.theirs.send(b"second")
+                await trio.testing.wait_all_tasks_blocked(0.05)
+                nursery.cancel_scope.cancel()
+    assert (pair.got, other.got) == ([b"first"], [b"second"])
+
+
+@pytest.mark.parametrize("missing", ["_epoll", "runq", "deadlines", "waiting_for_idle"])
+async def test_where_trios_inside_is_another_the_poller_uses_a_task(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Unknown:
+        """Trio's runner without one of the names."""
+
+        def __getattr__(self, name: str) -> Any:
+            if name == missing:
+                raise AttributeError(name)
+            return getattr(runner, name)
+
+    inside: Any = trio._core._run
+    runner = inside.GLOBAL_RUN_CONTEXT.runner
+    if missing == "_epoll":
+        monkeypatch.setattr(runner, "io_manager", Unknown())
+        monkeypatch.setattr(inside, "TheIOManager", Unknown)
+        found = find_loop_wait()
+        monkeypatch.undo()
+    else:
+
+        class Context:
+            runner = Unknown()
+
+        with monkeypatch.context() as patched:
+            patched.setattr(inside, "GLOBAL_RUN_CONTEXT", Context)
+            found = find_loop_wait()
+    assert found is None
+
+
+def test_a_guest_of_another_loop_uses_a_task_because_there_a_thread_waits() -> None:
+    found: list[object] = []
+
+    async def look() -> None:
+        await trio.lowlevel.checkpoint()
+        found.append(find_loop_wait())
+
+    todo: list[Callable[[], object]] = []
+    ended: list[outcome.Outcome[None]] = []
+    trio.lowlevel.start_guest_run(
+        look, run_sync_soon_threadsafe=todo.append, done_callback=ended.append
+    )
+    while not ended:
+        if todo:
+            todo.pop(0)()
+    ended[0].unwrap()
+    assert found == [None]
+
+
+def test_time_jumps_as_it_does_without_the_poller() -> None:
+    async def sleep_long() -> float:
+        async with open_poller(no_pause):
+            begun = trio.current_time()
+            await trio.sleep(1000.0)
+            return trio.current_time() - begun
+
+    clock = trio.testing.MockClock(autojump_threshold=0.0)
+    assert trio.run(sleep_long, clock=clock) == pytest.approx(1000.0)
+
+
+async def test_whoever_waits_until_all_is_quiet_waits_while_sockets_are_served() -> None:
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+        async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
+            nursery.start_soon(pair.run, poller)
+            stops = threading.Event()
+
+            def talk() -> None:
+                for _ in range(20):
+                    pair.theirs.send(b"x")
+                    stops.wait(0.01)
+
+            thread = threading.Thread(target=talk)
+            thread.start()
+            await trio.testing.wait_all_tasks_blocked(0.1)
+            assert len(b"".join(pair.got)) == 20
+            await trio.to_thread.run_sync(thread.join)
+            nursery.cancel_scope.cancel()
+
+
+def test_the_descriptor_that_a_turn_waits_for_is_trios_own_set() -> None:
+    async def look() -> bool:
+        found = find_loop_wait()
+        assert found is not None
+        await trio.lowlevel.checkpoint()
+        with select.epoll() as watching:
+            watching.register(found.fd, select.EPOLLIN)
+            before = watching.poll(0)
+            trio.lowlevel.current_trio_token().run_sync_soon(lambda: None)
+            return not before and bool(watching.poll(0))
+
+    assert trio.run(look)
