@@ -1,4 +1,4 @@
-"""What one final of twelve words costs in the server: to parse, to locate, and to narrate.
+"""What one final of twelve words costs in the server: to parse, to locate, to narrate, and to finalise.
 
 ``python -m bench.finals [--finals N]`` prints the medians in microseconds of this thread's CPU time. It
 runs in one process, without sockets, so it can be repeated while the server is being changed.
@@ -50,7 +50,12 @@ def measure(finals: int) -> dict[str, float]:
         for n in range(finals)
     ]
     second = b"\x01\x00" * _RATE
-    spent = {"parse": list[int](), "locate": list[int](), "narrate": list[int]()}
+    spent = {
+        "parse": list[int](),
+        "locate": list[int](),
+        "narrate": list[int](),
+        "finalise": list[int](),
+    }
     for n, text in enumerate(texts):
         coverage.receive(second)
         if n == 0:
@@ -66,9 +71,11 @@ def measure(finals: int) -> dict[str, float]:
         transcript.narrate(labels, heard, coverage.backlog)
         narrated = thread_time_ns()
         heard.finalise(coverage)
+        finalised = thread_time_ns()
         spent["parse"].append(parsed - started)
         spent["locate"].append(located - parsed)
         spent["narrate"].append(narrated - located)
+        spent["finalise"].append(finalised - narrated)
     size = max(1, finals // _ROUNDS)
     parts = {
         name: median(sum(each[at : at + size]) / size for at in range(0, finals - size + 1, size))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from copy import deepcopy
 from typing import TYPE_CHECKING
 
-from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -15,6 +14,7 @@ from omi_rt.core.corrections import (
     SentSegments,
 )
 from omi_rt.core.segments import Segment
+from omi_rt.core.values import replace
 from omi_rt.core.voices import USER, Identity
 
 if TYPE_CHECKING:
@@ -69,7 +69,7 @@ def say(plain: Plain, sent: SentSegments, speaker: int, count: int) -> None:
             is_user=is_user,
             person_id=person_id,
         )
-        plain.said.append(evolve(segment, words=[" ".join(words)]))
+        plain.said.append(replace(segment, words=[" ".join(words)]))
         sent.remember(segment)
 
 

@@ -38,11 +38,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 from urllib.parse import urlencode, urlsplit, urlunsplit
 
 import cattrs
-import msgspec
 from attrs import field, frozen
 from cattrs.errors import BaseValidationError
 
 from omi_rt.core.json import JSONError, dumps, loads
+from omi_rt.core.values import Decoder, Meta, MsgspecError, Struct
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -181,12 +181,12 @@ def _channel_index(value: Any) -> tuple[int, int] | None:
             return None
 
 
-_Seconds = Annotated[float, msgspec.Meta(ge=0.0)]
-_Label = Annotated[int, msgspec.Meta(ge=0, le=MAX_LABEL)]
+_Seconds = Annotated[float, Meta(ge=0.0)]
+_Label = Annotated[int, Meta(ge=0, le=MAX_LABEL)]
 
 
 # No part of a message can be in a cycle, so the collector does not have to look at any.
-class Word(msgspec.Struct, frozen=True, gc=False):
+class Word(Struct, frozen=True, gc=False):
     """One word of a Results message; times in seconds of this connection's audio."""
 
     word: str = ""
@@ -206,7 +206,7 @@ class Word(msgspec.Struct, frozen=True, gc=False):
         return f"Word(start={self.start}, end={self.end}, speaker={self.speaker})"
 
 
-class Alternative(msgspec.Struct, frozen=True, gc=False):
+class Alternative(Struct, frozen=True, gc=False):
     """One reading of a stretch of audio."""
 
     transcript: str = ""
@@ -216,13 +216,13 @@ class Alternative(msgspec.Struct, frozen=True, gc=False):
         return f"Alternative({len(self.words)} words)"
 
 
-class Channel(msgspec.Struct, frozen=True, gc=False):
+class Channel(Struct, frozen=True, gc=False):
     """The readings of one channel, the best first."""
 
     alternatives: tuple[Alternative, ...]
 
 
-class Results(msgspec.Struct, frozen=True, gc=False):
+class Results(Struct, frozen=True, gc=False):
     """A transcript of a stretch of one channel; only those with ``is_final`` count here."""
 
     type: Literal["Results"]
@@ -384,7 +384,7 @@ Message = (
 
 # The field converters above tolerate what is wrong, so cattrs hands every value to them as it is.
 _converter = cattrs.Converter(detailed_validation=False, prefer_attrib_converters=True)
-_strict = msgspec.json.Decoder(Results)
+_strict = Decoder(Results)
 
 
 def parse_message(text: str | bytes) -> Message:
@@ -395,7 +395,7 @@ def parse_message(text: str | bytes) -> Message:
     """
     try:
         results = _strict.decode(text)
-    except (msgspec.MsgspecError, ValueError, RecursionError):
+    except (MsgspecError, ValueError, RecursionError):
         return _parse_leniently(text)
     return results if results.is_usable else Malformed()
 

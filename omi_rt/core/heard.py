@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING
 
 from attrs import frozen
 
+from omi_rt.core.values import Struct
 from omi_rt.core.voices import Place
-from omi_rt.core.words import HeardWord
+from omi_rt.core.words import SAID_SECONDS
 
 if TYPE_CHECKING:
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.deepgram import Results
+    from omi_rt.core.words import HeardWord
 
 
 class Discard(Enum):
@@ -45,8 +47,7 @@ class LeadInWord:
     """Where in the session it was said; None where the anchor is not from the session."""
 
 
-@frozen
-class Heard:
+class Heard(Struct, frozen=True, gc=False):
     """What one final brought; the audio that it covers is still in the backlog."""
 
     words: list[HeardWord]
@@ -59,10 +60,19 @@ class Heard:
     claims_unsent: bool = False
     """Whether it claims to cover more than was sent, or shows that an earlier final claimed too much."""
 
+    unsaid_from: int | None = None
+    """Session position where its final begins, if its words are yet to be remembered as said: that can wait
+    until they have been told. None where it has been done."""
+
     def finalise(self, coverage: Coverage) -> bool:
-        """Move the watermarks; return whether one moved."""
+        """Move the watermarks; return whether one moved. It must be called before the next final is heard."""
         if self.covered is None:
             return False
+        if self.unsaid_from is not None:
+            first = self.words[0]
+            said = coverage.said[first.channel]
+            said.add(self.words, (self.unsaid_from, self.covered))
+            said.forget(first.start - coverage.audio_format.samples(SAID_SECONDS))
         moved = False
         for channel in self.channels:
             moved |= coverage.finalise(channel, self.covered)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from attrs import frozen
 
 from omi_rt.core.deepgram import Message, Results, SpeechStarted, UtteranceEnd
-from omi_rt.core.heard import Heard
+from omi_rt.core.values import Struct
+
+if TYPE_CHECKING:
+    from omi_rt.core.heard import Heard
 
 
-@frozen
-class FinalHeard:
+class FinalHeard(Struct, frozen=True, gc=False):
     """A final has come. The audio of its words is still in the backlog."""
 
     results: Results

@@ -13,6 +13,7 @@ from attrs import frozen
 
 from omi_rt.core.budget import BacklogBudget
 from omi_rt.core.json import dumps, loads
+from omi_rt.core.values import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,8 +28,7 @@ _BLOCK_BYTES = 4096
 """Messages with so much text are put into a block."""
 
 
-@frozen
-class Kept:
+class Kept(Struct, frozen=True, gc=False):
     """One message as it went out."""
 
     first: int

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from attrs import define, field
+from omi_rt.core.values import Struct
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
@@ -14,8 +14,7 @@ if TYPE_CHECKING:
     from omi_rt.core.words import HeardWord
 
 
-@define
-class Segment:
+class Segment(Struct):
     """Consecutive words of one speaker."""
 
     id: str
@@ -24,11 +23,14 @@ class Segment:
     """Session position, in samples."""
     end: int
     channel: int
-    words: list[str] = field(repr=False)
+    words: list[str]
     spoken: int = 0
     """Samples that its words take, without the pauses between them."""
     is_user: bool = False
     person_id: str | None = None
+
+    def __repr__(self) -> str:
+        return f"Segment({self.id}, speaker={self.speaker}, start={self.start}, end={self.end})"
 
     def as_json(self, audio_format: AudioFormat) -> dict[str, Any]:
         """The segment dictionary of the documented system, with ``id`` and ``speaker_id``.

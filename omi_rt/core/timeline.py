@@ -32,7 +32,8 @@ from attrs import evolve
 from omi_rt.core.clock import ConnectionClock, Run
 from omi_rt.core.deepgram import UNKNOWN_SPEAKER
 from omi_rt.core.heard import Discard, Heard, LeadInWord, counted
-from omi_rt.core.words import HeardWord
+from omi_rt.core.values import replace
+from omi_rt.core.words import SAID_SECONDS, HeardWord
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -43,8 +44,6 @@ if TYPE_CHECKING:
     from omi_rt.core.words import SaidWords
 
 
-_SAID_SECONDS = 10.0
-"""Delivered words are remembered for this long; a word for earlier audio counts as one that comes again."""
 SAME_SECONDS = 0.1
 """The times of a word that comes again differ by less than this; two words are further apart."""
 PIECE_SECONDS = 1.0
@@ -113,7 +112,7 @@ class Timeline(ConnectionClock):
     def hear(self, results: Results, coverage: Coverage) -> Heard:
         """Take one final: return the words that are new, and what it covers.
 
-        The words are remembered as said, so each is returned once. A message for a channel that the
+        The words are remembered as said, by `Heard.finalise` at the latest, so each is returned once. A message for a channel that the
         session does not have brings nothing. `begin` must have been called before session audio goes up.
         """
         plain = self._hear_plainly(results, coverage)
@@ -141,22 +140,21 @@ class Timeline(ConnectionClock):
         end = (start + duration) * rate
         if end > self.sent_samples or end < run.provider + 1 or start * rate < run.provider:
             return None
-        said, provider_end, offset = coverage.said[channel], round(end), run.position - run.provider
-        words = self._located_plainly(results.channel.alternatives[0].words, channel, said.end)
+        provider_end, offset = round(end), run.position - run.provider
+        said_end = coverage.said[channel].end
+        words = self._located_plainly(results.channel.alternatives[0].words, channel, said_end)
         if words is None:
             return None
         covered = provider_end + offset
-        said.add(words, (round(start * rate) + offset, covered))
         self._has_times = True
         for each in channels:
             if provider_end > self._heard_until[each]:
                 self._heard_until[each] = provider_end
             if covered > self._reached[each]:
                 self._reached[each] = covered
-        said.forget(words[0].start - round(_SAID_SECONDS * rate))
         if len(self.runs) > 1:
             self.forget(min(self._heard_until))
-        return Heard(words, channels, covered)
+        return Heard(words, channels, covered, unsaid_from=round(start * rate) + offset)
 
     def _hear_carefully(self, results: Results, coverage: Coverage) -> Heard:
         """Take a final by each rule in turn."""
@@ -187,7 +185,7 @@ class Timeline(ConnectionClock):
             if covered is not None:
                 self._reached[each] = max(self._reached[each], covered)
         said.forget(
-            (words[0].start if words else covered or 0) - self._format.samples(_SAID_SECONDS)
+            (words[0].start if words else covered or 0) - self._format.samples(SAID_SECONDS)
         )
         self.forget(min(self._heard_until))
         return Heard(words, channels, covered, discarded or None, claims_unsent)
@@ -301,7 +299,7 @@ class Timeline(ConnectionClock):
 
     def _moved_to_origin(self, word: HeardWord) -> HeardWord:
         start = max(word.start, self._origins[word.channel])
-        return word if start == word.start else evolve(word, start=start, end=max(start, word.end))
+        return word if start == word.start else replace(word, start=start, end=max(start, word.end))
 
     def _reason_to_discard(
         self,

@@ -10,12 +10,13 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from attrs import field, frozen
 
-from omi_rt.core.segments import Segment
+from omi_rt.core.values import Struct
 from omi_rt.core.voices import Identity
 from omi_rt.core.words import HeardWord
 
 if TYPE_CHECKING:
     from omi_rt.core.asks import NotUnderstood
+    from omi_rt.core.segments import Segment
     from omi_rt.core.speakers import Identified, Merged
 
 
@@ -30,24 +31,26 @@ class AttributedWord:
     """Who that is, if it is known."""
 
 
-@frozen
-class Final:
+class Final(Struct, frozen=True, gc=False):
     """What one final of the provider's brought that is new; it may be nothing."""
 
     channels: range
     """The channels that it speaks for."""
     covered: int | None
     """Up to where it covers them; None where it covers nothing."""
-    numbered: Sequence[tuple[int, HeardWord]] = field(repr=False)
+    numbered: Sequence[tuple[int, HeardWord]]
     """Its words, each with the session's number for who said it."""
-    segments: Sequence[Segment] = field(repr=False)
+    segments: Sequence[Segment]
     """The same words, grouped by speaker."""
-    identities: Mapping[int, Identity] = field(factory=dict)
+    identities: Mapping[int, Identity] = {}
     """Who the speakers are, by number, as far as that is known."""
     speech_final: bool = False
     """Whether a pause ended it."""
     from_finalize: bool = False
     """Whether it answers the client's own `omi_rt.core.asks.Finalize`."""
+
+    def __repr__(self) -> str:
+        return f"Final({len(self.numbered)} words, covered={self.covered})"
 
     @property
     def words(self) -> list[AttributedWord]:

@@ -103,8 +103,8 @@ class Connection:
         except trio_websocket.ConnectionClosed:
             self._stream.send_failed = True
 
-    def pass_on(self, take: Callable[[Message], None]) -> Awaitable[None]:
-        """Pass each message to ``take`` as it arrives; returns when `receive` is to be asked.
+    def pass_on(self, take: Callable[[Message, float], None]) -> Awaitable[None]:
+        """Pass each message to ``take``, with the time, as it arrives; returns when `receive` is to be asked.
 
         A final is thus dealt with where it is noticed, without a switch of tasks. ``take`` must not
         wait; what it raises is raised here. Cancelling is safe: no message is lost.

@@ -241,14 +241,14 @@ class Epoch:
             while True:
                 await connection.pass_on(self._take)
                 # The message gets no name, which would keep it until the next: 4 KB for each session.
-                self._take(await connection.receive())
+                self._take(await connection.receive(), trio.current_time())
         except ProviderClosed as closed:
             self.exchange.take_close(closed)
 
-    def _take(self, message: Message) -> None:
+    def _take(self, message: Message, now: float) -> None:
         """Take a message; what a final brings besides its words may wait until some frames have gone by."""
         self._take_rest()
-        news = self.exchange.receive(message, trio.current_time())
+        news = self.exchange.receive(message, now)
         if isinstance(message, Results) and message.is_final:
             self._tell(self, next(news))
             self._rest = news

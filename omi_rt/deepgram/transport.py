@@ -129,10 +129,12 @@ class WatchedStream(trio.abc.Stream):
         self._given += 1
         return frames.texts.pop(0)
 
-    async def pass_texts_on(self, parse: Callable[[str], T], take: Callable[[T], None]) -> None:
-        """Pass each message, as ``parse`` reads it, to ``take`` as it arrives, while nothing else does.
+    async def pass_texts_on(
+        self, parse: Callable[[str], T], take: Callable[[T, float], None]
+    ) -> None:
+        """Pass each message, as ``parse`` reads it, to ``take`` with the time as it arrives.
 
-        Returns at once where no poller runs, and when `receive_text` is to be asked. What the two
+        Nothing else may take messages meanwhile. Returns at once where no poller runs, and when `receive_text` is to be asked. What the two
         raise is raised here; they must not wait. Cancelling is safe.
         """
         frames, serve = self._frames, getattr(self._stream, "serve", None)
@@ -144,7 +146,7 @@ class WatchedStream(trio.abc.Stream):
             for _ in range(TEXTS_PER_STEP):
                 if not frames.texts:
                     return frames.is_over
-                take(parse(frames.texts.pop(0)))
+                take(parse(frames.texts.pop(0)), now)
             return bool(frames.texts) or frames.is_over
 
         with suppress(*NETWORK_ERRORS):
