@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from omi_rt.net import poller as poller_module
-from omi_rt.net.poller import DEVICES_BETWEEN, Kind, Poller, open_poller, put_off
+from omi_rt.net.poller import DEVICES_AT_ONCE, DEVICES_BETWEEN, Kind, Poller, open_poller, put_off
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -384,6 +384,38 @@ async def test_finals_leave_the_devices_their_turn(monkeypatch: pytest.MonkeyPat
         assert order.index("frame") == 0
         last_frame = len(order) - 1 - order[::-1].index("frame")
         assert order[:last_frame].count("final") < 60
+
+
+async def test_a_final_waits_for_some_of_the_devices_where_all_of_them_are_ready() -> None:
+    with ExitStack() as stack:
+        devices = [pair(stack) for _ in range(200)]
+        finals = [pair(stack) for _ in range(2)]
+        order: list[str] = []
+
+        def note(ours: socket.socket, name: str) -> Callable[[float], bool]:
+            def read(_: float) -> bool:
+                ours.recv(1)
+                order.append(name)
+                if len(order) == 100:
+                    finals[1][1].send(b"x")
+                return True
+
+            return read
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            for (ours, _), kind in [
+                *((each, Kind.DEVICE) for each in devices),
+                *((each, Kind.PROVIDER) for each in finals),
+            ]:
+                nursery.start_soon(poller.serve, ours.fileno(), note(ours, kind.value), kind)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            for _, theirs in [*devices, finals[0]]:
+                theirs.send(b"x")
+        first, second = (at for at, name in enumerate(order) if name == "provider")
+        # The one had come before the turn, and the other came when 100 had been read.
+        assert first == DEVICES_AT_ONCE
+        assert 100 <= second <= 100 + DEVICES_AT_ONCE
+        assert order.count("device") == 200
 
 
 async def test_what_a_final_puts_off_is_done_when_some_devices_have_been_read_and_no_other_task_has_run() -> (
