@@ -10,6 +10,7 @@ import threading
 from collections import Counter
 from contextlib import contextmanager
 from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -47,6 +48,11 @@ class Served:
     def read(self, _: float) -> bool:
         self.got.append(self.ours.recv(100))
         return self._serve(self.got[-1])
+
+    def pass_on(self, data: bytes) -> bool:
+        """Send this one what another has got."""
+        self.theirs.send(data)
+        return False
 
     async def run(self, poller: Poller, kind: Kind = Kind.DEVICE) -> None:
         await poller.serve(self.ours.fileno(), self.read, kind)
@@ -281,34 +287,21 @@ async def test_where_another_poller_serves_while_trio_waits_the_second_uses_a_ta
     assert (pair.got, other.got) == ([b"first"], [b"second"])
 
 
-@pytest.mark.parametrize("missing", ["_epoll", "runq", "deadlines", "waiting_for_idle"])
-async def test_where_trios_inside_is_another_the_poller_uses_a_task(
-    missing: str, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("version", "is_known"),
+    [("0.29.0", False), ("0.30.0", True), ("0.35.1", True), ("0.36.0", False), ("1.0", False)],
+)
+async def test_with_a_version_of_trio_that_is_not_known_the_poller_uses_a_task(
+    version: str, is_known: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    class Unknown:
-        """Trio's runner without one of the names."""
-
-        def __getattr__(self, name: str) -> Any:
-            if name == missing:
-                raise AttributeError(name)
-            return getattr(runner, name)
-
-    inside: Any = trio._core._run
-    runner = inside.GLOBAL_RUN_CONTEXT.runner
-    if missing == "_epoll":
-        monkeypatch.setattr(runner, "io_manager", Unknown())
-        monkeypatch.setattr(inside, "TheIOManager", Unknown)
-        found = find_loop_wait()
-        monkeypatch.undo()
-    else:
-
-        class Context:
-            runner = Unknown()
-
-        with monkeypatch.context() as patched:
-            patched.setattr(inside, "GLOBAL_RUN_CONTEXT", Context)
-            found = find_loop_wait()
-    assert found is None
+    monkeypatch.setattr(trio, "__version__", version)
+    assert (find_loop_wait() is not None) is is_known
+    with trio.fail_after(PATIENCE_SECONDS), served(lambda _: True) as pair:
+        async with open_poller(no_pause) as poller:
+            assert poller is not None
+            pair.theirs.send(b"x")
+            await pair.run(poller)
+    assert pair.got == [b"x"]
 
 
 def test_a_guest_of_another_loop_uses_a_task_because_there_a_thread_waits() -> None:
@@ -341,23 +334,66 @@ def test_time_jumps_as_it_does_without_the_poller() -> None:
     assert trio.run(sleep_long, clock=clock) == pytest.approx(1000.0)
 
 
+def test_time_does_not_jump_while_sockets_are_served() -> None:
+    async def listen() -> int:
+        with served() as pair:
+            async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
+                assert poller is not None
+                nursery.start_soon(pair.run, poller)
+
+                def talk() -> None:
+                    for _ in range(40):
+                        pair.theirs.send(b"x")
+                        threading.Event().wait(0.02)
+
+                thread = threading.Thread(target=talk)
+                thread.start()
+                await trio.sleep(1000.0)
+                got = len(b"".join(pair.got))
+                nursery.cancel_scope.cancel()
+            thread.join()
+            return got
+
+    assert trio.run(listen, clock=trio.testing.MockClock(autojump_threshold=0.5)) == 40
+
+
 async def test_whoever_waits_until_all_is_quiet_waits_while_sockets_are_served() -> None:
-    with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+    hops = 30
+    pairs = [Served() for _ in range(hops)]
+    for each, following in pairwise(pairs):
+        each._serve = following.pass_on
+    with trio.fail_after(PATIENCE_SECONDS):
         async with open_poller(no_pause) as poller, trio.open_nursery() as nursery:
             assert poller is not None
+            for each in pairs:
+                nursery.start_soon(each.run, poller)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            pairs[0].theirs.send(b"x")
+            # Each hop is served in a turn of its own, and no task runs.
+            await trio.testing.wait_all_tasks_blocked()
+            assert pairs[-1].got == [b"x"]
+            nursery.cancel_scope.cancel()
+    for each in pairs:
+        each.close()
+
+
+async def test_nobody_pauses_where_nobody_was_read() -> None:
+    pauses: list[float] = []
+
+    def pause() -> float:
+        pauses.append(trio.current_time())
+        return 0.0
+
+    with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+        async with open_poller(pause) as poller, trio.open_nursery() as nursery:
+            assert poller is not None
             nursery.start_soon(pair.run, poller)
-            stops = threading.Event()
-
-            def talk() -> None:
-                for _ in range(20):
-                    pair.theirs.send(b"x")
-                    stops.wait(0.01)
-
-            thread = threading.Thread(target=talk)
-            thread.start()
-            await trio.testing.wait_all_tasks_blocked(0.1)
-            assert len(b"".join(pair.got)) == 20
-            await trio.to_thread.run_sync(thread.join)
+            for _ in range(5):
+                await trio.sleep(0.01)
+            assert pauses == []
+            pair.theirs.send(b"x")
+            await trio.testing.wait_all_tasks_blocked(0.05)
+            assert len(pauses) == 1
             nursery.cancel_scope.cancel()
 
 

@@ -681,7 +681,7 @@ def test_a_final_means_the_same_whether_or_not_its_words_need_looking_at(
             heard = timeline.hear(final(start, max(end, start or 0.0), *words, *nothing), coverage)
             heard.finalise(coverage)
             # When the words are remembered may differ; what is remembered may not.
-            brought.append(replace(heard, unsaid_from=None))
+            brought.append(replace(heard, remember_from=None))
         state = coverage.watermark, coverage.said, timeline.heard_until(0), timeline.lacks_times
         outcomes.append((brought, state, timeline.lead_in_words))
     assert outcomes[0] == outcomes[1]

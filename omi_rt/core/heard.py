@@ -60,18 +60,21 @@ class Heard(Struct, frozen=True, gc=False):
     claims_unsent: bool = False
     """Whether it claims to cover more than was sent, or shows that an earlier final claimed too much."""
 
-    unsaid_from: int | None = None
+    remember_from: int | None = None
     """Session position where its final begins, if its words are yet to be remembered as said: that can wait
     until they have been told. None where it has been done."""
 
     def finalise(self, coverage: Coverage) -> bool:
-        """Move the watermarks; return whether one moved. It must be called before the next final is heard."""
+        """Move the watermarks; return whether one moved.
+
+        It must be called before the next final of the session is heard, by any epoch.
+        """
         if self.covered is None:
             return False
-        if self.unsaid_from is not None:
+        if self.remember_from is not None:
             first = self.words[0]
             said = coverage.said[first.channel]
-            said.add(self.words, (self.unsaid_from, self.covered))
+            said.add(self.words, (self.remember_from, self.covered))
             said.forget(first.start - coverage.audio_format.samples(SAID_SECONDS))
         moved = False
         for channel in self.channels:

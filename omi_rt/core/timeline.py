@@ -112,8 +112,9 @@ class Timeline(ConnectionClock):
     def hear(self, results: Results, coverage: Coverage) -> Heard:
         """Take one final: return the words that are new, and what it covers.
 
-        The words are remembered as said, by `Heard.finalise` at the latest, so each is returned once. A message for a channel that the
-        session does not have brings nothing. `begin` must have been called before session audio goes up.
+        Each word is returned once, provided that `Heard.finalise`, which remembers it, is called before the
+        next final is heard. A message for a channel that the session does not have brings nothing. `begin`
+        must have been called before session audio goes up.
         """
         plain = self._hear_plainly(results, coverage)
         return self._hear_carefully(results, coverage) if plain is None else plain
@@ -154,7 +155,7 @@ class Timeline(ConnectionClock):
                 self._reached[each] = covered
         if len(self.runs) > 1:
             self.forget(min(self._heard_until))
-        return Heard(words, channels, covered, unsaid_from=round(start * rate) + offset)
+        return Heard(words, channels, covered, remember_from=round(start * rate) + offset)
 
     def _hear_carefully(self, results: Results, coverage: Coverage) -> Heard:
         """Take a final by each rule in turn."""

@@ -132,7 +132,7 @@ class Epoch:
     def offer(self, payload: bytes, samples: int, now: float) -> None:
         """Send ``payload``, the audio that has just come, or let the sender where anything is in the way.
 
-        Sending from the task that received the audio saves a task switch for every message, 2 µs.
+        Sending where the audio is received saves a task switch for every message, 2 µs.
         """
         if self._sends or self._connection is None:
             return

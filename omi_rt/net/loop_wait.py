@@ -1,31 +1,35 @@
 """Serves sockets while Trio's loop waits, so that what arrives at them costs no turn of the loop.
 
-A turn of Trio's for one socket takes thirty functions and two calls of the system besides: a task that
-waits is noticed, woken, switched to, and registered once more. At 60 streams nearly every frame had a
-turn of its own. Here the wait itself deals with the sockets: Trio calls `LoopWait.get_events` instead of
-its own, which serves what arrives until there is something for Trio to do. A frame then takes the three
-calls of the system that any server needs for it: a wait, a read and a write.
+A turn of Trio's for one socket takes thirty functions and two more system calls: a task that waits is
+noticed, woken, switched to, and registered once more. At 60 streams nearly every frame had a turn of its
+own. Here the wait itself deals with the sockets: Trio calls `LoopWait.get_events` instead of its own, which
+serves what arrives until there is something for Trio to do. A frame then takes the three system calls that
+any server needs for it: a wait, a read and a write.
 
-Nothing of Trio's is late for it. Its own set of sockets is among what is waited for, and the wait ends as
-soon as that has something, when the time that Trio gave it is over, and when what was served has woken a
-task or set a nearer deadline.
+Nothing of Trio's is late for it. Trio's own epoll is among what is waited for, and the wait ends as soon as
+that has something, when the time that Trio gave it is over, and when what was served has woken a task or
+set a nearer deadline.
 
-Trio has no public place for this, so this file, and no other, knows some names of its inside. They are the
-same in every version from 0.30 to 0.35. Where one of them is missing `find_loop_wait` finds nothing, and
-the poller waits in a task instead.
+Trio has no public hook for this, so this file alone uses some of its private names. They mean the same in
+every version from 0.30 to 0.35. With any other `find_loop_wait` finds nothing, and the poller waits in a
+task instead.
 """
 
 from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from math import inf
 from time import perf_counter
 from typing import Any
 
 import trio
 
-Turn = Callable[[float], bool]
-"""Waits for at most so many seconds and serves what is there; returns whether Trio has something too."""
+Turn = Callable[[float], tuple[bool, bool]]
+"""Waits for at most so many seconds and serves what is there; returns whether Trio's epoll is ready, and
+whether anything was served."""
+_KNOWN_VERSIONS = (0, 30), (0, 36)
+"""The first version of Trio that is known here, and the first that is not."""
 
 
 class _Unfinished(tuple[()]):
@@ -45,9 +49,9 @@ class LoopWait:
 
     def __init__(self, runner: Any) -> None:
         self._runner = runner
-        self._trios = runner.io_manager
-        self.fd: int = self._trios._epoll.fileno()  # noqa: SLF001
-        """It is readable when Trio has events of its own; a turn must wait for it as well."""
+        self._trio_io = runner.io_manager
+        self.fd: int = self._trio_io._epoll.fileno()  # noqa: SLF001
+        """Trio's epoll, which is readable when Trio has events; a turn must wait for it as well."""
         self._task: trio.lowlevel.Task | None = None
         """The task in `serve`; None when nothing is to be served (any more)."""
         self._error: BaseException | None = None
@@ -58,14 +62,15 @@ class LoopWait:
 
     def __getattr__(self, name: str) -> Any:
         # Whatever else Trio asks, such as to wait for another socket, is answered by its own.
-        return getattr(self._trios, name)
+        return getattr(self._trio_io, name)
 
     async def serve(self, turn: Turn, pause: Callable[[], float]) -> None:
         """Take turns while Trio's loop waits, until cancelled or until one of them raises.
 
         Args:
-            turn: must return at once when it has waited and served.
-            pause: says after each turn for how many seconds no other is to be taken.
+            turn: must return at once when it has waited and served. There is no current task in it.
+            pause: says after each turn that has served anything for how many seconds no other is to be
+                taken.
 
         Raises:
             BaseException: whatever a turn has raised.
@@ -76,7 +81,7 @@ class LoopWait:
         try:
             await trio.lowlevel.wait_task_rescheduled(self._abort)
         finally:
-            self._runner.io_manager = self._trios
+            self._runner.io_manager = self._trio_io
             if self._error is not None:
                 # It goes before a cancellation: it says more.
                 raise self._error
@@ -93,28 +98,34 @@ class LoopWait:
         runner, now = self._runner, perf_counter()
         until, deadline = now + timeout, runner.deadlines.next_deadline()
         while self._task is not None:
+            trio_is_ready = has_served = False
             try:
                 if now < self._paused_until:
                     seconds = min(timeout, self._paused_until - now)
-                    has_trios = bool(self._pausing.poll(seconds * 1000))
-                    now = perf_counter()
+                    trio_is_ready = bool(self._pausing.poll(seconds * 1000))
                 else:
-                    has_trios = self._turn(timeout)
-                    seconds, now = self._pause(), perf_counter()
-                    self._paused_until = now + seconds
+                    trio_is_ready, has_served = self._turn(timeout)
+                    if has_served:
+                        self._paused_until = self._pause() + perf_counter()
             except BaseException as error:  # noqa: BLE001 - raised again in the task
                 self._fail(error)
                 break
-            if has_trios:
+            now = perf_counter()
+            if trio_is_ready:
                 break
+            if has_served and self._is_watched():
+                return _UNFINISHED
             if now >= until:
                 return ()
-            if runner.runq or runner.waiting_for_idle:
-                return _UNFINISHED
-            if runner.deadlines.next_deadline() < deadline:
+            if runner.runq or runner.deadlines.next_deadline() < deadline:
                 return _UNFINISHED
             timeout = until - now
-        return self._trios.get_events(0.0)
+        return self._trio_io.get_events(0.0)
+
+    def _is_watched(self) -> bool:
+        """Whether somebody waits until all is quiet, which it is not while anything is served."""
+        runner = self._runner
+        return bool(runner.waiting_for_idle) or runner.clock_autojump_threshold < inf
 
     def _fail(self, error: BaseException) -> None:
         """End `serve` with an error, which would end the whole run if Trio itself saw it."""
@@ -126,19 +137,14 @@ class LoopWait:
 def find_loop_wait() -> LoopWait | None:
     """What can serve while this run of Trio waits.
 
-    None where Trio's inside is not the one that is known here, where the run is a guest of another
-    loop, whose thread would then wait, and where somebody serves in the wait of this run already.
+    None where this version of Trio is not known here, where the run is a guest of another loop, whose
+    thread would then wait, and where somebody serves in the wait of this run already.
     """
-    try:
-        inside: Any = trio._core._run  # noqa: SLF001
-        runner = inside.GLOBAL_RUN_CONTEXT.runner
-        is_known = (
-            type(runner.io_manager) is inside.TheIOManager
-            and not runner.is_guest
-            and callable(runner.deadlines.next_deadline)
-            and not runner.runq.maxlen
-            and len(runner.waiting_for_idle) >= 0
-        )
-        return LoopWait(runner) if is_known else None
-    except (AttributeError, TypeError):
+    first, unknown = _KNOWN_VERSIONS
+    if not first <= tuple(map(int, trio.__version__.split(".")[:2])) < unknown:
         return None
+    inside: Any = trio._core._run  # noqa: SLF001
+    runner = inside.GLOBAL_RUN_CONTEXT.runner
+    if runner.is_guest or type(runner.io_manager) is not inside.TheIOManager:
+        return None
+    return LoopWait(runner)

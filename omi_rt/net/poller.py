@@ -6,8 +6,8 @@ waits in `Poller.serve`, and a function of that task's is called whenever there 
 The task remains the owner: it is what is cancelled, and what the function raises is raised there.
 
 A turn reads each device once, and after every `DEVICES_AT_ONCE` of them takes finals for a share of the
-time that these took; then Trio's tasks have theirs, as many as can run (`loop_wait`). So who is always
-readable has one read in a turn, like everybody else. Finals are in a set of their own, because a thousand
+time that these took. Then it is Trio's turn: each of its tasks that can run does so (`loop_wait`). So who
+is always readable has one read in a turn, like everybody else. Finals are in a set of their own, because a thousand
 devices that are always readable would otherwise keep them waiting for good. Their share is small as long
 as they get done soon all the same: a burst of them, which costs ten times the work of as many frames,
 then delays no frame for long.
@@ -36,7 +36,8 @@ if TYPE_CHECKING:
 
 Serve = Callable[[float], bool]
 """Called when there is something to read, with the time (`trio.current_time`); returns whether it is
-done. It must not wait, and it may be called where nothing is there after all."""
+done. It must not wait, and there may be no current task: what asks for one raises. It may be called where
+nothing is there after all."""
 
 FINALS_PER_POLL = 2
 """Finals are taken in so small groups because each group is finished before the time is looked at."""
@@ -74,17 +75,17 @@ class _Served:
 
 
 class Poller:
-    """The sockets of one event loop, and the task that serves them. Made by `open_poller`."""
+    """The sockets of one event loop, and who serves them. Made by `open_poller`."""
 
     __slots__ = (
         "_called",
         "_clock",
         "_devices",
         "_left_since",
-        "_loop_fd",
         "_providers",
         "_providers_fd",
         "_served",
+        "_trio_fd",
     )
 
     def __init__(self) -> None:
@@ -92,8 +93,8 @@ class Poller:
         self._providers_fd = self._providers.fileno()
         self._devices.register(self._providers_fd, select.EPOLLIN)
         self._served: dict[int, _Served] = {}
-        self._loop_fd = -1
-        """It is readable when Trio has something to do, where turns are taken while Trio waits."""
+        self._trio_fd = -1
+        """Trio's own epoll, which is readable when Trio has events; -1 where a task takes the turns."""
         self._clock = trio.lowlevel.current_clock().current_time
         self._left_since: float | None = None
         """Since when there have been finals left over; None where the last turn took all."""
@@ -104,7 +105,7 @@ class Poller:
         """Call ``serve`` whenever ``fd`` is readable or has ended, until it returns True.
 
         Always a checkpoint. Cancelling is safe: the function is not called again. Whatever the
-        function raises is raised here (an interrupt ends the poller instead).
+        function raises is raised here (`KeyboardInterrupt` and its like end the poller).
 
         Raises:
             trio.BusyResourceError: somebody else serves the descriptor.
@@ -168,8 +169,8 @@ class Poller:
             if loop_wait is None:
                 await self._run_in_task(pause)
             else:
-                self._loop_fd = loop_wait.fd
-                self._devices.register(self._loop_fd, select.EPOLLIN)
+                self._trio_fd = loop_wait.fd
+                self._devices.register(self._trio_fd, select.EPOLLIN)
                 await loop_wait.serve(self._take_turn, pause)
         finally:
             for fd, served in list(self._served.items()):
@@ -185,17 +186,17 @@ class Poller:
             if seconds > 0.0:
                 await trio.sleep(seconds)
 
-    def _take_turn(self, timeout: float) -> bool:
-        """Wait for ``timeout`` seconds at most and serve; return whether Trio has something to do."""
+    def _take_turn(self, timeout: float) -> tuple[bool, bool]:
+        """Wait for ``timeout`` seconds at most and serve; return whether Trio's epoll is ready, and any socket."""
         # As many as there are: each device is read once before anybody is read twice.
         events = self._devices.poll(timeout, len(self._served) + 2)
         now, begun = self._clock(), perf_counter()
-        has_loops, has_finals, left = False, False, DEVICES_AT_ONCE
+        trio_is_ready, has_finals, left = False, False, DEVICES_AT_ONCE
         for fd, _ in events:
             if fd == self._providers_fd:
                 has_finals = True
-            elif fd == self._loop_fd:
-                has_loops = True
+            elif fd == self._trio_fd:
+                trio_is_ready = True
             else:
                 self._call(fd, now)
                 left -= 1
@@ -206,7 +207,7 @@ class Poller:
             self._take_finals(now, begun)
         else:
             self._left_since = None
-        return has_loops
+        return trio_is_ready, len(events) > trio_is_ready
 
     def _take_finals(self, now: float, begun: float) -> None:
         """Take finals in a turn at ``now`` that had the devices from ``begun`` on, by `perf_counter`."""
