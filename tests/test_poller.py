@@ -461,6 +461,44 @@ async def test_what_a_final_puts_off_is_done_when_some_devices_have_been_read_an
         assert sorted(order[len(between) + 2 :]) == ["frame", "frame", "task"]
 
 
+async def test_a_final_that_comes_meanwhile_is_told_before_what_the_first_has_put_off() -> None:
+    with ExitStack() as stack:
+        (first, first_theirs), *others = [pair(stack) for _ in range(4)]
+        order: list[str] = []
+
+        def tell_first(_: float) -> bool:
+            first.recv(1)
+            order.append("first")
+            if order.count("first") == 1:
+                # More of its own does not overtake its rest.
+                first_theirs.send(b"x")
+                for _, theirs in others:
+                    theirs.send(b"x")
+                put_off(lambda: order.append("rest of first"))
+                return False
+            return True
+
+        def tell_another(ours: socket.socket) -> Callable[[float], bool]:
+            def tell(_: float) -> bool:
+                ours.recv(1)
+                order.append("another")
+                put_off(lambda: order.append("rest of another"))
+                return True
+
+            return tell
+
+        async with polling() as poller, trio.open_nursery() as nursery:
+            nursery.start_soon(poller.serve, first.fileno(), tell_first, Kind.PROVIDER)
+            for ours, _ in others:
+                nursery.start_soon(poller.serve, ours.fileno(), tell_another(ours), Kind.PROVIDER)
+            await trio.testing.wait_all_tasks_blocked(0.01)
+            first_theirs.send(b"x")
+        # One goes before the rest of the first, and not all three, for whose sake devices would wait.
+        assert order[:4] == ["first", "another", "rest of first", "rest of another"]
+        assert order.count("another") == order.count("rest of another") == len(others)
+        assert order.count("first") == 2
+
+
 async def test_what_is_put_off_is_done_at_once_where_no_function_of_a_provider_s_runs() -> None:
     done: list[int] = []
     put_off(lambda: done.append(1))

@@ -213,18 +213,16 @@ class Poller:
         """Take finals in a turn at ``now`` that had the devices from ``begun`` on, by `perf_counter`."""
         has_had, until = perf_counter(), 0.0
         while True:
-            # The system hands them out in the order in which they came, each in turn.
-            events = self._providers.poll(0, FINALS_PER_POLL)
-            for fd, _ in events:
-                self._called = self._served.get(fd)
-                self._call(fd, now)
-                self._called = None
-            for fd, _ in events:
+            called = self._call_providers([], now)
+            if len(called) == 1:
+                # What has come meanwhile is told before anything that this one has put off.
+                called = self._call_providers(called, now)
+            for fd in called:
                 served = self._served.get(fd)
                 if served is not None and served.rest is not None:
                     self._read_some_devices(now)
                     self._call_rest(fd, served, served.rest)
-            if len(events) < FINALS_PER_POLL:
+            if len(called) < FINALS_PER_POLL:
                 self._left_since = None
                 return
             if not until:
@@ -233,6 +231,17 @@ class Poller:
             if perf_counter() >= until:
                 self._left_since = has_had if self._left_since is None else self._left_since
                 return
+
+    def _call_providers(self, called: list[int], now: float) -> list[int]:
+        """Call providers until `FINALS_PER_POLL` have been, counting those ``called``; return all of them."""
+        # The system hands them out in the order in which they came, each in turn.
+        for fd, _ in self._providers.poll(0, FINALS_PER_POLL):
+            if fd not in called and len(called) < FINALS_PER_POLL:
+                called.append(fd)
+                self._called = self._served.get(fd)
+                self._call(fd, now)
+                self._called = None
+        return called
 
     def _call(self, fd: int, now: float) -> None:
         served = self._served.get(fd)
