@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import socket
+import tracemalloc
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -176,3 +177,23 @@ async def test_a_text_goes_out_behind_what_is_to_be_sent_already(autojump_clock:
         assert protocol.frame("more") == b"\x81\x04more"
         protocol.close(1000, "")
         assert protocol.frame("after the close") == b""
+
+
+@pytest.mark.realtime
+@pytest.mark.parametrize("way", ["abort", "aclose"])
+async def test_what_could_not_be_sent_is_let_go_with_the_connection(way: str) -> None:
+    server, client = await connected()
+    server.send_with(lambda: None)  # the writer has not come to it yet
+    tracemalloc.start()
+    try:
+        for _ in range(8):
+            server.send_nowait("x" * BIG)
+        assert tracemalloc.get_traced_memory()[0] > 6 * BIG
+        with trio.move_on_after(0.1):
+            await (server.abort(1001) if way == "abort" else server.aclose(1001))
+        # Nobody has collected garbage, and whoever held the connection may hold it still.
+        assert tracemalloc.get_traced_memory()[0] < 3 * BIG
+    finally:
+        tracemalloc.stop()
+
+    await client.abort(1001)

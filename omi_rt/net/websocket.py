@@ -309,6 +309,8 @@ class WebSocket:
                     while self._sending is not Sending.OVER:
                         await self._wait_for_sending()
         finally:
+            # What was never sent, up to a megabyte, would stay until the collector comes by.
+            self._outgoing = bytearray()
             with trio.move_on_after(ABORT_SECONDS, shield=True):
                 await trio.aclose_forcefully(self._stream)
 
@@ -324,6 +326,7 @@ class WebSocket:
             if not self.is_sending:
                 with contextlib.suppress(*STREAM_ERRORS):
                     await self._stream.send_all(self._outgoing)
+        self._outgoing = bytearray()
         await trio.aclose_forcefully(self._stream)
 
     async def _let_others_go_first(self) -> None:
