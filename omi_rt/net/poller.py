@@ -7,10 +7,11 @@ The task remains the owner: it is what is cancelled, and what the function raise
 
 A turn reads each device once, and after every `DEVICES_AT_ONCE` of them takes finals for a share of the
 time that these took. Then it is Trio's turn: each of its tasks that can run does so (`loop_wait`). So who
-is always readable has one read in a turn, like everybody else. Finals are in a set of their own, because a thousand
-devices that are always readable would otherwise keep them waiting for good. Their share is small as long
-as they get done soon all the same: a burst of them, which costs ten times the work of as many frames,
-then delays no frame for long.
+is always readable has one read in a turn, like everybody else.
+
+Finals are in a set of their own, because a thousand devices that are always readable would otherwise keep
+them waiting for good. Their share is small as long as they get done soon all the same: a burst of them,
+which costs ten times the work of as many frames, then delays no frame for long.
 
 For the same reason what a final leaves behind once its words have been told can be put off (`put_off`):
 some more of the devices are read before that, within the same turn.
@@ -187,7 +188,7 @@ class Poller:
                 await trio.sleep(seconds)
 
     def _take_turn(self, timeout: float) -> tuple[bool, bool]:
-        """Wait for ``timeout`` seconds at most and serve; return whether Trio's epoll is ready, and any socket."""
+        """Wait for at most ``timeout`` seconds and serve; return what `loop_wait.Turn` does."""
         # As many as there are: each device is read once before anybody is read twice.
         events = self._devices.poll(timeout, len(self._served) + 2)
         now, begun = self._clock(), perf_counter()
@@ -233,7 +234,7 @@ class Poller:
                 return
 
     def _call_providers(self, called: list[int], now: float) -> list[int]:
-        """Call providers until `FINALS_PER_POLL` have been, counting those ``called``; return all of them."""
+        """Call providers until `FINALS_PER_POLL` have been, with those ``called``; return all of them."""
         # The system hands them out in the order in which they came, each in turn.
         for fd, _ in self._providers.poll(0, FINALS_PER_POLL):
             if fd not in called and len(called) < FINALS_PER_POLL:

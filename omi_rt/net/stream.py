@@ -99,8 +99,9 @@ class TCPStream(trio.abc.HalfCloseableStream):
         """Pass all that arrives to ``take``, with the time, until that returns True.
 
         The poller calls it (`Poller.serve`): it must not wait, and there may be no current task. It is
-        passed ``b""`` at the end of the stream, or where the connection has broken, and must then return True. Cancelling is
-        safe. Nobody may be in ``receive_some``, and a poller must run (`running_poller`).
+        passed ``b""`` at the end of the stream, or where the connection has broken, and must then return
+        True. Cancelling is safe. Nobody may be in ``receive_some``, and a poller must run
+        (`running_poller`).
 
         (Not a coroutine itself: each takes 260 bytes, and a session waits in two of these.)
 
