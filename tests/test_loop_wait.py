@@ -276,9 +276,9 @@ async def test_where_another_poller_serves_while_trio_waits_the_second_uses_a_ta
             nursery.start_soon(pair.run, first)
             await trio.testing.wait_all_tasks_blocked()
             assert find_loop_wait() is None
-            async with open_poller(no_pause) as second:
+            async with open_poller(no_pause) as second, trio.open_nursery() as others:
                 assert second is not None
-                nursery.start_soon(other.run, second)
+                others.start_soon(other.run, second)
                 await trio.testing.wait_all_tasks_blocked()
                 pair.theirs.send(b"first")
                 other.theirs.send(b"second")

@@ -73,7 +73,7 @@ class LoopWait:
                 taken.
 
         Raises:
-            BaseException: whatever a turn has raised.
+            Exception, KeyboardInterrupt, SystemExit: whatever a turn has raised.
         """
         self._turn, self._pause = turn, pause
         self._task = trio.lowlevel.current_task()
@@ -107,7 +107,7 @@ class LoopWait:
                     trio_is_ready, has_served = self._turn(timeout)
                     if has_served:
                         self._paused_until = self._pause() + perf_counter()
-            except BaseException as error:  # noqa: BLE001 - raised again in the task
+            except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                 self._fail(error)
                 break
             now = perf_counter()
