@@ -134,8 +134,9 @@ class WatchedStream(trio.abc.Stream):
     ) -> None:
         """Pass each message, as ``parse`` reads it, to ``take`` with the time as it arrives.
 
-        Nothing else may take messages meanwhile. Returns at once where no poller runs, and when `receive_text` is to be asked. What the two
-        raise is raised here; they must not wait. Cancelling is safe.
+        Nothing else may take messages meanwhile. Returns at once where no poller runs, and when
+        `receive_text` is to be asked. What the two raise is raised here; they must not wait. Cancelling
+        is safe.
         """
         frames, serve = self._frames, getattr(self._stream, "serve", None)
         if serve is None or running_poller() is None or frames.texts or frames.is_over:

@@ -17,6 +17,7 @@ task instead.
 
 from __future__ import annotations
 
+import re
 import select
 from collections.abc import Callable
 from math import inf
@@ -141,7 +142,8 @@ def find_loop_wait() -> LoopWait | None:
     thread would then wait, and where somebody serves in the wait of this run already.
     """
     first, unknown = _KNOWN_VERSIONS
-    if not first <= tuple(map(int, trio.__version__.split(".")[:2])) < unknown:
+    numbers = re.match(r"(\d+)\.(\d+)", trio.__version__)
+    if numbers is None or not first <= tuple(map(int, numbers.groups())) < unknown:
         return None
     inside: Any = trio._core._run  # noqa: SLF001
     runner = inside.GLOBAL_RUN_CONTEXT.runner

@@ -30,6 +30,7 @@ import trio
 from attrs import define
 
 from omi_rt.core.load import finals_seconds
+from omi_rt.log import get_logger
 from omi_rt.net.loop_wait import find_loop_wait
 
 if TYPE_CHECKING:
@@ -162,12 +163,14 @@ class Poller:
         """Serve until cancelled.
 
         Args:
-            pause: says after each turn for how many seconds nobody is to be read. What comes
-                meanwhile is read in one go then, so a turn costs less for the same audio.
+            pause: says after each turn that has read anybody for how many seconds nobody is to be
+                read. What comes meanwhile is read in one go then, so a turn costs less for the same audio.
         """
         loop_wait = find_loop_wait()
         try:
             if loop_wait is None:
+                # All works as well, for more of the CPU: whoever runs the server should know why.
+                get_logger().warning("poller_in_task", trio=trio.__version__)
                 await self._run_in_task(pause)
             else:
                 self._trio_fd = loop_wait.fd
