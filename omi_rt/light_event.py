@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import TYPE_CHECKING
 
 import trio
@@ -38,9 +39,8 @@ class LightEvent:
             return
         task = trio.lowlevel.current_task()
         self._tasks = (*self._tasks, task)
+        await trio.lowlevel.wait_task_rescheduled(partial(self._forget, task))
 
-        def abort(_: Any) -> trio.lowlevel.Abort:
-            self._tasks = tuple(each for each in self._tasks if each is not task)
-            return trio.lowlevel.Abort.SUCCEEDED
-
-        await trio.lowlevel.wait_task_rescheduled(abort)
+    def _forget(self, task: trio.lowlevel.Task, _: Any) -> trio.lowlevel.Abort:
+        self._tasks = tuple(each for each in self._tasks if each is not task)
+        return trio.lowlevel.Abort.SUCCEEDED

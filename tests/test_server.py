@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
-import weakref
 
 import pytest
 import trio
@@ -16,7 +14,6 @@ from omi_rt.codecs.opus import OpusUnavailable
 from omi_rt.core.errors import HandshakeFailed
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import DISCARD_SECONDS, open_websocket
-from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, keep_memory_low
 from omi_rt.settings import Settings
 from tests.harness import read_all, running_server, split_response, unreachable
 
@@ -182,52 +179,6 @@ async def test_empty_fragments_take_no_memory(autojump_clock: MockClock) -> None
         fragments = device.session._line.websocket._protocol._fragments
         assert fragments is not None
         assert len(fragments) == 0
-
-
-class Leftover:
-    def __init__(self) -> None:
-        self.itself = self
-
-
-async def test_what_failed_connections_leave_behind_is_freed_within_seconds(
-    autojump_clock: MockClock,
-) -> None:
-    failures = 0
-    gc.disable()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_memory_low, lambda: failures, lambda: 0)
-            left = weakref.ref(Leftover())
-            await trio.sleep(3 * PAUSE_SECONDS)
-            assert left() is not None, "nothing has failed: nothing is to be done"
-            failures = 1
-            await trio.sleep(PAUSE_SECONDS + 0.1)
-            assert left() is None
-            nursery.cancel_scope.cancel()
-    finally:
-        gc.enable()
-
-
-async def test_what_many_ended_connections_leave_behind_is_freed_within_seconds(
-    autojump_clock: MockClock,
-) -> None:
-    endings = 0
-    gc.disable()
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(keep_memory_low, lambda: 0, lambda: endings)
-            await trio.testing.wait_all_tasks_blocked()
-            left = weakref.ref(Leftover())
-            while endings < GARBAGE_ENDINGS - 10:
-                endings += 10
-                await trio.sleep(PAUSE_SECONDS + 0.1)
-                assert left() is not None, "a few endings are not worth a pause of all sessions"
-            endings = GARBAGE_ENDINGS
-            await trio.sleep(PAUSE_SECONDS + 0.1)
-            assert left() is None
-            nursery.cancel_scope.cancel()
-    finally:
-        gc.enable()
 
 
 async def test_a_request_head_of_over_16_kib_is_refused_at_once_with_431(

@@ -57,6 +57,22 @@ _MAX_REASON_CHARACTERS = 200
 _NO_FRAME = 1006
 
 
+class _HandshakeIsOver:
+    """What the library asks for the events of its handshake, once there are none any more.
+
+    (wsproto's ``WSConnection.events`` does so for ever; nothing else does after the handshake, in 1.2 and 1.3.)
+    """
+
+    __slots__ = ()
+
+    def events(self) -> tuple[()]:
+        """Return nothing."""
+        return ()
+
+
+_HANDSHAKE_IS_OVER = _HandshakeIsOver()
+
+
 class Connection:
     """An open connection. Made by `open_connection`."""
 
@@ -260,6 +276,8 @@ async def _handshake(
         waiting.cancel_scope.cancel()
     if socket is None:
         raise ProviderUnreachable("connection lost during the handshake")
+    # What has parsed the handshake would stay for as long as the connection: 2.7 KB.
+    socket._wsproto.handshake = _HANDSHAKE_IS_OVER  # type: ignore[assignment]  # noqa: SLF001
     return socket
 
 

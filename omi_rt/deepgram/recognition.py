@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from omi_rt.deepgram.epoch import Epoch
     from omi_rt.deepgram.primer import Primer
 
+_NO_CHANNELS: frozenset[int] = frozenset()
+
 
 class Recognition:
     """What the session's own epoch has still to learn.
@@ -34,7 +36,7 @@ class Recognition:
         self._primer = primer
         self._unheard: LeadIn | ShortLeadIn | None = None
         """The lead-in in front of the session's audio whose votes have not been counted on all channels."""
-        self._unheard_on: frozenset[int] = frozenset()
+        self._unheard_on = _NO_CHANNELS
         """Those channels: on each the votes are complete once a final covers any of the session's audio."""
 
     def begin(self, unheard: LeadIn | ShortLeadIn | None) -> None:
@@ -43,8 +45,8 @@ class Recognition:
         ``unheard`` is its lead-in where that goes up right before the session's audio, else None.
         """
         self._unheard = unheard
-        channels = 0 if unheard is None else self._coverage.audio_format.channels
-        self._unheard_on = frozenset(range(channels))
+        channels = self._coverage.audio_format.channels
+        self._unheard_on = _NO_CHANNELS if unheard is None else frozenset(range(channels))
 
     def learn_at_once(self, epoch: Epoch, lead_in: LeadIn | ShortLeadIn, votes: list[Vote]) -> None:
         """Learn from votes that were counted already; words that come later are the tail's."""

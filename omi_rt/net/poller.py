@@ -62,6 +62,8 @@ class Kind(Enum):
 class _Served:
     """A socket whose task waits in `Poller.serve`."""
 
+    poller: Poller
+    fd: int
     task: trio.lowlevel.Task
     serve: Serve
     kind: Kind
@@ -74,6 +76,15 @@ class _Served:
     """What its function has put off."""
     is_done: bool = False
     """Whether its task is to be woken once that has been done."""
+
+    def abort(self, _: Any) -> trio.lowlevel.Abort:
+        """Stop waiting because the task is cancelled (`trio.lowlevel.wait_task_rescheduled`)."""
+        if self.is_called or self.rest is not None:
+            # Its error would be lost: it is waited for, and the task woken then.
+            self.is_cancelled = True
+            return trio.lowlevel.Abort.FAILED
+        self.poller.forget(self)
+        return trio.lowlevel.Abort.SUCCEEDED
 
 
 class Poller:
@@ -116,23 +127,15 @@ class Poller:
         if fd in self._served:
             raise trio.BusyResourceError("another task serves this socket")
         await trio.lowlevel.checkpoint_if_cancelled()
-        served = self._served[fd] = _Served(trio.lowlevel.current_task(), serve, kind)
+        served = _Served(self, fd, trio.lowlevel.current_task(), serve, kind)
+        self._served[fd] = served
         try:
             self._set_of(kind).register(fd, select.EPOLLIN)
         except BaseException:
             del self._served[fd]
             raise
-
-        def abort(_: Any) -> trio.lowlevel.Abort:
-            if served.is_called or served.rest is not None:
-                # Its error would be lost: it is waited for, and the task woken then.
-                served.is_cancelled = True
-                return trio.lowlevel.Abort.FAILED
-            self._forget(fd, served)
-            return trio.lowlevel.Abort.SUCCEEDED
-
         try:
-            await trio.lowlevel.wait_task_rescheduled(abort)
+            await trio.lowlevel.wait_task_rescheduled(served.abort)
             if served.error is not None:
                 raise served.error
         finally:
@@ -145,7 +148,7 @@ class Poller:
         """Serve a descriptor no more, because it is about to be closed. Nothing if nobody does."""
         served = self._served.get(fd)
         if served is not None:
-            self._finish(fd, served, trio.ClosedResourceError("this socket was closed"))
+            self._finish(served, trio.ClosedResourceError("this socket was closed"))
 
     def put_off(self, rest: Callable[[], None]) -> None:
         """Call ``rest`` for the provider's socket whose function runs, when some devices have been read.
@@ -177,8 +180,8 @@ class Poller:
                 self._devices.register(self._trio_fd, select.EPOLLIN)
                 await loop_wait.serve(self._take_turn, pause)
         finally:
-            for fd, served in list(self._served.items()):
-                self._finish(fd, served, trio.ClosedResourceError("the poller has ended"))
+            for served in list(self._served.values()):
+                self._finish(served, trio.ClosedResourceError("the poller has ended"))
             self._devices.close()
             self._providers.close()
 
@@ -225,7 +228,7 @@ class Poller:
                 served = self._served.get(fd)
                 if served is not None and served.rest is not None:
                     self._read_some_devices(now)
-                    self._call_rest(fd, served, served.rest)
+                    self._call_rest(served, served.rest)
             if len(called) < FINALS_PER_POLL:
                 self._left_since = None
                 return
@@ -263,7 +266,7 @@ class Poller:
             if served.rest is not None:
                 served.is_done, served.error = True, error
             elif self._served.get(fd) is served:
-                self._finish(fd, served, error)
+                self._finish(served, error)
         # It holds this frame, so the frame must not hold it.
         error = None
 
@@ -271,7 +274,7 @@ class Poller:
         for fd, _ in self._devices.poll(0, DEVICES_BETWEEN):
             self._call(fd, now)
 
-    def _call_rest(self, fd: int, served: _Served, rest: Callable[[], None]) -> None:
+    def _call_rest(self, served: _Served, rest: Callable[[], None]) -> None:
         """Do what a socket's function has put off, and end what was to end then."""
         error = served.error
         try:
@@ -280,20 +283,21 @@ class Poller:
             error = error or raised
         served.rest = None
         is_over = error is not None or served.is_done or served.is_cancelled
-        if is_over and self._served.get(fd) is served:
-            self._finish(fd, served, error)
+        if is_over and self._served.get(served.fd) is served:
+            self._finish(served, error)
         error = None
 
-    def _finish(self, fd: int, served: _Served, error: Exception | None) -> None:
+    def _finish(self, served: _Served, error: Exception | None) -> None:
         served.error = error
-        self._forget(fd, served)
+        self.forget(served)
         trio.lowlevel.reschedule(served.task)
 
-    def _forget(self, fd: int, served: _Served) -> None:
-        del self._served[fd]
+    def forget(self, served: _Served) -> None:
+        """Serve a socket no more. Its task is the caller's to wake."""
+        del self._served[served.fd]
         # Closed already, the system has forgotten it.
         with suppress(OSError):
-            self._set_of(served.kind).unregister(fd)
+            self._set_of(served.kind).unregister(served.fd)
 
     def _set_of(self, kind: Kind) -> select.epoll:
         return self._devices if kind is Kind.DEVICE else self._providers

@@ -386,6 +386,7 @@ class ServerOpening:
         # The library's parser of the handshake would keep the request for as long as the connection lasts.
         protocol = Protocol(SERVER, max_size=self._protocol.max_message_size, logger=_silent)
         protocol.writes += self._protocol.data_to_send()
+        self._end_parser()
         opened = WebSocketProtocol(protocol)
         if rest:
             opened.receive(rest)
@@ -398,7 +399,12 @@ class ServerOpening:
             fields[name] = value
         is_head = self._request is not None and self._request.method == "HEAD"
         response = Response(status, HTTPStatus(status).phrase, fields, b"" if is_head else body)
+        self._end_parser()
         return response.serialize()
+
+    def _end_parser(self) -> None:
+        # It holds the protocol, which holds it: 4 KB with the request, until the collector came.
+        self._protocol.parser.close()
 
 
 class ClientOpening:

@@ -70,6 +70,7 @@ class WebSocket:
         "_allowed_at",
         "_ends_sending",
         "_has_rest",
+        "_left",
         "_outgoing",
         "_protocol",
         "_queued_bytes",
@@ -77,6 +78,8 @@ class WebSocket:
         "_sent",
         "_start_writer",
         "_stream",
+        "_take",
+        "_take_frame",
         "_tcp",
         "is_sending",
         "received_at",
@@ -87,6 +90,11 @@ class WebSocket:
         self._tcp = stream if isinstance(stream, TCPStream | TLSStream) else None
         self._protocol = protocol
         self._outgoing = bytearray()
+        self._take: Take | None = None
+        self._take_frame: TakeFrame | None = None
+        """Those whom `receive` passes messages, while it waits."""
+        self._left: list[bytes | str] | None = None
+        """What they have left, which `receive` returns."""
         self._ends_sending = False
         """Whether the sending side ends after what is in the queue."""
         self._queued_bytes = 0
@@ -113,10 +121,10 @@ class WebSocket:
     ) -> list[bytes | str]:
         """Wait for the peer's messages and return those that have arrived, at least one.
 
-        Over TCP and TLS, where a poller runs, messages are passed to ``take`` as they arrive, with the
-        time: to return them costs a switch of tasks. A read that is one whole binary frame, as nearly
-        all are, is passed to ``take_frame`` instead, if there is one. What they do not take, or
-        nothing, is returned once they return a list.
+        With ``take`` and ``take_frame``, over TCP and TLS and where a poller runs, messages are passed to
+        ``take`` as they arrive, with the time: to return them costs a switch of tasks. A read that is one
+        whole binary frame, as nearly all are, is passed to ``take_frame`` instead. What they do not take,
+        or nothing, is returned once they return a list.
 
         One read takes everything that the system holds: under load the batches grow, and the cost
         of a message falls. Of many messages the first `FRAMES_PER_STEP` are returned; the next call
@@ -126,24 +134,34 @@ class WebSocket:
             PeerClosed: the peer closed, or the network did, or it broke the protocol; what arrived
                 before was returned before.
         """
-        protocol = self._protocol
-        while True:
-            if protocol.has_more:
-                await self._let_others_go_first()
-            messages = self._take_step()
-            if messages:
-                return messages
-            if protocol.has_more:
-                continue
-            if not protocol.is_open:
-                raise protocol.closed()
-            tcp = self._tcp
-            if take is not None and tcp is not None and running_poller() is not None:
-                left = await self._pass_on(tcp, take, take_frame)
-                if left is not None:
-                    return left
-            else:
-                await self._feed()
+        protocol, tcp = self._protocol, self._tcp
+        if take is None or running_poller() is None:
+            tcp = None
+        try:
+            while True:
+                if protocol.has_more:
+                    await self._let_others_go_first()
+                messages = self._take_step()
+                if messages:
+                    return messages
+                if protocol.has_more:
+                    continue
+                if not protocol.is_open:
+                    raise protocol.closed()
+                if tcp is None:
+                    await self._feed()
+                    continue
+                await self._wait_in_line()
+                self._take, self._take_frame = take, take_frame
+                try:
+                    await tcp.serve(self._take_data, Kind.DEVICE)
+                except STREAM_ERRORS:
+                    protocol.receive(b"")
+                if self._left is not None:
+                    return self._left
+        finally:
+            # Those who are passed the messages hold this connection: it must not hold them.
+            self._take = self._take_frame = self._left = None
 
     @property
     def peer(self) -> str:
@@ -355,39 +373,29 @@ class WebSocket:
             self._take_outgoing()
         return messages
 
-    async def _pass_on(
-        self, tcp: TCPStream | TLSStream, take: Take, take_frame: TakeFrame | None
-    ) -> list[bytes | str] | None:
-        """Pass messages on as long as nothing else comes; returns what ``take`` has left, if it has."""
-        await self._wait_in_line()
+    def _take_data(self, data: bytes, now: float) -> bool:
+        """Pass on what a read has brought; returns whether `receive` is to go on."""
+        self.received_at = now
         protocol = self._protocol
-        left: list[bytes | str] | None = None
-
-        def take_data(data: bytes, now: float) -> bool:
-            nonlocal left
-            self.received_at = now
-            message = protocol.take_only(data)
-            if message is not None:
-                self._allowance -= 1
-                left = take([message], now) if take_frame is None else take_frame(message, now)
-                return left is not None or self._allowance < 0
-            self._allowance -= len(data) // _BYTES_OF_A_FRAME
-            protocol.receive(data)
-            messages = self._take_step()
-            left = take(messages, now) if messages else None
-            return (
-                left is not None
-                or protocol.has_more
-                or not protocol.is_open
-                or self._allowance < 0
-                or self._queued_bytes >= MAX_QUEUED_BYTES
-            )
-
-        try:
-            await tcp.serve(take_data, Kind.DEVICE)
-        except STREAM_ERRORS:
-            protocol.receive(b"")
-        return left
+        message = protocol.take_only(data)
+        if message is not None:
+            self._allowance -= 1
+            take_frame = self._take_frame
+            assert take_frame is not None
+            left = self._left = take_frame(message, now)
+            return left is not None or self._allowance < 0
+        self._allowance -= len(data) // _BYTES_OF_A_FRAME
+        protocol.receive(data)
+        messages = self._take_step()
+        assert self._take is not None
+        left = self._left = self._take(messages, now) if messages else None
+        return (
+            left is not None
+            or protocol.has_more
+            or not protocol.is_open
+            or self._allowance < 0
+            or self._queued_bytes >= MAX_QUEUED_BYTES
+        )
 
     async def _wait_in_line(self) -> None:
         if self._allowance < 0 or self._protocol.is_late or self._queued_bytes >= MAX_QUEUED_BYTES:

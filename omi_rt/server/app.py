@@ -69,6 +69,11 @@ class Server:
         return self._connections - len(self.sessions) - self._resumed - self._admission.watchers
 
     @property
+    def begun_connections(self) -> int:
+        """How many connections there have been, with those that are open."""
+        return self.ended_connections + self._connections
+
+    @property
     def gone_connections(self) -> int:
         """How many connections have ended, or were lost while their tasks keep a session waiting."""
         return self.ended_connections + self._shared.resumable.losses

@@ -128,7 +128,10 @@ async def serve(
             provider = shared.provider
             end.server = server = Server(shared, end.draining)
             nursery.start_soon(
-                keep_memory_low, lambda: provider.failures, lambda: server.gone_connections
+                keep_memory_low,
+                lambda: provider.failures,
+                lambda: server.gone_connections,
+                lambda: server.begun_connections,
             )
             _say_ready(announce, address, s)
             task_status.started(f"ws{s}://{address}")

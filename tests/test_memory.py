@@ -1,0 +1,123 @@
+"""What connections leave behind is freed and given back, and what they needed once is not kept."""
+
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import TYPE_CHECKING
+
+import pytest
+import trio
+
+from omi_rt.fake import Script, synthesise
+from omi_rt.fake.speech import utterance
+from omi_rt.net.protocol import ServerOpening
+from omi_rt.server import memory
+from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, TRIMS, keep_memory_low
+from tests.harness import assert_whole, listening_server
+
+if TYPE_CHECKING:
+    from trio.testing import MockClock
+
+TALK = Script(utterance("amber bako celu", 1, 0.5), seconds=3.0)
+UPGRADE = (
+    b"GET /listen HTTP/1.1\r\nHost: server\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
+)
+
+
+class Leftover:
+    def __init__(self) -> None:
+        self.itself = self
+
+
+async def test_what_failed_connections_leave_behind_is_freed_within_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    failures = 0
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_memory_low, lambda: failures, lambda: 0, lambda: 0)
+            left = weakref.ref(Leftover())
+            await trio.sleep(3 * PAUSE_SECONDS)
+            assert left() is not None, "nothing has failed: nothing is to be done"
+            failures = 1
+            await trio.sleep(PAUSE_SECONDS + 0.1)
+            assert left() is None
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.enable()
+
+
+async def test_what_many_ended_connections_leave_behind_is_freed_within_seconds(
+    autojump_clock: MockClock,
+) -> None:
+    endings = 0
+    gc.disable()
+    try:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(keep_memory_low, lambda: 0, lambda: endings, lambda: 0)
+            await trio.testing.wait_all_tasks_blocked()
+            left = weakref.ref(Leftover())
+            while endings < GARBAGE_ENDINGS - 10:
+                endings += 10
+                await trio.sleep(PAUSE_SECONDS + 0.1)
+                assert left() is not None, "a few endings are not worth a pause of all sessions"
+            endings = GARBAGE_ENDINGS
+            await trio.sleep(PAUSE_SECONDS + 0.1)
+            assert left() is None
+            nursery.cancel_scope.cancel()
+    finally:
+        gc.enable()
+
+
+async def test_memory_is_given_back_for_some_time_after_connections_have_begun(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    beginnings, trims = 0, []
+    monkeypatch.setattr(memory, "_find_trim", lambda: lambda: trims.append(trio.current_time()))
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(keep_memory_low, lambda: 0, lambda: 0, lambda: beginnings)
+        await trio.sleep(3 * PAUSE_SECONDS + 0.1)
+        assert trims == [], "nothing has begun: nothing is to be done"
+        beginnings = 1
+        await trio.sleep((TRIMS + 5) * PAUSE_SECONDS)
+        assert len(trims) == TRIMS
+        beginnings = 2
+        await trio.sleep((TRIMS - 1) * PAUSE_SECONDS)
+        beginnings = 3
+        await trio.sleep((TRIMS + 5) * PAUSE_SECONDS)
+        assert len(trims) == 3 * TRIMS - 1
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("is_accepted", [True, False])
+def test_a_handshake_is_freed_when_it_is_over(is_accepted: bool) -> None:
+    gc.disable()
+    try:
+        opening = ServerOpening(1_000)
+        opening.receive_head(UPGRADE)
+        parser = weakref.ref(opening._protocol)
+        opened = opening.accept({}, b"") if is_accepted else None
+        if not is_accepted:
+            opening.plain_response(404, b"", {})
+        del opening
+        assert parser() is None
+        assert opened is None or opened.is_open
+    finally:
+        gc.enable()
+
+
+async def test_a_session_keeps_nothing_of_its_handshake_with_the_provider(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="pcm16", sample_rate=16_000) as device,
+    ):
+        await device.stream_audio(synthesise(TALK, 16_000), bytes_per_second=32_000)
+        kept = [each for each in gc.get_objects() if type(each).__module__ == "wsproto.handshake"]
+        await device.finish()
+    assert kept == []
+    assert_whole(device, TALK)
