@@ -9,12 +9,15 @@ from typing import TYPE_CHECKING
 import pytest
 import trio
 
+from omi_rt.deepgram.transport import WatchedStream
 from omi_rt.fake import Script, synthesise
 from omi_rt.fake.speech import utterance
+from omi_rt.net.poller import open_poller
 from omi_rt.net.protocol import ServerOpening
 from omi_rt.server import memory
 from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, TRIMS, keep_memory_low
 from tests.harness import assert_whole, listening_server
+from tests.test_writer import connected, stream_of
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
@@ -121,3 +124,58 @@ async def test_a_session_keeps_nothing_of_its_handshake_with_the_provider(
         await device.finish()
     assert kept == []
     assert_whole(device, TALK)
+
+
+class Taker:
+    """Takes one message and leaves the next."""
+
+    def __init__(self) -> None:
+        self.taken: list[str | bytes] = []
+
+    def take(self, messages: list[bytes | str], now: float) -> list[bytes | str] | None:
+        if not self.taken:
+            self.taken.append(messages.pop(0))
+        return messages or None
+
+    def take_frame(self, message: bytes, now: float) -> list[bytes | str] | None:
+        return self.take([message], now)
+
+    def take_text(self, message: str, now: float) -> None:
+        self.taken.append(message)
+
+
+@pytest.mark.realtime
+async def test_a_connection_does_not_keep_those_whom_it_has_passed_messages() -> None:
+    server, client = await connected()
+    taker = Taker()
+    async with open_poller(lambda: 0.0), trio.open_nursery() as nursery:
+        client.send_with(lambda: nursery.start_soon(client.write, 5.0))
+        client.send_nowait(b"one")
+        client.send_nowait("two")
+        with trio.fail_after(5):
+            assert await server.receive(taker.take, taker.take_frame) == ["two"]
+    assert taker.taken == [b"one"]
+    left = weakref.ref(taker)
+    del taker
+    assert left() is None
+    for each in (client, server):
+        await each.abort(1000)
+
+
+@pytest.mark.realtime
+async def test_the_providers_stream_does_not_keep_who_has_been_passed_its_messages() -> None:
+    here, there = trio.socket.socketpair()
+    stream, taker = WatchedStream(stream_of(here), 1_000), Taker()
+    async with open_poller(lambda: 0.0):
+        await there.send(b"HTTP/1.1 101 Switching Protocols\r\n\r\n")
+        await stream.receive_some()
+        await there.send(b"\x81\x03one")
+        there.shutdown(trio.socket.SHUT_WR)
+        with trio.fail_after(5):
+            await stream.pass_texts_on(str, taker.take_text)
+    assert taker.taken == ["one"]
+    left = weakref.ref(taker)
+    del taker
+    assert left() is None
+    there.close()
+    await stream.aclose()

@@ -35,7 +35,7 @@ async def connected() -> tuple[WebSocket, WebSocket]:
     """The two ends of a WebSocket over sockets; the server's kernel buffers little."""
     here, there = trio.socket.socketpair()
     there.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 4096)
-    handshake = ServerHandshake(_stream(there))
+    handshake = ServerHandshake(stream_of(there))
     ends: list[WebSocket] = []
 
     async def accept() -> None:
@@ -45,11 +45,11 @@ async def connected() -> tuple[WebSocket, WebSocket]:
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(accept)
-        client = await open_websocket(_stream(here), "ws://server/listen")
+        client = await open_websocket(stream_of(here), "ws://server/listen")
     return ends[0], client
 
 
-def _stream(end: trio.socket.SocketType) -> TCPStream:
+def stream_of(end: trio.socket.SocketType) -> TCPStream:
     stream = object.__new__(TCPStream)
     # A socket pair has no TCP_NODELAY to set.
     stream.socket, stream._fd = end, end.fileno()
