@@ -106,8 +106,8 @@ class LoopWait:
                     trio_is_ready = bool(self._pausing.poll(seconds * 1000))
                 else:
                     trio_is_ready, has_served = self._turn(timeout)
-                    if has_served:
-                        self._paused_until = self._pause() + perf_counter()
+                    if has_served and (seconds := self._pause()) > 0.0:
+                        self._paused_until = perf_counter() + seconds
             except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                 self._fail(error)
                 break

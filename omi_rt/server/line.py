@@ -259,11 +259,9 @@ class Line:
                 return
             # Asked once and passed on: every frame comes this way.
             now = websocket.received_at
-            self.heard_at = now
-            if len(messages) <= self.messages_at_once:
-                self._take(messages, now)
-            else:
-                await self._take_in_steps(messages, now)
+            left = self._take_at_once(messages, now)
+            if left:
+                await self._take_in_steps(left, now)
             if coverage.is_full and owner.takes_audio:
                 self.is_reading = False
                 await owner.make_room()
@@ -295,32 +293,41 @@ class Line:
         if self.is_lost:
             # What comes after another line has taken the session up is nobody's.
             return []
-        if len(messages) > self.messages_at_once:
-            return messages
         self.heard_at = now
+        backlog = self._owner.coverage.backlog
+        if len(messages) > self.messages_at_once:
+            # Many need not be much: after a stall every device brings some, and must not wait in line.
+            step, messages = self._cut_step(messages)
+            self._take_step(step, now)
+            if len(messages) > self.messages_at_once or backlog.is_to_wait:
+                return messages
         self._take(messages, now)
-        return [] if self._owner.coverage.backlog.is_to_wait else None
+        return [] if backlog.is_to_wait else None
 
     async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
-        """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time.
+        """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time."""
+        while messages:
+            await wait_turn()
+            if self.is_lost:
+                return
+            step, messages = self._cut_step(messages)
+            self._take_step(step, now)
+
+    def _cut_step(self, messages: list[bytes | str]) -> tuple[list[bytes | str], list[bytes | str]]:
+        return messages[: self.messages_at_once], messages[self.messages_at_once :]
+
+    def _take_step(self, step: list[bytes | str], now: float) -> None:
+        """Take messages, and learn from what comes of them how many make a step.
 
         A message of two bytes can hold 120 ms of Opus, which decode to 23 kB: what a message costs
         shows in what came of those before it.
         """
         coverage = self._owner.coverage
-        backlog, size = coverage.backlog, coverage.audio_format.frame_bytes
-        done = 0
-        while done < len(messages):
-            step = messages[done : done + self.messages_at_once]
-            if done:
-                await wait_turn()
-                if self.is_lost:
-                    return
-            before = backlog.end
-            self._take(step, now)
-            bytes_each = (backlog.end - before) * size / len(step)
-            self.messages_at_once = max(1, int(_STEP_BYTES / max(bytes_each, 1.0)))
-            done += len(step)
+        before = coverage.backlog.end
+        self._take(step, now)
+        taken_bytes = (coverage.backlog.end - before) * coverage.audio_format.frame_bytes
+        bytes_each = max(taken_bytes / len(step), 1.0)
+        self.messages_at_once = max(1, int(_STEP_BYTES / bytes_each))
 
     async def _wait_for_memory(self) -> None:
         """Return when all sessions' backlogs leave room for more of this one's audio.
