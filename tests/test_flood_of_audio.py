@@ -10,6 +10,7 @@ import trio
 from attrs import define
 from trio.testing import MockClock, memory_stream_pair
 
+from omi_rt.core.endings import DEVICE_VANISHED
 from omi_rt.log import configure_logging
 from omi_rt.net.handshake import ServerHandshake
 from omi_rt.net.protocol import FRAMES_PER_STEP
@@ -17,6 +18,7 @@ from omi_rt.server.line import Line
 from tests.harness import listening_server
 from tests.processes_e2e import UPGRADE
 from tests.test_log_lines import lines, named
+from tests.test_resume import resuming, until_ready
 
 if TYPE_CHECKING:
     import pytest
@@ -143,6 +145,33 @@ async def test_messages_that_hold_little_are_taken_all_at_once_and_wait_in_no_li
         ended = await device.finish()
     assert ended["finalised"] == ended["received"] == 2.0
     assert not turns, "not even while it was not known what a message holds"
+
+
+async def test_what_waits_in_line_when_its_connection_is_lost_is_left_to_the_next_connection(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    taken: list[int] = []
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="opus", sample_rate=48_000, channels=2) as device,
+    ):
+        secret = await until_ready(device)
+        session = device.session
+
+        async def lose() -> None:
+            if not taken:
+                session.lose(session._line, DEVICE_VANISHED)
+                taken.append(session.coverage.backlog.end)
+            await trio.lowlevel.checkpoint()
+
+        monkeypatch.setattr("omi_rt.server.line.wait_turn", lose)
+        for _ in range(20):
+            device.send(TWO_BYTES_OF_OPUS)
+        await trio.sleep(1)
+        async with resuming(world, secret, codec="opus", sample_rate=48_000, channels=2) as second:
+            ended = await second.finish()
+    assert taken == [4 * 5760]
+    assert second.messages[0]["received"] == ended["received"] == 4 * 0.12
 
 
 async def test_a_connection_that_is_lost_takes_no_more_messages_to_send(

@@ -294,15 +294,14 @@ class Line:
             # What comes after another line has taken the session up is nobody's.
             return []
         self.heard_at = now
-        backlog = self._owner.coverage.backlog
         if len(messages) > self.messages_at_once:
             # Many need not be much: after a stall every device brings some, and must not wait in line.
             step, messages = self._cut_step(messages)
             self._take_step(step, now)
-            if len(messages) > self.messages_at_once or backlog.is_to_wait:
+            if len(messages) > self.messages_at_once:
                 return messages
         self._take(messages, now)
-        return [] if backlog.is_to_wait else None
+        return [] if self._owner.coverage.backlog.is_to_wait else None
 
     async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
         """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time."""
