@@ -159,10 +159,11 @@ async def test_what_waits_in_line_when_its_connection_is_lost_is_left_to_the_nex
         session = device.session
 
         async def lose() -> None:
+            # Lost in the very turn in which it is let go: it is too late to be cancelled.
+            await trio.lowlevel.checkpoint()
             if not taken:
                 session.lose(session._line, DEVICE_VANISHED)
                 taken.append(session.coverage.backlog.end)
-            await trio.lowlevel.checkpoint()
 
         monkeypatch.setattr("omi_rt.server.line.wait_turn", lose)
         for _ in range(20):
