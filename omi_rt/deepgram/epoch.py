@@ -110,6 +110,7 @@ class Epoch:
         self._sends = False
         """Whether the sender runs: it is started where there is something that cannot go straight."""
         self._unsent = b""
+        """What `offer` could not send: a part of its frame may be on the wire."""
         self._rest: Iterator[News] | None = None
         """What the last final brings besides its words, until that has been taken."""
 
@@ -224,11 +225,10 @@ class Epoch:
                 await trio.sleep_until(item.at)
                 continue
             exchange.note_send_begun(now)
-            if isinstance(item, str):
-                await connection.send(item)
-            elif not connection.send_audio_nowait(item):
-                # Only where the kernel is full: to wait takes three turns of Trio's, 100 ms near the limit.
+            if isinstance(item, bytes):
                 await connection.send_audio(item)
+            else:
+                await connection.send(item)
             exchange.note_send_done(trio.current_time())
             if exchange.phase is Phase.CLOSING:
                 break

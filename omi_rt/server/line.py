@@ -31,8 +31,6 @@ if TYPE_CHECKING:
 
 UNDECODABLE_IN_A_ROW = 50
 """After this many packets, which are 0.5 to 1 s, the device is told that its codec is probably another one."""
-FIRST_MESSAGES_AT_ONCE = 4
-"""Before anything has been decoded, this many messages are taken without a look at what they cost."""
 _STEP_BYTES = 65_536
 """This much audio of one session is decoded before others get a turn: it takes 0.5 ms of Opus."""
 _MEMORY_CHECK_SECONDS = 0.25
@@ -110,7 +108,6 @@ class Line:
         "is_catching_up",
         "is_lost",
         "is_reading",
-        "messages_at_once",
         "over",
         "resent",
         "told",
@@ -141,7 +138,6 @@ class Line:
         """Whether a silence is the device's: the server may have stopped to read."""
         self.is_lost = False
         """Whether nothing that it brings counts any more."""
-        self.messages_at_once = FIRST_MESSAGES_AT_ONCE
         self.resent: Resent | None = None
         """What its device sends once more, and that is left out."""
         self.is_catching_up = False
@@ -251,17 +247,13 @@ class Line:
         websocket, owner = self.websocket, self._owner
         coverage, budget = owner.coverage, self._shared.budget
         early, self.early = self.early, []
-        self._take(early, websocket.received_at)
+        await self._take_in_steps(early, websocket.received_at)
         while True:
             messages = await websocket.receive(self._take_at_once, self._take_frame)
             if self.is_lost:
                 # Taken over meanwhile: the device has been told where its audio goes on.
                 return
-            # Asked once and passed on: every frame comes this way.
-            now = websocket.received_at
-            left = self._take_at_once(messages, now)
-            if left:
-                await self._take_in_steps(left, now)
+            await self._take_in_steps(messages, websocket.received_at)
             if coverage.is_full and owner.takes_audio:
                 self.is_reading = False
                 await owner.make_room()
@@ -293,40 +285,17 @@ class Line:
         if self.is_lost:
             # What comes after another line has taken the session up is nobody's.
             return []
-        self.heard_at = now
-        if len(messages) > self.messages_at_once:
-            # Many need not be much: after a stall every device brings some, and must not wait in line.
-            step, messages = self._cut_step(messages)
-            self._take_step(step, now)
-            if len(messages) > self.messages_at_once:
-                return messages
-        self._take(messages, now)
-        return [] if self._owner.coverage.backlog.is_to_wait else None
+        left = self._take(messages, now)
+        return left if left or self._owner.coverage.backlog.is_to_wait else None
 
     async def _take_in_steps(self, messages: list[bytes | str], now: float) -> None:
-        """Take many messages in the line of all that bring much, `_STEP_BYTES` of audio at a time."""
-        while messages:
+        """Take messages; what is more than a step waits in the line of all that bring much."""
+        left = self._take(messages, now)
+        while left:
             await wait_turn()
             if self.is_lost:
                 return
-            step, messages = self._cut_step(messages)
-            self._take_step(step, now)
-
-    def _cut_step(self, messages: list[bytes | str]) -> tuple[list[bytes | str], list[bytes | str]]:
-        return messages[: self.messages_at_once], messages[self.messages_at_once :]
-
-    def _take_step(self, step: list[bytes | str], now: float) -> None:
-        """Take messages, and learn from what comes of them how many make a step.
-
-        A message of two bytes can hold 120 ms of Opus, which decode to 23 kB: what a message costs
-        shows in what came of those before it.
-        """
-        coverage = self._owner.coverage
-        before = coverage.backlog.end
-        self._take(step, now)
-        taken_bytes = (coverage.backlog.end - before) * coverage.audio_format.frame_bytes
-        bytes_each = max(taken_bytes / len(step), 1.0)
-        self.messages_at_once = max(1, int(_STEP_BYTES / bytes_each))
+            left = self._take(left, now)
 
     async def _wait_for_memory(self) -> None:
         """Return when all sessions' backlogs leave room for more of this one's audio.
@@ -349,13 +318,17 @@ class Line:
         # Else the pause would count as the device's.
         await owner.make_room()
 
-    def _take(self, messages: list[bytes | str], now: float) -> None:
+    def _take(self, messages: list[bytes | str], now: float) -> list[bytes | str]:
+        """Take messages until they have held `_STEP_BYTES` of audio; return the others.
+
+        What a message holds shows only when it has been decoded: two bytes of Opus can be 120 ms, or 23 kB.
+        """
+        self.heard_at = now
         owner = self._owner
         decode, face = owner.decoder.decode, owner.face
-        if self.resent is not None:
-            messages = self._leave_out_resent(self.resent, messages)
         parts: list[bytes] = []
-        for message in messages:
+        taken_bytes = 0
+        for number, message in enumerate(messages, 1):
             ask: Ask | None = None
             if isinstance(message, str):
                 ask = face.read(message)
@@ -367,21 +340,22 @@ class Line:
                 parts = []
                 owner.follow(ask)
             elif owner.takes_audio and isinstance(message, bytes):
-                parts.append(decode(message))
+                new = message if self.resent is None else self._new_part(self.resent, message)
+                if new is None:
+                    continue
+                parts.append(decode(new))
                 if owner.decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
                     owner.tell_undecodable()
+                taken_bytes += len(parts[-1])
+                if taken_bytes >= _STEP_BYTES:
+                    owner.receive(parts, now)
+                    return messages[number:]
         owner.receive(parts, now)
+        return []
 
-    def _leave_out_resent(self, again: Resent, messages: list[bytes | str]) -> list[bytes | str]:
-        """Return the messages without audio that has come before."""
-        new: list[bytes | str] = []
-        for message in messages:
-            is_ask = isinstance(message, str) or (
-                len(message) <= SHORT_BYTES and self._owner.face.read_short(message) is not None
-            )
-            rest = message if is_ask or isinstance(message, str) else again.rest_of(message)
-            if rest is not None:
-                new.append(rest)
+    def _new_part(self, again: Resent, message: bytes) -> bytes | None:
+        """Return what of a message has not come before; None where all of it has."""
+        new = again.rest_of(message)
         if again.is_over:
             self.resent = None
         return new
