@@ -91,6 +91,32 @@ async def test_the_poller_passes_on_all_records_of_one_read_though_nothing_follo
         assert len(sizes) == 3
 
 
+async def test_small_records_of_one_read_are_passed_on_some_at_a_time_and_none_is_lost() -> None:
+    records = [bytes([number]) * 3 for number in range(250)]
+
+    async def send_and_wait(stream: trio.SSLStream[trio.SocketStream]) -> None:
+        for record in records:
+            await stream.send_all(record)
+        await trio.sleep_forever()
+
+    async with connected(send_and_wait) as tls, open_poller(lambda: 0.0):
+        await tls.do_handshake()
+        await trio.sleep(0.3)  # until all of them lie in the kernel
+        received: list[bytes] = []
+        in_one_go: list[int] = []
+
+        def take(part: bytes, _: float) -> bool:
+            received.append(part)
+            return len(received) == len(records)
+
+        while len(received) < len(records):
+            before = len(received)
+            await tls.serve(take, Kind.DEVICE)
+            in_one_go.append(len(received) - before)
+        assert received == records
+        assert in_one_go == [25] * 10
+
+
 async def test_what_the_kernel_does_not_take_at_once_follows_in_order() -> None:
     may_read, has_read = trio.Event(), trio.Event()
     received = bytearray()

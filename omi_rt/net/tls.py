@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 _RECORD_BYTES = 16_384
 """A record holds at most this much plaintext (RFC 8446, 5.1)."""
+_RECORDS_PER_STEP = 25
+"""So many records are decrypted and passed on in one go. A device can put a small message into each, and
+what a small message decodes to can be much."""
 _HTTP_REQUEST = "HTTP_REQUEST"
 """OpenSSL's name for the error where somebody speaks plain HTTP to it."""
 _NO_PLAIN_HTTP = (
@@ -139,7 +142,11 @@ class TLSStream(trio.abc.HalfCloseableStream):
                 raise trio.BrokenResourceError("TLS connection broken") from error
 
     async def serve(self, take: Callable[[bytes, float], bool], kind: Kind) -> None:
-        """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s."""
+        """Pass all that arrives to ``take``, decrypted; the contract is `TCPStream.serve`'s.
+
+        It returns as well where much has arrived at once: the next call goes on with that, when others have
+        had their turn.
+        """
         # Of what was read before a part may be left.
         if self._pass_on(take, trio.current_time()):
             await trio.lowlevel.checkpoint()
@@ -152,8 +159,8 @@ class TLSStream(trio.abc.HalfCloseableStream):
         await self._stream.serve(take_encrypted, kind)
 
     def _pass_on(self, take: Callable[[bytes, float], bool], now: float) -> bool:
-        """Pass on what can be decrypted; returns whether ``take`` has enough."""
-        while True:
+        """Pass on what can be decrypted; returns whether ``take`` has enough, or others are to come first."""
+        for _ in range(_RECORDS_PER_STEP):
             try:
                 data = self._object.read(_RECORD_BYTES)
             except ssl.SSLWantReadError:
@@ -165,6 +172,7 @@ class TLSStream(trio.abc.HalfCloseableStream):
             # To ask for what is not there costs 2.4 µs, nearly as much as to decrypt a frame.
             if not self._incoming.pending:
                 return False
+        return True
 
     async def send_eof(self) -> None:
         """Say TLS's goodbye and shut down the sending side; what comes can still be read.
