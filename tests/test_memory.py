@@ -17,16 +17,13 @@ from omi_rt.net.protocol import ServerOpening
 from omi_rt.server import memory
 from omi_rt.server.memory import GARBAGE_ENDINGS, PAUSE_SECONDS, TRIMS, keep_memory_low
 from tests.harness import assert_whole, listening_server
+from tests.processes_e2e import UPGRADE
 from tests.test_writer import connected, stream_of
 
 if TYPE_CHECKING:
     from trio.testing import MockClock
 
 TALK = Script(utterance("amber bako celu", 1, 0.5), seconds=3.0)
-UPGRADE = (
-    b"GET /listen HTTP/1.1\r\nHost: server\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: MDEyMzQ1Njc4OWFiY2RlZg==\r\n\r\n"
-)
 
 
 class Leftover:
@@ -75,23 +72,26 @@ async def test_what_many_ended_connections_leave_behind_is_freed_within_seconds(
         gc.enable()
 
 
-async def test_memory_is_given_back_for_some_time_after_connections_have_begun(
+async def test_memory_is_given_back_for_some_time_after_sessions_have_changed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    beginnings, trims = 0, []
+    endings, changes, trims = 0, 0, []
     monkeypatch.setattr(memory, "_find_trim", lambda: lambda: trims.append(trio.current_time()))
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(keep_memory_low, lambda: 0, lambda: 0, lambda: beginnings)
+        nursery.start_soon(keep_memory_low, lambda: 0, lambda: endings, lambda: changes)
         await trio.sleep(3 * PAUSE_SECONDS + 0.1)
-        assert trims == [], "nothing has begun: nothing is to be done"
-        beginnings = 1
+        assert trims == [], "nothing has changed: nothing is to be done"
+        changes = 1
         await trio.sleep((TRIMS + 5) * PAUSE_SECONDS)
         assert len(trims) == TRIMS
-        beginnings = 2
+        changes = 2
         await trio.sleep((TRIMS - 1) * PAUSE_SECONDS)
-        beginnings = 3
+        changes = 3
         await trio.sleep((TRIMS + 5) * PAUSE_SECONDS)
         assert len(trims) == 3 * TRIMS - 1
+        endings = 1
+        await trio.sleep((TRIMS + 5) * PAUSE_SECONDS)
+        assert len(trims) == 3 * TRIMS, "one that has ended has freed all at once"
         nursery.cancel_scope.cancel()
 
 
@@ -100,7 +100,7 @@ def test_a_handshake_is_freed_when_it_is_over(is_accepted: bool) -> None:
     gc.disable()
     try:
         opening = ServerOpening(1_000)
-        opening.receive_head(UPGRADE)
+        opening.receive_head(UPGRADE.encode())
         parser = weakref.ref(opening._protocol)
         opened = opening.accept({}, b"") if is_accepted else None
         if not is_accepted:
@@ -115,6 +115,7 @@ def test_a_handshake_is_freed_when_it_is_over(is_accepted: bool) -> None:
 async def test_a_session_keeps_nothing_of_its_handshake_with_the_provider(
     autojump_clock: MockClock,
 ) -> None:
+    gc.collect()  # other tests' dials, which failed
     async with (
         listening_server() as (world, _fake),
         world.device(codec="pcm16", sample_rate=16_000) as device,

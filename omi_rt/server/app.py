@@ -42,6 +42,7 @@ class Server:
         self.ended_connections = 0
         self.cut_sessions = 0
         """Sessions that were ended by force, without their last words."""
+        self._begun_sessions = 0
         self._connections = 0
         """Connections that are open, with those that have become sessions."""
         self._resumed = 0
@@ -69,9 +70,9 @@ class Server:
         return self._connections - len(self.sessions) - self._resumed - self._admission.watchers
 
     @property
-    def begun_connections(self) -> int:
-        """How many connections there have been, with those that are open."""
-        return self.ended_connections + self._connections
+    def changed_sessions(self) -> int:
+        """How often a session has begun or lost its device."""
+        return self._begun_sessions + self._shared.resumable.losses
 
     @property
     def gone_connections(self) -> int:
@@ -146,6 +147,7 @@ class Server:
             beginning.close()
             if isinstance(opened, Session):
                 self.sessions.add(opened)
+                self._begun_sessions += 1
                 leaving.add(self._note_left, opened)
                 await opened.run()
             elif opened is not None:

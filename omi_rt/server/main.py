@@ -131,7 +131,7 @@ async def serve(
                 keep_memory_low,
                 lambda: provider.failures,
                 lambda: server.gone_connections,
-                lambda: server.begun_connections,
+                lambda: server.changed_sessions,
             )
             _say_ready(announce, address, s)
             task_status.started(f"ws{s}://{address}")
