@@ -58,6 +58,7 @@ class WebSocketProtocol:
         "_bytes_of_frame",
         "_fragments",
         "_fragments_are_text",
+        "_is_at_rest",
         "_is_server",
         "_is_skipping",
         "_next",
@@ -88,6 +89,8 @@ class WebSocketProtocol:
         limit = protocol.max_message_size
         self._takes_plain = self._is_server and (limit is None or limit > 65_535)
         """Whether a frame of under 64 KiB is whole wherever all its bytes are there."""
+        self._is_at_rest = self._find_rest()
+        """As `_find_rest` says; every frame asks."""
 
     @property
     def is_open(self) -> bool:
@@ -116,6 +119,7 @@ class WebSocketProtocol:
 
     def receive(self, data: bytes | bytearray) -> None:
         """Take bytes from the stream; ``b""`` is its end. `take_messages` makes something of them."""
+        self._is_at_rest = False
         if not data:
             self._protocol.receive_eof()
             return
@@ -130,16 +134,8 @@ class WebSocketProtocol:
         Nearly every read of a device's stream is. Returns the message; None where `receive` must be
         given ``data``.
         """
-        size, protocol = len(data), self._protocol
-        if (
-            size < _SHORTEST_FRAME
-            or data[0] != _WHOLE_BINARY
-            or self._unread
-            or self._bytes_of_frame
-            or not self._takes_plain
-            or protocol.current_size is not None
-            or protocol.state is not OPEN
-        ):
+        size = len(data)
+        if not self._is_at_rest or size < _SHORTEST_FRAME or data[0] != _WHOLE_BINARY:
             return None
         length, body = data[1] - _MASKED, 6
         if length == _TWO_BYTE_LENGTH and size >= 8:
@@ -191,7 +187,18 @@ class WebSocketProtocol:
             self._unread, start = b"", 0
         # Not cut off here: a flood would be copied again and again.
         self._next = start
+        self._is_at_rest = self._find_rest()
         return messages
+
+    def _find_rest(self) -> bool:
+        """Whether all that has arrived was taken, and the next frame may be told apart here."""
+        return (
+            self._takes_plain
+            and not self._unread
+            and not self._bytes_of_frame
+            and self._protocol.current_size is None
+            and self.is_open
+        )
 
     def _take_plain(self, data: bytes, start: int, messages: list[bytes | str]) -> int:
         """Take whole binary messages from ``start`` on; returns where the next frame begins.
@@ -312,6 +319,7 @@ class WebSocketProtocol:
 
     def close(self, code: int, reason: str) -> None:
         """Frame the close; a second one does nothing. The reason is cut to what a frame holds."""
+        self._is_at_rest = False
         if self.is_open:
             # 123 bytes: RFC 6455, 5.5.
             self._protocol.send_close(code, reason.encode()[:123].decode("utf-8", "ignore"))
@@ -403,7 +411,7 @@ class ServerOpening:
         return response.serialize()
 
     def _end_parser(self) -> None:
-        # It holds the protocol, which holds it: 4 KB with the request, until the collector came.
+        # It holds the protocol, which holds it: 4 KB with the request, until the collector comes.
         self._protocol.parser.close()
 
 
