@@ -74,9 +74,11 @@ class Connection(WSListener):
 
     def on_ws_connected(self, transport: WSTransport) -> None:
         self.transport = transport
+        self._sink.live += 1
 
     def on_ws_disconnected(self, transport: WSTransport) -> None:
         self.transport = None
+        self._sink.live -= 1
 
     def on_ws_frame(self, transport: WSTransport, frame: WSFrame) -> None:
         if frame.msg_type is _BINARY:
@@ -163,12 +165,14 @@ class Sink:
         self._arrivals: list[array[int]] = []
         """By stream and sequence number: when the frame arrived first; 0 for not yet."""
         self._opened = asyncio.Event()
+        self.live = 0
+        """Connections that are open."""
         self.is_to_rest = False
         """Whether a rest has been asked for in this turn of the loop."""
 
     def rest_after_this_turn(self) -> None:
         """Let what comes pile up for a while once all has been read that is there, if there are many."""
-        if len(self._connections) > RESTING_CONNECTIONS:
+        if self.live > RESTING_CONNECTIONS:
             self.is_to_rest = True
             asyncio.get_running_loop().call_soon(self._rest)
 

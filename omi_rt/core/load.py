@@ -9,9 +9,9 @@ often, and each message holds more. The one place where this is decided:
 * What has waited for another reason goes up in messages of at most `MAX_MESSAGE_SECONDS`, and of at
   most `MAX_MESSAGE_BYTES`.
 
-Reading seldom costs latency, so it begins late. Where it began at half load, 250 streams had a p99 of
-33 ms for no less work; where it begins at 0.96 instead of 0.9, 900 streams have one of 7 to 40 ms
-instead of 36 to 38, and 1,000 of 36 to 46 instead of 37 to 53.
+Reading seldom costs latency, so it begins late. Where it began at half load, p99 at 250 streams was 33 ms
+for no less work. Where it begins at 0.96 instead of 0.9, p99 at 1,000 streams is 36 to 46 ms instead of
+37 to 53.
 """
 
 from __future__ import annotations

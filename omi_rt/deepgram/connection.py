@@ -58,9 +58,9 @@ _NO_FRAME = 1006
 
 
 class _HandshakeIsOver:
-    """What the library asks for the events of its handshake, once there are none any more.
+    """Stands in for wsproto's finished handshake, which ``WSConnection.events`` still asks for events.
 
-    (wsproto's ``WSConnection.events`` does so for ever; nothing else does after the handshake, in 1.2 and 1.3.)
+    Nothing else asks it anything after the handshake (wsproto 1.2 and 1.3).
     """
 
     __slots__ = ()

@@ -41,7 +41,7 @@ class WatchedStream(trio.abc.Stream):
         "_given",
         "_is_for_library",
         "_is_sending",
-        "_readers",
+        "_on_text",
         "_rest",
         "_send_at_once",
         "_stream",
@@ -60,8 +60,8 @@ class WatchedStream(trio.abc.Stream):
         self._send_at_once = getattr(stream, "send_nowait", None)
         self._rest: bytes | bytearray | memoryview | None = None
         self._is_sending = False
-        self._readers: tuple[Callable[[str], Any], Callable[[Any, float], None]] | None = None
-        """What reads a message, and what it is passed to, while `pass_texts_on` waits."""
+        self._on_text: tuple[Callable[[str], Any], Callable[[Any, float], None]] | None = None
+        """``parse`` and ``take`` of `pass_texts_on`, while that waits."""
         self._waiting: trio.lowlevel.ParkingLot | None = None
         """Where who wants to send waits for a frame that is half sent."""
         self.send_failed = False
@@ -145,18 +145,18 @@ class WatchedStream(trio.abc.Stream):
         frames, serve = self._frames, getattr(self._stream, "serve", None)
         if serve is None or running_poller() is None or frames.texts or frames.is_over:
             return
-        self._readers = parse, take
+        self._on_text = parse, take
         try:
             with suppress(*NETWORK_ERRORS):
                 await serve(self._take_data, Kind.PROVIDER)
         finally:
             # They hold this stream: it must not hold them.
-            self._readers = None
+            self._on_text = None
 
     def _take_data(self, data: bytes, now: float) -> bool:
         """Pass on what a read has brought; returns whether `receive_text` is to be asked."""
-        assert self._readers is not None
-        frames, (parse, take) = self._frames, self._readers
+        assert self._on_text is not None
+        frames, (parse, take) = self._frames, self._on_text
         self._feed(data)
         for _ in range(TEXTS_PER_STEP):
             if not frames.texts:

@@ -381,7 +381,7 @@ class WebSocket:
         if message is not None:
             self._allowance -= 1
             take_frame = self._take_frame
-            assert take_frame is not None
+            assert take_frame is not None, "with take there is take_frame as well"
             left = self._left = take_frame(message, now)
             return left is not None or self._allowance < 0
         self._allowance -= len(data) // _BYTES_OF_A_FRAME
