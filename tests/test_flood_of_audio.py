@@ -123,6 +123,21 @@ async def test_packets_that_decode_to_much_are_taken_in_steps_of_64_kib_between_
     assert len(turns) == len(steps) - batches, "others ran before each step but a batch's first"
 
 
+async def test_the_poller_is_left_what_is_more_than_a_step_and_nothing_of_what_is_less(
+    autojump_clock: MockClock,
+) -> None:
+    async with (
+        listening_server() as (world, _fake),
+        world.device(codec="opus", sample_rate=48_000, channels=2) as device,
+    ):
+        line, now = device.session._line, trio.current_time()
+        packets: list[bytes | str] = [TWO_BYTES_OF_OPUS] * 8
+        assert line._take_at_once(packets, now) == packets[3:]
+        assert line._take_at_once(packets[:2], now) is None
+        ended = await device.finish()
+    assert ended["received"] == 5 * 0.12
+
+
 async def test_messages_that_hold_little_are_taken_all_at_once_and_wait_in_no_line(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -112,7 +112,7 @@ def test_a_handshake_is_freed_when_it_is_over(is_accepted: bool) -> None:
         gc.enable()
 
 
-async def test_a_session_keeps_nothing_of_its_handshake_with_the_provider(
+async def test_a_session_counts_as_a_change_and_keeps_nothing_of_its_handshake_with_the_provider(
     autojump_clock: MockClock,
 ) -> None:
     gc.collect()  # other tests' dials, which failed
@@ -122,8 +122,10 @@ async def test_a_session_keeps_nothing_of_its_handshake_with_the_provider(
     ):
         await device.stream_audio(synthesise(TALK, 16_000), bytes_per_second=32_000)
         kept = [each for each in gc.get_objects() if type(each).__module__ == "wsproto.handshake"]
+        changes = world.server.changed_sessions
         await device.finish()
     assert kept == []
+    assert changes == 1
     assert_whole(device, TALK)
 
 

@@ -231,8 +231,9 @@ async def test_without_from_it_is_new_audio(autojump_clock: MockClock) -> None:
     assert ended["received"] == 7.0 + 17.0
 
 
+@pytest.mark.parametrize("at_once", [1, 23])
 async def test_opus_packets_that_came_before_do_not_reach_the_decoder(
-    autojump_clock: MockClock,
+    autojump_clock: MockClock, at_once: int
 ) -> None:
     rate, frame = 16_000, 320
     pcm = synthesise(TALK, rate)
@@ -250,9 +251,10 @@ async def test_opus_packets_that_came_before_do_not_reach_the_decoder(
         await drop(first)
         again = {"after": first.numbers[-1], "from": 100 * 0.02, "codec": "opus"}
         async with resuming(world, secret, **(query | again)) as second:
-            for packet in packets[100:]:
-                second.send(packet)
-                await trio.sleep(0.02)
+            for at in range(100, len(packets), at_once):
+                for packet in packets[at : at + at_once]:
+                    second.send(packet)
+                await trio.sleep(0.02 * at_once)
             ended = await second.finish()
     assert words_of(first.segments + second.segments) == TALK.transcript()
     assert ended["received"] == pytest.approx(TALK.seconds, abs=0.02)

@@ -61,6 +61,7 @@ INNER = frame(0x82, b"abc")
 
 
 @example(reads=[struct.pack("!BB", 0x82, 0x80 | len(INNER)) + MASK, INNER], cut=0)
+@example(reads=[INNER[:1], INNER], cut=0)
 @example(reads=[frame(0x02, b"beginning"), frame(0x82, b"abc")], cut=0)
 @given(reads=reads, cut=st.integers(0, 200))
 def test_a_read_that_is_taken_in_one_step_comes_to_the_same_as_any_other(
@@ -76,3 +77,18 @@ def test_a_read_that_is_taken_in_one_step_comes_to_the_same_as_any_other(
         assert straight.take_writes() == ordinary.take_writes()
         assert straight.is_open == ordinary.is_open
         assert straight.is_closed == ordinary.is_closed
+
+
+def test_nothing_is_taken_in_one_step_before_what_came_earlier() -> None:
+    protocol = opened()
+    protocol.receive(frame(0x82, b"first"))
+    assert protocol.take_only(INNER) is None
+    assert protocol.take_messages() == [b"first"]
+    assert protocol.take_only(INNER) == b"abc"
+
+
+def test_nothing_is_taken_in_one_step_after_our_close() -> None:
+    protocol = opened()
+    protocol.close(1000, "")
+    assert protocol.take_only(INNER) is None
+    assert take_all(protocol, INNER) == []
