@@ -152,7 +152,7 @@ def _in(path: Sequence[str]) -> Callable[[dict[str, Any]], float]:
 def _goals_table(goals: list[Goal]) -> str:
     rows = []
     for goal in goals:
-        limit = f"{'≤' if goal.is_upper else '≥'} {goal.limit:.3g}"
+        limit = f"{'≤' if goal.is_upper else '≥'} {brief(goal.limit)}"
         rows.append((goal.figure, limit, _spread(goal.measured, 3), goal.verdict, goal.note))
     return _table(("figure", "goal", "measured", "", "remarks"), rows)
 
@@ -239,8 +239,16 @@ def _scaled(spread: Spread | None, factor: float) -> str:
 def _spread(spread: Spread | None, significant: int | None, digits: int = 0) -> str:
     if spread is None:
         return ""
-    form = f".{significant}g" if significant else f".{digits}f"
-    return f"{spread.median:{form}} ({spread.min:{form}} – {spread.max:{form}})"
+
+    def show(value: float) -> str:
+        return f"{value:.{digits}f}" if significant is None else brief(value, significant)
+
+    return f"{show(spread.median)} ({show(spread.min)} – {show(spread.max)})"
+
+
+def brief(value: float, significant: int = 3) -> str:
+    """So many significant digits, and of a large number all before the point."""
+    return f"{value:,.0f}" if abs(value) >= 10**significant else f"{value:.{significant}g}"
 
 
 def _failure(run: Records, kind: str, scenario: str, server: str) -> str:

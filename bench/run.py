@@ -38,7 +38,7 @@ from bench.records import (
     Record,
     Records,
 )
-from bench.report import write_json, write_markdown
+from bench.report import brief, write_json, write_markdown
 from bench.rig import Workshop
 from bench.scenarios import FULL, OVERLOAD_FACTOR, QUICK, SLOPE_FRAME_MS, Plan, Scenario
 from bench.servers import OURS, SERVERS, Server
@@ -190,7 +190,8 @@ def write_results(session: Session, machine: dict[str, Any], output: Path | None
         if goal.measured is not None:
             relation = "≤" if goal.is_upper else "≥"
             lines.append(
-                f"{goal.verdict:12} {goal.figure}: {goal.measured.median:.3g} ({relation} {goal.limit:.3g})"
+                f"{goal.verdict:12} {goal.figure}: {brief(goal.measured.median)} "
+                f"({relation} {brief(goal.limit)})"
             )
     return [*lines, f"{page} and {json_path}, in {seconds:.0f} s"]
 
