@@ -8,7 +8,7 @@ import pytest
 import trio
 from trio.testing import wait_all_tasks_blocked
 
-from omi_rt.timers import open_timers, running_timers, start_timer
+from omi_rt.timers import Timer, open_timers, running_timers, start_timer
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
@@ -69,6 +69,101 @@ async def test_one_that_is_due_sooner_than_all_others_is_not_late(
         start_timer(note, began + 2.0, nursery)
         await trio.sleep(100.0)
     assert calls == [2.0, 60.0]
+
+
+async def test_what_is_due_at_about_the_same_time_is_called_in_one_round(
+    autojump_clock: MockClock,
+) -> None:
+    began = trio.current_time()
+    calls: list[float] = []
+
+    def note(now: float) -> None:
+        calls.append(round(now - began, 6))
+
+    async with open_timers(), trio.open_nursery() as nursery:
+        for due in (1.0, 1.01, 1.049, 1.06, 1.09, 1.2):
+            start_timer(note, began + due, nursery)
+        # What begins between two rounds, and is due at once, comes with the next.
+        for begins in (1.02, 1.12):
+            await trio.sleep_until(began + begins)
+            start_timer(note, trio.current_time(), nursery)
+        await trio.sleep(1.0)
+    assert calls == [1.0, 1.05, 1.05, 1.05, 1.1, 1.1, 1.15, 1.2]
+
+
+async def test_a_round_of_many_calls_lets_others_have_turns(autojump_clock: MockClock) -> None:
+    due, calls = trio.current_time() + 1.0, 0
+    seen: list[int] = []
+
+    def note(_: float) -> None:
+        nonlocal calls
+        calls += 1
+
+    async def look() -> None:
+        await trio.sleep_until(due)
+        for _ in range(100):
+            seen.append(calls)
+            await trio.lowlevel.checkpoint()
+
+    async with open_timers(), trio.open_nursery() as nursery:
+        for _ in range(24):
+            start_timer(note, due, nursery)
+        nursery.start_soon(look)
+        await trio.sleep(2.0)
+    assert calls == 24
+    # Trio runs those who can run in any order, so the timers may have two turns in a row.
+    turns = sorted(set(seen) - {0})
+    assert set(turns) <= {4, 12, 24}
+    assert turns[-1] == 24
+    assert len(turns) > 1
+
+
+async def test_a_thousand_keep_their_pace_beside_tasks_whose_turns_are_long(
+    mock_clock: MockClock,
+) -> None:
+    late: list[float] = []
+
+    def start(nursery: trio.Nursery, due: float) -> Timer:
+        def note(now: float) -> float:
+            nonlocal due
+            late.append(now - due)
+            due = now + 0.5
+            return due
+
+        return start_timer(note, due, nursery)
+
+    async def work() -> None:
+        while True:
+            mock_clock.jump(0.01)
+            await trio.lowlevel.checkpoint()
+
+    async with open_timers(), trio.open_nursery() as nursery:
+        began = trio.current_time()
+        timers = [start(nursery, began + number / 2000) for number in range(1000)]
+        nursery.start_soon(work)
+        while trio.current_time() < began + 10.0:
+            await trio.lowlevel.checkpoint()
+        for timer in timers:
+            timer.cancel()
+        nursery.cancel_scope.cancel()
+    assert len(late) > 15_000
+    assert max(late) < 0.3
+
+
+async def test_it_is_told_the_time_of_its_call_and_not_that_of_the_round(
+    autojump_clock: MockClock,
+) -> None:
+    begun, told = trio.current_time() + 1.0, list[float]()
+
+    def note(now: float) -> None:
+        told.append(now)
+        autojump_clock.jump(0.01)
+
+    async with open_timers(), trio.open_nursery() as nursery:
+        for _ in range(6):
+            start_timer(note, begun, nursery)
+        await trio.sleep(2.0)
+    assert told == [begun] * 4 + [begun + 0.04] * 2
 
 
 async def test_it_is_told_the_time(timers: None, autojump_clock: MockClock) -> None:
