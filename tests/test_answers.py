@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from omi_rt.core.answers import AnswerWatch, SendTimes
 from omi_rt.core.audio import AudioFormat
+from omi_rt.core.clock import ConnectionClock
 from omi_rt.core.coverage import Coverage
 from omi_rt.core.patience import Patience
 from omi_rt.core.sound import SoundFinder
@@ -53,15 +54,17 @@ class Rehearsal:
         """Let ``seconds`` go by; returns what is covered in the end."""
         audio_format = AudioFormat(RATE, len(self.channels))
         coverage = Coverage(audio_format, 600.0)
-        watch = AnswerWatch(coverage, self.patience)
+        clock = ConnectionClock(audio_format)
+        watch = AnswerWatch(coverage, self.patience, clock)
         audio = np.stack(self.channels, axis=1)
         paused_since = 0.0
         for step in range(round(seconds / STEP)):
             now = (step + 1) * STEP
             piece = audio[round((now - STEP) * RATE) : round(now * RATE)]
             if len(piece):
-                coverage.receive(piece.tobytes())
-                watch.record_sent(coverage.backlog.end, now)
+                position = coverage.backlog.end
+                clock.record_sent(position, coverage.receive(piece.tobytes()))
+                watch.times.record(coverage.backlog.end, now)
                 paused_since = now
             for channel in range(len(self.channels)):
                 for until in self.answers(channel, now):
@@ -306,12 +309,13 @@ def test_a_device_that_pauses_has_its_last_words_asked_for_once() -> None:
 
 
 def test_words_without_times_are_an_answer_to_what_had_gone_up_before_them() -> None:
-    coverage = Coverage(MONO, 60.0)
-    watch = AnswerWatch(coverage, Patience(60.0))
+    coverage, clock = Coverage(MONO, 60.0), ConnectionClock(MONO)
+    watch = AnswerWatch(coverage, Patience(60.0), clock)
     assert not watch.lacks_answer()
     for now, audio in ((5.0, tone(5.0)), (8.0, silence(3.0)), (10.0, tone(2.0))):
-        coverage.receive(audio.tobytes())
-        watch.record_sent(coverage.backlog.end, now)
+        position = coverage.backlog.end
+        clock.record_sent(position, coverage.receive(audio.tobytes()))
+        watch.times.record(coverage.backlog.end, now)
         assert watch.lacks_answer() is (now != 8.0)
         watch.record_progress(range(1), None, now)
         assert not watch.lacks_answer()
@@ -319,7 +323,7 @@ def test_words_without_times_are_an_answer_to_what_had_gone_up_before_them() -> 
 
 def test_an_answer_may_come_as_long_as_answers_take_and_while_the_provider_gets_on() -> None:
     patience = Patience(60.0)
-    watch = AnswerWatch(Coverage(MONO, 60.0), patience)
+    watch = AnswerWatch(Coverage(MONO, 60.0), patience, ConnectionClock(MONO))
     assert watch.may_answer(100.0, 1000.0)
     patience.record_answer(0.0)
     assert (watch.may_answer(100.0, 104.9), watch.may_answer(100.0, 105.0)) == (True, False)

@@ -44,7 +44,7 @@ def hanging_provider() -> Provider:
 def epoch() -> Epoch:
     coverage = Coverage(AudioFormat(8000, 1), 10.0)
     exchange = Exchange(coverage, Patience(10.0), Cost(), 5.0, trio.current_time())
-    return Epoch(exchange, DialCause.FIRST, lambda _epoch, _news: None)
+    return Epoch(exchange, DialCause.FIRST, lambda _epoch, _news, _now: None)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 3.0])

@@ -127,6 +127,9 @@ class Talk:
         self.coverage.receive(payload)
 
     def receive(self, message: Any) -> list[News]:
+        if isinstance(message, Results) and message.is_final:
+            final = self.exchange.hear(message, self.now)
+            return [final, *self.exchange.settle(final)]
         return list(self.exchange.receive(message, self.now))
 
     def send_now(self) -> Later | None:
@@ -702,12 +705,10 @@ def test_a_final_tells_its_words_before_it_moves_the_watermark() -> None:
     talk = live()
     talk.hear(speech(2.0))
     talk.send_now()
-    steps = talk.exchange.receive(final(0.0, 2.0, "a", "b"), talk.now)
-    heard = next(steps)
-    assert isinstance(heard, FinalHeard)
+    heard = talk.exchange.hear(final(0.0, 2.0, "a", "b"), talk.now)
     assert [word.text for word in heard.heard.words] == ["a", "b"]
     assert talk.coverage.backlog.pending == 2000
-    assert list(steps) == [PROGRESSED]
+    assert list(talk.exchange.settle(heard)) == [PROGRESSED]
     assert talk.coverage.balance().finalised == 2000
     assert talk.exchange.has_progressed
 

@@ -85,6 +85,61 @@ def test_plain_texts_are_taken_and_all_else_is_handed_on_in_order_however_it_is_
     assert frames.is_over is bool(rest)
 
 
+@given(
+    st.lists(st.one_of(texts, texts, controls, others), min_size=1, max_size=3),
+    st.integers(min_value=0),
+    st.sampled_from((b"", HEAD[:-1], HEAD, HEAD + b"\x81", HEAD + frame(0x81, b"waits"))),
+)
+def test_a_read_is_taken_by_itself_only_where_it_is_one_whole_text_and_then_as_ever(
+    sent: list[tuple[str, bytes, str]], cut: int, before: bytes
+) -> None:
+    data = b"".join(raw for _, raw, _ in sent)
+    data = data[: cut % (len(data) + 1) or None]
+    frames, usual = TextFrames(MAX_BYTES), TextFrames(MAX_BYTES)
+    for each in (frames, usual):
+        each.feed(before)
+    text = frames.take_only(data)
+    is_one_text = sent[0][0] == "text" and data == sent[0][1]
+    if text is None:
+        # The frames that are so long that their head is longer go the usual way.
+        assert before != HEAD or not is_one_text or len(data) > 65_535
+    else:
+        assert before == HEAD
+        assert is_one_text
+        assert text == sent[0][2]
+        assert usual.feed(data) == b""
+        assert usual.texts == [text]
+        data = b""
+    # Whether or not it was taken, it is as if nothing else had happened.
+    for after in (data, frame(0x81, b"after")):
+        assert frames.feed(after) == (usual.feed(after) if after != b"" else b"")
+    assert frames.is_over is usual.is_over
+    assert frames.texts == usual.texts[1 if text is not None else 0 :]
+
+
+@pytest.mark.parametrize("size", [0, 1, 125, 126, 300, 65_535])
+def test_a_read_that_is_one_whole_text_is_taken_by_itself(size: int) -> None:
+    frames = TextFrames(MAX_BYTES)
+    frames.feed(HEAD)
+    assert frames.take_only(frame(0x81, b"x" * size)) == "x" * size
+
+
+@pytest.mark.parametrize(
+    ("data", "most"),
+    [
+        (frame(0x81, b"two") + frame(0x01, b"a part"), MAX_BYTES),
+        (frame(0x81, b"longer than is taken"), 19),
+        *((b"\x81" + bytes([size]) + b"x" * size, MAX_BYTES) for size in (127, 128, 129, 254, 255)),
+    ],
+)
+def test_a_read_that_only_seems_to_be_one_whole_text_is_not_taken_by_itself(
+    data: bytes, most: int
+) -> None:
+    frames = TextFrames(most)
+    frames.feed(HEAD)
+    assert frames.take_only(data) is None
+
+
 @given(st.lists(st.integers(min_value=0), max_size=4))
 def test_a_refusal_is_handed_on_whole(cuts: list[int]) -> None:
     refusal = b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 1\r\n\r\n" + frame(0x81, b"no frame")

@@ -404,6 +404,53 @@ async def test_nobody_pauses_where_nobody_was_read() -> None:
             assert len(pauses) == 1
 
 
+async def test_how_long_to_pause_is_asked_now_and_then_and_holds_until_it_is_asked_again() -> None:
+    asked: list[float] = []
+
+    def pause() -> float:
+        asked.append(trio.current_time())
+        return 0.002
+
+    def note(_: bytes) -> bool:
+        is_read.set()
+        return False
+
+    with trio.fail_after(PATIENCE_SECONDS), served(note) as pair:
+        async with serving(pair, pause=pause):
+            begun = trio.current_time()
+            reads = 0
+            while trio.current_time() - begun < 0.2:
+                is_read = trio.Event()
+                pair.theirs.send(b"x")
+                await is_read.wait()
+                reads += 1
+            # At most 100 pauses of 2 ms fit in, and none is left out.
+            assert reads <= 101
+            assert 2 <= len(asked) <= 21
+            assert all(later - former >= 0.009 for former, later in pairwise(asked))
+
+
+@pytest.mark.parametrize("is_ordinary", [True, False])
+def test_what_is_served_is_told_trio_s_time(*, is_ordinary: bool) -> None:
+    told: list[tuple[float, float]] = []
+
+    async def main() -> None:
+        with trio.fail_after(PATIENCE_SECONDS), served() as pair:
+            async with open_poller(no_pause) as poller:
+                assert poller is not None
+                pair.theirs.send(b"x")
+
+                def note(now: float) -> bool:
+                    told.append((now, trio.current_time()))
+                    return True
+
+                await poller.serve(pair.ours.fileno(), note, Kind.DEVICE)
+
+    trio.run(main, clock=None if is_ordinary else trio.testing.MockClock(rate=7.0))
+    ((now, right),) = told
+    assert now <= right < now + 10.0
+
+
 def test_the_descriptor_that_a_turn_waits_for_is_trios_own_set() -> None:
     async def look() -> bool:
         found = find_loop_wait()

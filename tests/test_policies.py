@@ -223,6 +223,23 @@ def test_time_in_which_nothing_waited_does_not_count() -> None:
     assert not absence.is_away(529.0)
 
 
+def test_audio_need_be_noted_only_now_and_then_until_none_waits() -> None:
+    absence = Absence()
+    assert absence.audio_due < 0.0
+    absence.note_audio(100.0)
+    assert absence.audio_due == 100.25
+    absence.note_progress(100.1, pending=True)
+    assert absence.audio_due == 100.25
+    absence.note_silence_passed(100.1, pending=False)
+    # The next may be the last, and the wait begins with it.
+    assert absence.audio_due < 100.1
+    absence.note_audio(100.25)
+    assert not absence.is_away(130.2)
+    assert absence.is_away(130.25)
+    absence.note_progress(131.0, pending=False)
+    assert absence.audio_due < 131.0
+
+
 def test_deepgram_is_away_after_three_epochs_that_brought_nothing() -> None:
     absence = Absence()
     for _ in range(2):

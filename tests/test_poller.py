@@ -15,7 +15,7 @@ import trio
 import trio.testing
 
 from omi_rt.net import poller as poller_module
-from omi_rt.net.poller import DEVICES_AT_ONCE, DEVICES_BETWEEN, Kind, Poller, open_poller, put_off
+from omi_rt.net.poller import DEVICES_AT_ONCE, DEVICES_BETWEEN, Kind, Poller, open_poller
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable
@@ -437,8 +437,8 @@ async def test_what_a_final_puts_off_is_done_when_some_devices_have_been_read_an
         def final(_: float) -> bool:
             provider.recv(1)
             order.append("final")
-            put_off(lambda: order.append("replaced"))
-            put_off(lambda: order.append("rest"))
+            poller.put_off(lambda: order.append("replaced"))
+            poller.put_off(lambda: order.append("rest"))
             for device in devices:
                 device[1].send(b"x")
             trio.lowlevel.spawn_system_task(another_task)
@@ -478,7 +478,7 @@ async def test_a_final_that_comes_meanwhile_is_told_before_what_the_first_has_pu
                     first_theirs.send(b"x")
                 for _ours, theirs in others:
                     theirs.send(b"x")
-                put_off(lambda: order.append("rest of first"))
+                poller.put_off(lambda: order.append("rest of first"))
                 return not has_more
             return True
 
@@ -486,7 +486,7 @@ async def test_a_final_that_comes_meanwhile_is_told_before_what_the_first_has_pu
             def tell(_: float) -> bool:
                 ours.recv(1)
                 order.append("another")
-                put_off(lambda: order.append("rest of another"))
+                poller.put_off(lambda: order.append("rest of another"))
                 return True
 
             return tell
@@ -505,22 +505,20 @@ async def test_a_final_that_comes_meanwhile_is_told_before_what_the_first_has_pu
 
 async def test_what_is_put_off_is_done_at_once_where_no_function_of_a_provider_s_runs() -> None:
     done: list[int] = []
-    put_off(lambda: done.append(1))
-    assert done == [1]
     with ExitStack() as stack:
         ours, theirs = pair(stack)
 
         def read(_: float) -> bool:
             ours.recv(1)
-            put_off(lambda: done.append(2))
-            assert done == [1, 2]
+            poller.put_off(lambda: done.append(2))
+            assert done == [2]
             return True
 
         async with polling() as poller:
             theirs.send(b"x")
             await poller.serve(ours.fileno(), read, Kind.DEVICE)
-            put_off(lambda: done.append(3))
-            assert done == [1, 2, 3]
+            poller.put_off(lambda: done.append(3))
+            assert done == [2, 3]
 
 
 async def test_what_a_put_off_rest_raises_is_raised_by_serve() -> None:
@@ -532,7 +530,7 @@ async def test_what_a_put_off_rest_raises_is_raised_by_serve() -> None:
 
         def read(_: float) -> bool:
             ours.recv(1)
-            put_off(fail)
+            poller.put_off(fail)
             return False
 
         async with polling() as poller:
@@ -552,7 +550,7 @@ async def test_a_function_that_ends_does_first_what_it_has_put_off(how: str) -> 
 
         def read(_: float) -> bool:
             ours.recv(1)
-            put_off(lambda: done.append("rest"))
+            poller.put_off(lambda: done.append("rest"))
             if how == "raises":
                 raise ValueError("the function")
             return True
@@ -566,7 +564,7 @@ async def test_a_function_that_ends_does_first_what_it_has_put_off(how: str) -> 
             ):
                 await poller.serve(ours.fileno(), read, Kind.PROVIDER)
             assert done == ["rest"]
-            put_off(lambda: done.append("at once"))
+            poller.put_off(lambda: done.append("at once"))
             assert done == ["rest", "at once"]
 
 
@@ -583,7 +581,7 @@ async def test_whoever_is_cancelled_before_the_rest_is_woken_behind_it_with_its_
 
         def final(_: float) -> bool:
             provider.recv(1)
-            put_off(rest)
+            poller.put_off(rest)
             sends_frame.send(b"x")
             return False
 
@@ -616,7 +614,7 @@ async def test_a_socket_that_is_released_before_the_rest_ends_once_and_the_polle
 
         def final(_: float) -> bool:
             provider.recv(1)
-            put_off(lambda: order.append("rest"))
+            poller.put_off(lambda: order.append("rest"))
             sends_frame.send(b"x")
             return True
 

@@ -115,6 +115,19 @@ async def test_the_device_is_told_of_a_drop_and_of_the_recovery(autojump_clock: 
     assert "1011" in device.events("service_status")[2]["reason"]
 
 
+async def test_each_loss_after_a_final_is_the_first_again_and_redialled_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    faults = FaultScript.of(*([Drop(after_results=1)] for _ in range(6)))
+    async with listening_server(faults=faults) as (world, fake), world.device() as device:
+        await play(device, TALK)
+    assert_whole(device, TALK)
+    assert len(fake.connections) == 7
+    for lost, following in itertools.pairwise(fake.connections):
+        assert lost.closed_at is not None
+        assert following.opened_at - lost.closed_at < 0.01
+
+
 async def test_after_a_drop_live_words_are_delayed_by_the_replay_alone(
     autojump_clock: MockClock,
 ) -> None:

@@ -56,6 +56,10 @@ def test_what_ended_before_a_position_is_forgotten_to_the_last_word() -> None:
     assert (remembered.horizon, remembered.end) == (491, 490)
 
 
+def test_the_end_is_that_of_the_word_that_ends_last_which_need_not_come_last() -> None:
+    assert said(word("long", 1000, 1900), word("short", 1100, 1200)).end == 1900
+
+
 def test_at_most_so_many_words_are_remembered_the_last_ones() -> None:
     words = [word("w", n * 100, n * 100 + 90) for n in range(MAX_WORDS + 3)]
     remembered = said(*words)

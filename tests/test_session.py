@@ -12,7 +12,8 @@ import trio
 from omi_rt.codecs.opus import OpusEncoder
 from omi_rt.core.json import dumps
 from omi_rt.deepgram.transcriber import Transcriber
-from omi_rt.fake import Options, Script, random_script, synthesise
+from omi_rt.fake import FaultScript, Options, Script, random_script, synthesise
+from omi_rt.fake.faults import ConnectionPlan, Silence
 from omi_rt.fake.speech import utterance
 from omi_rt.log import configure_logging
 from omi_rt.server.line import UNDECODABLE_IN_A_ROW
@@ -446,6 +447,31 @@ async def test_what_is_no_audio_or_came_before_is_left_out_on_the_straight_way_t
             assert first.session.received_samples == 1040
             ended = await second.finish()
     assert ended["received"] == 0.13
+
+
+async def test_the_straight_way_ends_where_the_backlog_is_full_or_all_of_them_hold_much(
+    autojump_clock: MockClock,
+) -> None:
+    one_second = bytes(16_000)
+    faults = FaultScript((ConnectionPlan((Silence(),)),))
+    async with (
+        listening_server(faults=faults, backlog_seconds=10, backlog_bytes=10_000_000) as (world, _),
+        world.device() as device,
+    ):
+        await device.until(lambda: "ready" in device.statuses())
+        session, now = device.session, trio.current_time()
+        line, budget = session._line, session._line._shared.budget
+        for _ in range(9):
+            assert line._take_frame(one_second, now) is None
+        assert line._take_frame(one_second, now) == []
+        session.coverage.finalise(0, 5 * 8000)
+        assert line._take_frame(one_second, now) is None
+        others = int(budget.scarce_bytes)
+        budget.held_bytes += others
+        assert line._take_frame(one_second, now) == []
+        budget.held_bytes -= others
+        assert line._take_frame(one_second, now) is None
+        session.drain(0.0)
 
 
 async def test_packets_that_cannot_be_decoded_are_told_on_the_straight_way_too(

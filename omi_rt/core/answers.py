@@ -33,6 +33,7 @@ from omi_rt.core.patience import ASK_SECONDS, LEAST_PATIENCE_SECONDS
 from omi_rt.core.sound import SoundFinder
 
 if TYPE_CHECKING:
+    from omi_rt.core.clock import ConnectionClock
     from omi_rt.core.coverage import Coverage
     from omi_rt.core.patience import Patience
 
@@ -126,25 +127,27 @@ class AnswerWatch:
     Args:
         coverage: the session's audio and watermarks.
         patience: what the session knows of its provider.
+        clock: the epoch's, which knows what has gone up.
     """
 
     __slots__ = (
         "_channels",
+        "_clock",
         "_coverage",
         "_patience",
         "_progressed_at",
-        "_sent",
-        "_times",
         "_untimed_until",
         "_worked",
+        "times",
         "worked_at",
     )
 
-    def __init__(self, coverage: Coverage, patience: Patience) -> None:
+    def __init__(self, coverage: Coverage, patience: Patience, clock: ConnectionClock) -> None:
         self._coverage = coverage
         self._patience = patience
-        self._times = SendTimes()
-        self._sent = 0
+        self._clock = clock
+        self.times = SendTimes()
+        """When what has gone up did so; whoever sends records it."""
         self._untimed_until = 0
         self._progressed_at = 0.0
         self._worked = 0.0
@@ -158,11 +161,10 @@ class AnswerWatch:
             for channel in range(coverage.audio_format.channels)
         ]
 
-    def record_sent(self, end: int, now: float) -> None:
-        """Note that the session's audio before position ``end`` has gone up."""
-        self._sent = end
-        if now >= self._times.due:
-            self._times.record(end, now)
+    @property
+    def _sent(self) -> int:
+        """The position before which the session's audio has gone up."""
+        return self._clock.sent_position or 0
 
     def record_progress(self, channels: range, covered: int | None, now: float) -> None:
         """Note a final of ``channels`` that has moved a watermark to ``covered``.
@@ -174,9 +176,9 @@ class AnswerWatch:
             self._channels[channel].progressed_at = now
         if covered is None:
             self._untimed_until = self._sent
-        sent_at = None if covered is None else self._times.sent_at(covered - 1)
+        sent_at = None if covered is None else self.times.sent_at(covered - 1)
         self._patience.record_answer(0.0 if sent_at is None else now - sent_at)
-        self._times.forget(self._coverage.watermark)
+        self.times.forget(self._coverage.watermark)
 
     def record_work(self, seconds_worked: float, now: float) -> bool:
         """Note that the provider says how far it has come; return whether it has got on since.
@@ -247,7 +249,7 @@ class AnswerWatch:
         awaited = self._awaited_since(now)
         if awaited is None or now - awaited < LEAST_PATIENCE_SECONDS:
             return None
-        return self._times.sent_by(now - ASK_SECONDS)
+        return self.times.sent_by(now - ASK_SECONDS)
 
     def _awaited_since(self, now: float) -> float | None:
         """Since when speech waits without any progress; None if none waits."""
@@ -259,7 +261,7 @@ class AnswerWatch:
             if channel.sound != before:
                 channel.wants_since = None
             if channel.sound is not None:
-                sent_at = self._times.sent_at(channel.sound)
+                sent_at = self.times.sent_at(channel.sound)
                 waits = now if sent_at is None else sent_at
                 since = waits if since is None else min(since, waits)
         return None if since is None else max(since, self._progressed_at, self.worked_at)
@@ -277,7 +279,7 @@ class AnswerWatch:
             return False
         if pauses:
             return True
-        sent_at = self._times.sent_at(sound)
+        sent_at = self.times.sent_at(sound)
         if sent_at is None or now - sent_at < self._patience.ask_seconds:
             return False
         if channel.wants_since is None:
@@ -287,7 +289,7 @@ class AnswerWatch:
 
     def _pass_until(self, channel: _Channel, number: int, now: float) -> int:
         """The position where the silence ends for which no answer is awaited any more."""
-        overdue = self._times.sent_by(now - self._patience.ask_seconds)
+        overdue = self.times.sent_by(now - self._patience.ask_seconds)
         margin = self._coverage.audio_format.samples(_ONSET_SECONDS)
         mark = self._coverage.watermark_of(number)
         # The search goes up to what was sent, and its last moments may be a word's soft beginning.

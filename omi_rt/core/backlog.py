@@ -64,6 +64,7 @@ class Backlog:
         "capacity",
         "end",
         "held_bytes",
+        "is_to_wait",
         "start",
     )
 
@@ -89,13 +90,9 @@ class Backlog:
         """Session position of the oldest sample, or `end` where the backlog is empty."""
         self.end = 0
         """Session position just behind the newest sample."""
-
-    @property
-    def is_to_wait(self) -> bool:
-        """Whether whoever fills it must ask first: it is full, or all backlogs together hold much."""
-        budget = self._budget
-        # `is_scarce`, which every frame would ask.
-        return self.end - self.start >= self.capacity or budget.held_bytes > budget.scarce_bytes
+        self.is_to_wait = False
+        """Whether whoever fills it must ask first: when audio was last added, it was full, or all backlogs
+        together held much."""
 
     @property
     def excess(self) -> int:
@@ -132,6 +129,9 @@ class Backlog:
                     # Many decoded packets came as one payload, and nothing is added to its block.
                     self._seal(blocks[-1])
             self.end += samples
+            # `is_scarce`, which every frame would ask.
+            is_scarce = self._budget.held_bytes > self._budget.scarce_bytes
+            self.is_to_wait = is_scarce or self.end - self.start >= self.capacity
         return samples
 
     def _seal(self, block: _Block) -> None:

@@ -80,7 +80,7 @@ class Cost:
     """Anchors and the silence between them."""
     filler: int = 0
     """Silence that keeps a connection alive before there is audio."""
-    _sent_before: int = 0
+    sent_until: int = 0
     """Session position up to which every sample has gone up, or was given up."""
 
     def record_sent(self, start: int, end: int, *, planned: bool) -> None:
@@ -88,17 +88,17 @@ class Cost:
 
         What goes up again is overlap where ``planned`` says that a switch is the reason, else replay.
         """
-        if start >= self._sent_before:
+        if start >= self.sent_until:
             self.live += end - start
-            self._sent_before = end
+            self.sent_until = end
             return
-        again = min(end, self._sent_before) - start
+        again = min(end, self.sent_until) - start
         self.live += end - start - again
         if planned:
             self.overlap += again
         else:
             self.replay += again
-        self._sent_before = max(self._sent_before, end)
+        self.sent_until = max(self.sent_until, end)
 
     @property
     def total(self) -> int:

@@ -18,6 +18,8 @@ class FinalHeard(Struct, frozen=True, gc=False):
 
     results: Results
     heard: Heard
+    at: float
+    """When it came, in seconds of the caller's clock."""
 
 
 @frozen

@@ -130,8 +130,12 @@ class Outbox:
         if not self._is_kept:
             return
         self._youngest.append(Kept(self.last_seq - count + 1, self.last_seq, text, now))
-        self._youngest_bytes += len(text)
-        self._hold(_size(text))
+        characters = len(text)
+        self._youngest_bytes += characters
+        size = _ENTRY_BYTES + (characters if text.isascii() else len(text.encode()))
+        # `_hold`, which every message would call.
+        self._bytes += size
+        self._budget.hold_for_outbox(size)
         if self._youngest_bytes >= _BLOCK_BYTES:
             self._blocks.append(_Block.of(self._youngest))
             self._youngest, self._youngest_bytes = [], 0

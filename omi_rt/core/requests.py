@@ -31,8 +31,8 @@ class FinalizeRequests:
     """
 
     _coverage: Coverage
-    _wanted: dict[int, int] = field(factory=dict)
-    """By channel: the session position up to which finals are wanted."""
+    wanted: dict[int, int] = field(factory=dict)
+    """By channel: the session position up to which finals are wanted; empty where no request waits."""
     _later: dict[int, int] = field(factory=dict)
     """The same for requests that wait."""
     _answered_at: float | None = None
@@ -53,28 +53,23 @@ class FinalizeRequests:
             self._answered_at = now
             return asked
         for each in asked:
-            if each in self._wanted:
+            if each in self.wanted:
                 self._later[each] = end
             elif coverage.watermark_of(each) < end:
-                self._wanted[each] = end
+                self.wanted[each] = end
         return None
-
-    @property
-    def is_open(self) -> bool:
-        """Whether any request waits for its answer."""
-        return bool(self._wanted)
 
     @property
     def position(self) -> int | None:
         """Session position up to which finals are wanted on any channel; None where none are."""
-        return max(self._wanted.values(), default=None)
+        return max(self.wanted.values(), default=None)
 
     def take_final(self, heard: Heard, *, from_finalize: bool, now: float) -> bool:
         """Note what a final covers; returns whether it answers a request.
 
         ``from_finalize`` is whether the provider says that it was asked for.
         """
-        if not self._wanted or heard.covered is None:
+        if not self.wanted or heard.covered is None:
             return False
         slack = self._coverage.audio_format.samples(SAME_SECONDS) if from_finalize else 0
         return self._answer(set(heard.channels), heard.covered + slack, now)
@@ -84,17 +79,17 @@ class FinalizeRequests:
         coverage = self._coverage
         return [
             channel
-            for channel in list(self._wanted)
+            for channel in list(self.wanted)
             if self._answer({channel}, coverage.watermark_of(channel), now)
         ]
 
     def _answer(self, channels: set[int], position: int, now: float) -> bool:
-        met = [each for each in channels if self._wanted.get(each, position + 1) <= position]
+        met = [each for each in channels if self.wanted.get(each, position + 1) <= position]
         for each in met:
-            del self._wanted[each]
+            del self.wanted[each]
             later = self._later.pop(each, position)
             if later > position:
-                self._wanted[each] = later
+                self.wanted[each] = later
         if met:
             self._answered_at = now
         return bool(met)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 from omi_rt.core.values import Struct
@@ -37,12 +38,14 @@ class Segment(Struct):
 
         Times are seconds on the session clock. ``channel`` is there where there are several.
         """
+        rate = audio_format.sample_rate
         fields = {
             "id": self.id,
             "speaker": speaker_name(self.speaker),
             "speaker_id": self.speaker,
-            "start": audio_format.seconds(self.start),
-            "end": audio_format.seconds(self.end),
+            # As `AudioFormat.seconds` rounds, which would be called twice for each segment.
+            "start": round(self.start / rate, 6),
+            "end": round(self.end / rate, 6),
             "text": " ".join(self.words),
             "is_user": self.is_user,
             "person_id": self.person_id,
@@ -52,6 +55,7 @@ class Segment(Struct):
         return fields
 
 
+@lru_cache(maxsize=128)
 def speaker_name(number: int) -> str:
     """The label that the Omi app parses: ``SPEAKER_00``."""
     return f"SPEAKER_{number:02d}"
@@ -70,9 +74,11 @@ def make_segments(
     for number, word in words:
         last = segments[-1] if segments else None
         if last is not None and last.speaker == number:
+            end = word.end
             last.words.append(word.text)
-            last.end = max(last.end, word.end)
-            last.spoken += word.end - word.start
+            if end > last.end:
+                last.end = end
+            last.spoken += end - word.start
         else:
             identity = identity_of(number)
             segments.append(

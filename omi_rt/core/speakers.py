@@ -101,11 +101,12 @@ class Identified:
 class Speakers:
     """The session's speakers, numbered in order of first appearance."""
 
-    __slots__ = ("_apart", "_identities", "_merged", "_next", "_sent", "_shared")
+    __slots__ = ("_apart", "_merged", "_next", "_sent", "_shared", "identities")
 
     def __init__(self) -> None:
         self._next = 0
-        self._identities: dict[int, Identity] = {}
+        self.identities: dict[int, Identity] = {}
+        """Who those are that are known, by their numbers."""
         self._merged: dict[int, int] = {}
         self._sent = SentSegments()
         self._apart = Apart()
@@ -122,10 +123,11 @@ class Speakers:
             if number is None:
                 number = self._new_number()
                 if identity is not None:
-                    self._identities[number] = identity
+                    self.identities[number] = identity
                 self._note_newcomer(labels, (channel, label), number)
             self._assign(labels, (channel, label), number)
-        return self.current(number)
+        # `current`, which every final would call.
+        return self._merged.get(number, number)
 
     def expect(self, labels: EpochLabels, word_labels: Iterable[Label]) -> dict[Label, int]:
         """The numbers that labels have, or would get if they came in this order. Nothing changes."""
@@ -153,22 +155,22 @@ class Speakers:
 
     def identity_of(self, number: int) -> Identity | None:
         """Who the speaker with this number is; None where no vote has told it."""
-        return self._identities.get(number)
+        return self.identities.get(number)
 
     def identities_of(self, numbered: Iterable[tuple[int, Any]]) -> dict[int, Identity]:
         """Who those of the given numbers are that are known."""
-        known = self._identities
-        return {number: known[number] for number, _ in numbered if number in known} if known else {}
+        known = self.identities
+        return {number: known[number] for number, _ in numbered if number in known}
 
     @property
     def identified(self) -> set[int]:
         """The numbers of those who are known."""
-        return set(self._identities)
+        return set(self.identities)
 
     def recognises(self, labels: EpochLabels) -> bool:
         """Whether any label of an epoch stands for somebody known."""
         return bool(labels.identities) or any(
-            self.current(number) in self._identities for number in labels.numbers.values()
+            self.current(number) in self.identities for number in labels.numbers.values()
         )
 
     def remember(self, segment: Segment) -> None:
@@ -192,7 +194,7 @@ class Speakers:
         Returns:
             What the device must be told about speakers of whom segments have been sent.
         """
-        before = dict(self._identities)
+        before = dict(self.identities)
         if labels.since is None:
             labels.since = self._sent.count
         claims: defaultdict[Label, set[Voice]] = defaultdict(set)
@@ -235,7 +237,7 @@ class Speakers:
             labels.heard[label] = labels.heard.get(label, 0) + word.end - word.start
         least = WINNING_SECONDS * sample_rate
         shown = [label for label, samples in labels.heard.items() if samples >= least]
-        before = dict(self._identities)
+        before = dict(self.identities)
         merges: list[Merged] = []
         for label, identity in list(labels.pending.items()):
             if any(each[0] == label[0] and each != label for each in shown):
@@ -253,7 +255,7 @@ class Speakers:
         A label for which they stand turns out to be contested where voices that are apart share it.
         """
         labels.again += words
-        before = dict(self._identities)
+        before = dict(self.identities)
         under = Counter((word.label, self.current(who)) for who, word in labels.again)
         of_number = Counter(self.current(who) for who, _ in labels.again)
         sharing: defaultdict[Label, set[Voice]] = defaultdict(set)
@@ -289,13 +291,13 @@ class Speakers:
         if known_as is not None and known_as != number:
             if self._apart.has_pair({known_as, number}):
                 # Two voices cannot be one person: the other was taken for this one.
-                del self._identities[known_as]
+                del self.identities[known_as]
                 told.append(Identified(known_as, None, self._sent.take_back(known_as)))
             else:
                 into = min(known_as, number)
                 told.append(self._merge(max(known_as, number), into))
                 number = into
-        self._identities[number] = identity
+        self.identities[number] = identity
         ids = self._sent.identify_named(number, identity, set(segment_ids))
         return [*told, Identified(number, identity, ids)]
 
@@ -315,7 +317,7 @@ class Speakers:
             labels.identities[label] = identity
             return []
         number = self.current(number)
-        if number in self._identities or self._number_with(identity) is not None:
+        if number in self.identities or self._number_with(identity) is not None:
             return []
         return self.assign(number, identity) or []
 
@@ -327,7 +329,7 @@ class Speakers:
         """Give one label to those who won it, if they can be one person."""
         numbers = {who for who in claimants if isinstance(who, int)}
         known = {who for who in claimants if isinstance(who, Identity)}
-        known |= {self._identities[n] for n in numbers if n in self._identities}
+        known |= {self.identities[n] for n in numbers if n in self.identities}
         if len(known) > 1 or self._apart.has_pair(claimants | known):
             self._contest(labels, label, numbers)
             return []
@@ -338,7 +340,7 @@ class Speakers:
             return self._grant(labels, label, identity, numbers)
         labels.pending[label] = identity
         # Nobody speaks under a known number before it is certain.
-        return self._join(labels, label, numbers - self._identities.keys())
+        return self._join(labels, label, numbers - self.identities.keys())
 
     def _grant(
         self, labels: EpochLabels, label: Label, identity: Identity, numbers: set[int]
@@ -353,7 +355,7 @@ class Speakers:
             labels.identities[label] = identity
             return []
         merges = self._join(labels, label, members)
-        self._identities[min(members)] = identity
+        self.identities[min(members)] = identity
         return merges
 
     def _join(self, labels: EpochLabels, label: Label, numbers: set[int]) -> list[Merged]:
@@ -387,15 +389,15 @@ class Speakers:
                 if isinstance(who, Identity):
                     known_as = self._number_with(who)
                     if known_as is not None and self._apart.has_pair({known_as, who}):
-                        del self._identities[known_as]
+                        del self.identities[known_as]
 
     def _identified_since(
         self, before: dict[int, Identity], labels: EpochLabels
     ) -> list[Identified]:
         """Tell whose earlier segments are after all, and whose are nobody's any more."""
         told = []
-        for number in sorted(self._identities.keys() | before.keys() - self._merged.keys()):
-            identity = self._identities.get(number)
+        for number in sorted(self.identities.keys() | before.keys() - self._merged.keys()):
+            identity = self.identities.get(number)
             if before.get(number, identity) != identity:
                 told.append(Identified(number, None, self._sent.take_back(number)))
             segment_ids = () if identity is None else self._verify(number, identity, labels)
@@ -447,9 +449,9 @@ class Speakers:
             number: into if target == source else target for number, target in self._merged.items()
         }
         self._merged[source] = into
-        self._identities.pop(source, None)
+        self.identities.pop(source, None)
         self._apart.merge(source, into)
         return Merged(source, into, segment_ids)
 
     def _number_with(self, identity: Identity) -> int | None:
-        return next((n for n, known in self._identities.items() if known == identity), None)
+        return next((n for n, known in self.identities.items() if known == identity), None)

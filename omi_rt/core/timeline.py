@@ -206,7 +206,7 @@ class Timeline(ConnectionClock):
         rate, most = self._format.sample_rate, self.sent_samples
         offset = run.position - run.provider
         label = self._labels.get(channel)
-        contradicted = self._reached[channel] - self._format.samples(CONTRADICTION_SECONDS)
+        contradicted = self._reached[channel] - CONTRADICTION_SECONDS * rate
         least = max(run.position, self._origins[channel], said_end, contradicted) - offset
         located = []
         for word in words:

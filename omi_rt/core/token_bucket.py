@@ -39,8 +39,9 @@ class TokenBucket:
         if now > self._filled_at:
             # `_fill`, which every frame would call.
             level += (now - self._filled_at) * self.rate
-            level = self._level = min(self.depth, level)
-            self._filled_at = now
+            if level > self.depth:
+                level = self.depth
+            self._level, self._filled_at = level, now
         if tokens - level > _ROUNDING and self.depth - level > _ROUNDING:
             return False
         self._level = level - tokens

@@ -103,14 +103,15 @@ class Transcript:
                 if (word.channel, word.label) not in contested and word.label != UNKNOWN_SPEAKER
             ]
             self.voices.hear(pure, backlog)
-        segments = make_segments(numbered, self._speakers.identity_of, self._new_id)
+        known = self._speakers.identities
+        segments = make_segments(numbered, known.get, self._new_id)
         self._tell_client(
             Final(
                 channels=heard.channels,
                 covered=heard.covered,
                 numbered=numbered,
                 segments=segments,
-                identities=self._speakers.identities_of(numbered),
+                identities=self._speakers.identities_of(numbered) if known else {},
                 speech_final=speech_final,
                 from_finalize=from_finalize,
             )

@@ -70,14 +70,15 @@ class SaidWords:
         """Remember words that are delivered, and the bounds of the final that brought them."""
         if words:
             end, numbers = self.end, self._numbers
-            extend = numbers.extend
+            new: list[int] = []
             for word in words:
-                text = word.text
+                text, word_end = word.text, word.end
                 # `_letters`, which would be called for each word.
                 letters = text.casefold() if text.isalnum() else _letters(text)
-                extend((hash(letters), word.start, word.end))
-                if word.end > end:
-                    end = word.end
+                new += (hash(letters), word.start, word_end)
+                if word_end > end:
+                    end = word_end
+            numbers.extend(new)
             self.end = end
             self._finals.extend((self._forgotten + len(numbers) // _NUMBERS, *bounds))
 

@@ -90,13 +90,13 @@ class ClientRequests:
 
         ``from_finalize`` is whether the provider says that it was asked for.
         """
-        return self._finalizing.is_open and self._finalizing.take_final(
+        return bool(self._finalizing.wanted) and self._finalizing.take_final(
             heard, from_finalize=from_finalize, now=trio.current_time()
         )
 
     def note_progress(self, now: float, serving: Epoch | None) -> None:
         """Answer what is met now that a watermark has moved."""
-        if self._finalizing.is_open:
+        if self._finalizing.wanted:
             for channel in self._finalizing.take_progress(now):
                 self._answer(channel)
             self._pass_finalize(serving)

@@ -37,7 +37,6 @@ from omi_rt.core.errors import (
 )
 from omi_rt.core.groups import first_error
 from omi_rt.deepgram.transport import NETWORK_ERRORS, WatchedStream
-from omi_rt.net.protocol import client_binary_frame
 from omi_rt.net.stream import open_tcp_stream
 from omi_rt.net.tls import TLSStream
 
@@ -80,6 +79,7 @@ class Connection:
         "_socket",
         "_stream",
         "request_id",
+        "send_audio_nowait",
     )
 
     def __init__(self, socket: trio_websocket.WebSocketConnection, stream: WatchedStream) -> None:
@@ -87,25 +87,22 @@ class Connection:
         self._socket = socket
         self._stream = stream
         self.request_id = headers.get(b"dg-request-id", b"").decode("ascii", "replace")
+        self.send_audio_nowait: Callable[[bytes], bool] = stream.send_audio_nowait
+        """Sends audio if that needs no waiting, and returns whether it is done (`WatchedStream`).
+
+        If it returns False, `send_audio` must follow at once. It may be called only while nobody else sends.
+        """
 
     @property
     def has_failed_to_send(self) -> bool:
         """Whether a send met a broken connection. What had arrived can still be received."""
         return self._stream.send_failed
 
-    def send_audio_nowait(self, payload: bytes) -> bool:
-        """Send audio if that needs no waiting; returns whether it is done.
-
-        If it returns False, `send_audio` must follow at once, because a part of the frame may be on the
-        wire. It may be called only while nobody else sends.
-        """
-        return self._stream.send_nowait(client_binary_frame(payload))
-
     async def send_audio(self, payload: bytes) -> None:
         """Send audio, or finish what `send_audio_nowait` could not. In all else it is like `send`."""
         # An empty binary frame is Deepgram's old way to end a stream.
         assert payload, "never send an empty frame"
-        await self._stream.send_rest(client_binary_frame, payload)
+        await self._stream.send_audio(payload)
 
     async def send(self, message: str) -> None:
         """Send a control message.

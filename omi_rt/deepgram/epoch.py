@@ -20,20 +20,22 @@ from omi_rt.core.news import News
 from omi_rt.core.phase import Phase
 from omi_rt.core.speakers import EpochLabels
 from omi_rt.light_event import LightEvent
-from omi_rt.net.poller import put_off
+from omi_rt.net.poller import running_poller
 from omi_rt.timers import start_timer
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator
+    from collections.abc import Callable, Iterable
 
     from omi_rt.core.deepgram import Message
     from omi_rt.core.dials import DialCause
     from omi_rt.core.exchange import Exchange
     from omi_rt.core.lead_in import LeadIn
     from omi_rt.core.listen import ListenRequest
+    from omi_rt.core.news import FinalHeard
     from omi_rt.core.short_lead_in import ShortLeadIn
     from omi_rt.deepgram.connection import Connection
     from omi_rt.deepgram.provider import Provider
+    from omi_rt.net.poller import Poller
 
 
 @frozen
@@ -52,7 +54,7 @@ class Epoch:
     Args:
         exchange: decides what is sent and what comes of it.
         cause: why it is dialled.
-        tell: takes the epoch's news at once, in the order in which they happen.
+        tell: takes the epoch's news at once, with the time, in the order in which they happen.
         lead_in: the voices that it hears first; None where it hears none.
         gives_way: whether it is opened beside the session's own connection, and can wait.
     """
@@ -60,11 +62,12 @@ class Epoch:
     __slots__ = (
         "_connection",
         "_nursery",
-        "_rest",
+        "_poller",
         "_scope",
         "_sends",
         "_tell",
         "_unsent",
+        "_unsettled",
         "cause",
         "digested",
         "ended",
@@ -81,7 +84,7 @@ class Epoch:
         self,
         exchange: Exchange,
         cause: DialCause,
-        tell: Callable[[Epoch, EpochNews], None],
+        tell: Callable[[Epoch, EpochNews, float], None],
         lead_in: LeadIn | ShortLeadIn | None = None,
         *,
         gives_way: bool = False,
@@ -111,8 +114,10 @@ class Epoch:
         """Whether the sender runs: it is started where there is something that cannot go straight."""
         self._unsent = b""
         """What `offer` could not send: a part of its frame may be on the wire."""
-        self._rest: Iterator[News] | None = None
-        """What the last final brings besides its words, until that has been taken."""
+        self._unsettled: FinalHeard | None = None
+        """The last final, until what it brings besides its words has been taken."""
+        self._poller: Poller | None = None
+        """What serves the connection's socket, and puts off what a final has left; None where none runs."""
 
     @property
     def request_id(self) -> str:
@@ -135,11 +140,13 @@ class Epoch:
 
         Sending where the audio is received saves a task switch for every message, 2 µs.
         """
-        if self._sends or self._connection is None:
+        connection = self._connection
+        if self._sends or connection is None:
             return
+        send_nowait = connection.send_audio_nowait
         if not self.exchange.pass_straight(samples, now):
             self.wake()
-        elif not self._connection.send_audio_nowait(payload):
+        elif not send_nowait(payload):
             self._unsent = payload
             self.wake()
 
@@ -186,7 +193,8 @@ class Epoch:
                 now = trio.current_time()
                 self.exchange.open(now)
                 self.opened.set()
-                self._tell(self, OPENED)
+                self._poller = running_poller()
+                self._tell(self, OPENED, now)
                 timer = start_timer(self._check, now, self._nursery)
                 self.wake()
                 try:
@@ -203,7 +211,7 @@ class Epoch:
         finally:
             # The error holds this frame, so a name for it in the frame would make a cycle.
             failure = None
-        self._pass_on(self.exchange.conclude())
+        self._pass_on(self.exchange.conclude(), trio.current_time())
 
     async def _send(self, connection: Connection) -> None:
         """Send until there is nothing left, CloseStream has gone up, or a send meets a broken connection.
@@ -248,27 +256,31 @@ class Epoch:
 
     def _take(self, message: Message, now: float) -> None:
         """Take a message; what a final brings besides its words may wait until some frames have gone by."""
-        self._take_rest()
-        news = self.exchange.receive(message, now)
+        if self._unsettled is not None:
+            self._settle()
         if isinstance(message, Results) and message.is_final:
-            self._tell(self, next(news))
-            self._rest = news
-            put_off(self._take_rest)
+            final, tell = self.exchange.hear(message, now), self._tell
+            tell(self, final, now)
+            self._unsettled = final
+            if self._poller is None:
+                self._settle()
+            else:
+                self._poller.put_off(self._settle)
         else:
-            self._pass_on(news)
+            self._pass_on(self.exchange.receive(message, now), now)
             self._note_priming()
 
-    def _take_rest(self) -> None:
+    def _settle(self) -> None:
         """Take what the last final brings besides its words, unless that has been done."""
-        if self._rest is not None:
-            news, self._rest = self._rest, None
-            self._pass_on(news)
+        final, self._unsettled = self._unsettled, None
+        if final is not None:
+            self._pass_on(self.exchange.settle(final), final.at)
             self._note_priming()
 
     def _check(self, now: float) -> float:
         """Let the exchange do what is due; returns when something is due next."""
         exchange = self.exchange
-        self._pass_on(exchange.check(now))
+        self._pass_on(exchange.check(now), now)
         if exchange.phase is Phase.ENDED:
             self._scope.cancel()
         if exchange.has_something_to_send:
@@ -281,6 +293,6 @@ class Epoch:
             if self.exchange.is_digested:
                 self.digested.set()
 
-    def _pass_on(self, news: Iterable[News]) -> None:
+    def _pass_on(self, news: Iterable[News], now: float) -> None:
         for each in news:
-            self._tell(self, each)
+            self._tell(self, each, now)

@@ -141,7 +141,8 @@ class Transcriber:
                 self._report.note_first_audio()
             if end >= receipts.next_mark:
                 receipts.record_received(end, now)
-            self._absence.note_audio(now)
+            if now >= self._absence.audio_due:
+                self._absence.note_audio(now)
             if self._serving is not None:
                 self._serving.offer(payload, samples, now)
 
@@ -354,16 +355,14 @@ class Transcriber:
 
     # What epochs tell.
 
-    def _take_news(self, epoch: Epoch, news: EpochNews) -> None:
+    def _take_news(self, epoch: Epoch, news: EpochNews, now: float) -> None:
         match news:
             case FinalHeard():
                 self._take_final(epoch, news)
             case Progressed():
-                now = trio.current_time()
                 self._absence.note_progress(now, pending=self._is_pending)
                 self._note_room(now)
             case SilencePassed():
-                now = trio.current_time()
                 self._absence.note_silence_passed(now, pending=self._is_pending)
                 self._note_room(now)
             case Worked(seconds_behind):
@@ -404,18 +403,18 @@ class Transcriber:
         if epoch is not self._serving:
             # This epoch is being primed, so what it hears is for the votes alone.
             return
+        if self._recognition.take(epoch, heard):
+            self._transcript.narrate(
+                epoch.labels,
+                heard,
+                self._coverage.backlog,
+                speech_final=final.results.speech_final,
+                from_finalize=self._asked.answers(heard, from_finalize=final.results.from_finalize),
+            )
+            if final.results.speech_final and self._primer is not None:
+                self._primer.note_utterance_end()
+        # Behind the telling, which need not wait for it.
         self._recovery.note_results()
-        if not self._recognition.take(epoch, heard):
-            return
-        self._transcript.narrate(
-            epoch.labels,
-            heard,
-            self._coverage.backlog,
-            speech_final=final.results.speech_final,
-            from_finalize=self._asked.answers(heard, from_finalize=final.results.from_finalize),
-        )
-        if final.results.speech_final and self._primer is not None:
-            self._primer.note_utterance_end()
 
     def _take_work(self, epoch: Epoch, seconds_behind: float) -> None:
         """Wait for a provider that is busy, as long as it gets on, and tell where it is behind."""
@@ -478,7 +477,7 @@ class Transcriber:
                     self._log.error("breaker_opened", status=status)
             case Finish(takes_metadata=True):
                 for news in epoch.exchange.apply_metadata():
-                    self._take_news(epoch, news)
+                    self._take_news(epoch, news, trio.current_time())
         return decision
 
     def _end_of(self, epoch: Epoch) -> EpochEnd:

@@ -10,6 +10,7 @@ import trio
 from omi_rt.light_event import LightEvent
 from omi_rt.net.frames import TextFrames
 from omi_rt.net.poller import Kind, running_poller
+from omi_rt.net.protocol import client_binary_frame
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -69,26 +70,31 @@ class WatchedStream(trio.abc.Stream):
         self.ended = LightEvent()
         """Set when nothing more will be received."""
 
-    def send_nowait(self, frame: bytes) -> bool:
-        """Send a frame if the kernel takes all of it now; the rest waits for `send_rest`."""
-        if self._send_at_once is None or self._is_sending or self.send_failed:
+    def send_audio_nowait(self, payload: bytes) -> bool:
+        """Send audio if that needs no waiting; returns whether it is done.
+
+        If it returns False, `send_audio` must follow at once, because a part of the frame may be on the
+        wire. It may be called only while nobody else sends.
+        """
+        send_at_once = self._send_at_once
+        if send_at_once is None or self._is_sending or self.send_failed:
             return False
         try:
-            self._rest = self._send_at_once(frame)
+            self._rest = send_at_once(client_binary_frame(payload))
         except NETWORK_ERRORS:
             self.send_failed = True
             return True
         self._is_sending = self._rest is not None
         return not self._is_sending
 
-    async def send_rest(self, make_frame: Callable[[bytes], bytes], payload: bytes) -> None:
-        """Send what a `send_nowait` has left over, or else a new frame of ``payload``."""
+    async def send_audio(self, payload: bytes) -> None:
+        """Send what a `send_audio_nowait` has left over, or else a new frame of ``payload``."""
         if self._rest is not None:
             rest, self._rest = self._rest, None
             self._is_sending = False
             await self.send_all(rest)
         else:
-            await self.send_all(make_frame(payload))
+            await self.send_all(client_binary_frame(payload))
 
     async def send_all(self, data: bytes | bytearray | memoryview) -> None:
         """Send as the stream below does, but raise nothing where it is broken."""
@@ -157,6 +163,10 @@ class WatchedStream(trio.abc.Stream):
         """Pass on what a read has brought; returns whether `receive_text` is to be asked."""
         assert self._on_text is not None
         frames, (parse, take) = self._frames, self._on_text
+        text = frames.take_only(data)
+        if text is not None:
+            take(parse(text), now)
+            return False
         self._feed(data)
         for _ in range(TEXTS_PER_STEP):
             if not frames.texts:

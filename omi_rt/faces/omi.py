@@ -114,7 +114,8 @@ class OmiFace(Face):
         if isinstance(update, Final):
             return self._arrays(update.segments if self._growing is None else self._grow(update))
         if isinstance(update, Interim):
-            return [events.interim(self._written(_interim_segments(update.words)))]
+            segments = _interim_segments(update.words)
+            return [events.interim([segment.as_json(self._format) for segment in segments])]
         if isinstance(update, Merged | Identified):
             return self._correct(update)
         if isinstance(update, NotUnderstood) and not self._has_told_unknown:
@@ -147,10 +148,7 @@ class OmiFace(Face):
         return [event, *self._arrays(corrected)]
 
     def _arrays(self, segments: Sequence[Segment]) -> list[Any]:
-        return [self._written(segments)] if segments else []
-
-    def _written(self, segments: Iterable[Segment]) -> list[dict[str, Any]]:
-        return [segment.as_json(self._format) for segment in segments]
+        return [[segment.as_json(self._format) for segment in segments]] if segments else []
 
 
 def open_omi(version: Version, call: Call) -> Opening:

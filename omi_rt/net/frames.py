@@ -31,6 +31,26 @@ class TextFrames:
         self._buffer = b""
         self._max_bytes = max_message_bytes
 
+    def take_only(self, data: bytes) -> str | None:
+        """Take ``data`` off the stream if it is one whole text message, and no more.
+
+        Nearly every read is. Returns the message; None where `feed` must be given ``data``.
+        """
+        size = len(data)
+        if size < 2 or data[0] != _WHOLE_TEXT or self._buffer or self.texts or not self.has_head:
+            return None
+        length, body = data[1], 2
+        if length == _TWO_BYTE_LENGTH and size >= 4:
+            length, body = data[2] << 8 | data[3], 4
+        elif length > _TWO_BYTE_LENGTH:
+            return None
+        if body + length != size or length > self._max_bytes or self.is_over:
+            return None
+        try:
+            return data[body:].decode()
+        except UnicodeDecodeError:
+            return None
+
     def feed(self, data: bytes | bytearray) -> bytes:
         """Take bytes off the stream; return those that the library is to have."""
         if self.is_over:

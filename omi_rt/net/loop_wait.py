@@ -29,6 +29,8 @@ import trio
 Turn = Callable[[float], tuple[bool, bool]]
 """Waits for at most so many seconds and serves what is there; returns whether Trio's epoll is ready, and
 whether anything was served."""
+PAUSE_HOLDS_SECONDS = 0.01
+"""How long the pauses are to be is asked at most once in this time; otherwise every frame would ask."""
 _KNOWN_VERSIONS = (0, 30), (0, 36)
 """The first version of Trio that is known here, and the first that is not."""
 
@@ -56,7 +58,14 @@ class LoopWait:
         self._task: trio.lowlevel.Task | None = None
         """The task in `serve`; None when nothing is to be served (any more)."""
         self._error: BaseException | None = None
+        clock = runner.clock
+        is_ordinary = type(clock) is trio._core._run.SystemClock  # noqa: SLF001
+        self.clock_ahead: float | None = clock.offset if is_ordinary else None
+        """Trio's time less `perf_counter`, in seconds; None where its clock is another, as in tests."""
         self._paused_until = 0.0
+        self._seconds_to_pause = 0.0
+        self._asked_at = -inf
+        """When ``pause`` of `serve` was asked last, by `perf_counter`."""
         self._pausing = select.poll()
         """Waits for Trio alone, and has no descriptor of its own."""
         self._pausing.register(self.fd, select.POLLIN)
@@ -70,8 +79,8 @@ class LoopWait:
 
         Args:
             turn: must return at once when it has waited and served. There is no current task in it.
-            pause: says after each turn that has served anything for how many seconds no other is to be
-                taken.
+            pause: says for how many seconds no turn is to be taken after one that has served anything.
+                What it says holds for `PAUSE_HOLDS_SECONDS`.
 
         Raises:
             Exception, KeyboardInterrupt, SystemExit: whatever a turn has raised.
@@ -98,6 +107,8 @@ class LoopWait:
         """
         runner, now = self._runner, perf_counter()
         until, deadline = now + timeout, runner.deadlines.next_deadline()
+        # Only a task can begin to watch, and none runs meanwhile.
+        is_watched, turn = self._is_watched(), self._turn
         while self._task is not None:
             trio_is_ready = has_served = False
             try:
@@ -105,16 +116,18 @@ class LoopWait:
                     seconds = min(timeout, self._paused_until - now)
                     trio_is_ready = bool(self._pausing.poll(seconds * 1000))
                 else:
-                    trio_is_ready, has_served = self._turn(timeout)
-                    if has_served and (seconds := self._pause()) > 0.0:
-                        self._paused_until = perf_counter() + seconds
+                    trio_is_ready, has_served = turn(timeout)
+                now = perf_counter()
+                if has_served:
+                    if now - self._asked_at >= PAUSE_HOLDS_SECONDS:
+                        self._seconds_to_pause, self._asked_at = self._pause(), now
+                    self._paused_until = now + self._seconds_to_pause
             except (Exception, KeyboardInterrupt, SystemExit) as error:  # noqa: BLE001
                 self._fail(error)
                 break
-            now = perf_counter()
             if trio_is_ready:
                 break
-            if has_served and self._is_watched():
+            if has_served and is_watched:
                 return _UNFINISHED
             if now >= until:
                 return ()

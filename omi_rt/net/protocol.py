@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from http import HTTPStatus
 from secrets import token_bytes
 
@@ -481,15 +481,16 @@ def _only(response: Response, name: str) -> str | None:
     return values[0] if len(values) == 1 else None
 
 
-def _draw_masks() -> Iterator[bytes]:
-    """Yield masking keys of strong randomness, drawn 1,024 at a time: a system call each was 5 %."""
-    while True:
-        keys = token_bytes(4096)
-        for start in range(0, 4096, 4):
-            yield keys[start : start + 4]
+_masks: list[bytes] = []
+"""Masking keys that nobody has taken yet."""
 
 
-_next_mask = _draw_masks().__next__
+def _draw_masks() -> None:
+    """Draw masking keys of strong randomness, 1,024 at a time: a system call each was 5 %."""
+    keys = token_bytes(4096)
+    _masks.extend(keys[start : start + 4] for start in range(0, 4096, 4))
+
+
 _pack_short_head = struct.Struct("!BB").pack
 _pack_head = struct.Struct("!BBH").pack
 _pack_long_head = struct.Struct("!BBQ").pack
@@ -510,7 +511,9 @@ def _part_length(head: bytes) -> tuple[bytes, dict[str, str]]:
 
 def client_binary_frame(payload: bytes) -> bytes:
     """Frame one binary message as a client must, masked (RFC 6455, 5.2 and 5.3)."""
-    mask = _next_mask()
+    if not _masks:
+        _draw_masks()
+    mask = _masks.pop()
     length = len(payload)
     if length < _TWO_BYTE_LENGTH:
         head = _pack_short_head(_WHOLE_BINARY, _MASKED | length)

@@ -273,11 +273,11 @@ class Line:
         ):
             return self._take_at_once([message], now)
         self.heard_at = now
-        decoder = owner.decoder
+        decoder, pass_on = owner.decoder, owner.pass_on
         payload = decoder.decode(message)
         if decoder.failures_in_a_row == UNDECODABLE_IN_A_ROW:
             owner.tell_undecodable()
-        owner.pass_on(payload, now)
+        pass_on(payload, now)
         return [] if owner.coverage.backlog.is_to_wait else None
 
     def _take_at_once(self, messages: list[bytes | str], now: float) -> list[bytes | str] | None:
