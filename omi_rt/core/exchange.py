@@ -1,9 +1,9 @@
 """The conversation with the provider over one connection, without I/O and without a clock.
 
 An exchange decides what is to be sent next and when, what a message means, what is due, and when the
-connection is to be given up. Whoever owns it sends what `Exchange.next_to_send` returns, passes finals
-to `Exchange.hear` and then `Exchange.settle` and all else to `Exchange.receive`, and calls `Exchange.check` when `Exchange.next_check` says so. Times are
-seconds of the caller's clock.
+connection is to be given up. Whoever owns it sends what `Exchange.next_to_send` returns, passes each
+final to `Exchange.hear` and then to `Exchange.settle`, and all else to `Exchange.receive`, and calls
+`Exchange.check` when `Exchange.next_check` says so. Times are seconds of the caller's clock.
 
 What goes up, in this order of precedence:
 
@@ -359,6 +359,7 @@ class Exchange:
         """Apply a message that is no final, and yield what it brings."""
         self._received_at = now
         if isinstance(message, Results):
+            assert not message.is_final, "a final is heard and settled"
             if self.sends_session_audio or self.phase is Phase.CLOSING:
                 yield InterimHeard(message)
         elif isinstance(message, Metadata):

@@ -366,7 +366,7 @@ class Transcriber:
                 self._absence.note_silence_passed(now, pending=self._is_pending)
                 self._note_room(now)
             case Worked(seconds_behind):
-                self._take_work(epoch, seconds_behind)
+                self._take_work(epoch, seconds_behind, now)
             case Unused(message):
                 self._provider.note_unused(message)
             case InterimHeard(results):
@@ -416,11 +416,10 @@ class Transcriber:
         # Behind the telling, which need not wait for it.
         self._recovery.note_results()
 
-    def _take_work(self, epoch: Epoch, seconds_behind: float) -> None:
+    def _take_work(self, epoch: Epoch, seconds_behind: float, now: float) -> None:
         """Wait for a provider that is busy, as long as it gets on, and tell where it is behind."""
         if epoch is not self._serving:
             return
-        now = trio.current_time()
         self._absence.note_work(now)
         self._lateness.note_work(seconds_behind, now)
         if self._audio_ended and self._may_wait_for_work:
